@@ -1,0 +1,249 @@
+"""The command line: one verb for each procedure, nothing else."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from distmeta.errors import DistmetaError
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
+]
+
+
+def main() -> None:
+    """Run the command line; a DistmetaError becomes its two lines and its exit code, never a traceback unless --debug."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except DistmetaError as error:
+        if debug:
+            raise
+        sys.exit(_explain(error))
+
+
+def _explain(error: DistmetaError) -> int:
+    print(f"distmeta: {error.message}", file=sys.stderr)
+    if error.remedy:
+        print(f"  {error.remedy}", file=sys.stderr)
+    return error.exit_code
+
+
+@app.callback()
+def _about() -> None:
+    """Few-shot meta-training at cluster scale."""
+
+
+@app.command()
+def pack(
+    source: Annotated[Path | None, typer.Argument(help="Folder or archive of images; not for glyphs.", show_default=False)] = None,
+    dataset: Annotated[Literal["glyphs", "omniglot", "tiered-imagenet"], typer.Option(help="What the source is.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
+    splits: Annotated[
+        Path | None, typer.Option(help="Folder of train.csv, val.csv, test.csv (wnid,category); for tiered-imagenet.")
+    ] = None,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without split classes that the archive lacks.")] = False,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="Side in pixels: 28, or 84 for tiered-imagenet, if absent.")
+    ] = None,
+    images_per_class: Annotated[int, typer.Option(min=2, help="Images of each class in a shard, at least (K+Q or more).")] = 32,
+    resize: Annotated[Literal["squash", "center-crop"], typer.Option(help="How other shapes become square.")] = "squash",
+    seed: Annotated[int, typer.Option(min=0, help="Decides the order in shards, and splits that are drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn images into episode-ready WebDataset shards.
+
+    Example: distmeta pack --dataset omniglot downloads/omniglot --out data/omniglot
+    """
+    from distmeta.data.datasets import Request, open_source, pack_options
+    from distmeta.data.pack import SPLITS
+    from distmeta.data.pack import pack as write
+
+    request = Request(dataset, source, splits, allow_missing, image_size, images_per_class, resize, seed)
+    images = _counted(open_source(request, _say), "packing")
+    manifest = write(images, out, pack_options(request))
+    summary = {}
+    for split in SPLITS:
+        classes = [info for info in manifest.classes if info.split == split]
+        shards = sum(info.split == split for info in manifest.shards)
+        summary[split] = {"classes": len(classes), "images": sum(info.images for info in classes), "shards": shards}
+        _say(f"{split}: {{classes}} classes, {{images}} images, {{shards}} shards".format(**summary[split]))
+    _say(f"packed {manifest.dataset} into {out}")
+    if as_json:
+        print(json.dumps({"out": str(out), "splits": summary}))
+
+
+@app.command()
+def inspect(
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --export.")] = "test",
+    export: Annotated[
+        Path | None, typer.Option(help="Write one episode as image folders: support/CLASS/*.png and query/CLASS/*.png.")
+    ] = None,
+    way: Annotated[int, typer.Option(min=2, help="Classes of that episode.")] = 5,
+    shot: Annotated[int, typer.Option(min=1, help="Support images per class.")] = 1,
+    queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Which episode.")] = 0,
+) -> None:
+    """Say what a packed dataset holds; with --export, write one of its episodes as image folders.
+
+    Example: distmeta inspect data/omniglot --export episode
+    """
+    from distmeta.data.episodes import Task
+    from distmeta.data.inspect import export_episode, overview
+    from distmeta.data.shards import Dataset
+
+    dataset = Dataset(shards)
+    rows = overview(dataset)
+    _table(["split", "classes", "categories", "images", "shards", "MB"], rows)
+    if export is not None:
+        export_episode(dataset, split, Task(way, shot, queries), seed, export)
+        _say(f"wrote one episode to {export}/support and {export}/query")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; configs/ holds examples.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set outer.lr=0.002. May be repeated.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint, or begin if there is none.")
+    ] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
+    allow_other_hardware: Annotated[bool, typer.Option("--allow-other-hardware", help="Resume on another kind of machine.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Meta-train, test on unseen classes, and register the best model.
+
+    Example: distmeta train configs/omniglot_5way_1shot_maml.yaml --set train.workers=2
+    """
+    from distmeta.config import load_config
+
+    settings = load_config(config, sets)
+    from distmeta.scale.run import run
+
+    result = run(settings, resume, address, allow_other_hardware)
+    if as_json:
+        print(json.dumps(result))
+        return
+    test = result["test"]
+    _say(
+        f"test, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes (seed {test['seed']}), "
+        f"{test['inner_steps']} inner steps, norm {test['norm']}:"
+    )
+    rows = [
+        ["meta-trained, transductive", _percent(test["accuracy"], test["ci95"])],
+        ["meta-trained, inductive", _percent(test["accuracy_inductive"], test["ci95_inductive"])],
+        ["not meta-trained (random initialisation, adapted), transductive", _percent(test["random_init"], test["random_init_ci95"])],
+    ]
+    _table(["network", "accuracy"], rows)
+    _say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
+    _next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri)
+
+
+@app.command()
+def models(
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """List the registered models.
+
+    Example: distmeta models
+    """
+    from distmeta.registry.models import list_models
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    rows = list_models(resolve(tracking_uri))
+    if as_json:
+        print(json.dumps(rows))
+        return
+    columns = ["model", "aliases", "dataset", "task", "learner", "accuracy", "inductive", "age"]
+    table = [
+        [
+            row["uri"],
+            " ".join(row["aliases"]),
+            row["dataset"],
+            f"{row['way']}-way {row['shot']}-shot",
+            row["learner"],
+            _percent(row["accuracy"], row["ci95"]),
+            _percent(row["accuracy_inductive"], row["ci95_inductive"]),
+            f"{row['age_s'] // 3600} h {row['age_s'] // 60 % 60} min",
+        ]
+        for row in rows
+    ]
+    _table(columns, table)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    support: Annotated[Path, typer.Option(help="Folder with a folder of labelled images for each class.")],
+    query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image.")],
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a registered model to a few labelled images and classify others.
+
+    Example: distmeta predict --model models:/omniglot-5way-1shot@champion --support episode/support --query episode/query
+    """
+    from distmeta.registry.models import load_model
+    from distmeta.registry.predict import predict_folder
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    predictions = list(predict_folder(load_model(resolve(tracking_uri), model), support, query))
+    if as_json:
+        print(json.dumps(predictions))
+        return
+    _table(["file", "class", "probability"], [[p["file"], p["class"], f"{p['probability']:.3f}"] for p in predictions])
+
+
+def _say(text: str) -> None:
+    """A line for people: standard error, so that standard output holds results alone."""
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file or pipe has no width to fit into
+    console.print(table, markup=False)
+
+
+def _percent(accuracy: float, ci95: float) -> str:
+    return f"{100 * accuracy:.1f} ± {100 * ci95:.1f} %"
+
+
+def _counted(images: Iterable[T], what: str) -> Iterator[T]:
+    """Pass images through, with a count and rate on a terminal."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TaskProgressColumn(show_speed=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield from progress.track(images, description=what, total=None)
+
+
+def _next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None) -> None:
+    """The commands that show the model at work, as they must be typed here."""
+    program = "distmeta" if shutil.which("distmeta") else os.path.relpath(sys.argv[0])
+    uri = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    _say("next:")
+    _say(f"  {program} inspect {shards} --way {way} --shot {shot} --export episode")
+    _say(f"  {program} predict --model {model} --support episode/support --query episode/query{uri}")
+    _say(f"  {program} models{uri}")

@@ -1,0 +1,210 @@
+"""What a run is: every key of a config file, with its unit and meaning. YAML, with `--set a.b=c` on top."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distmeta.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EvalConfig(Section):
+    way: Positive | None = None
+    """Classes in an evaluation episode; data.way if absent."""
+    shot: Positive | None = None
+    """Support images per class; data.shot if absent."""
+    queries: Positive | None = None
+    """Query images per class; data.queries if absent."""
+    episodes: Positive = 600
+    """Episodes of the final test."""
+    val_episodes: Positive = 200
+    """Episodes of each validation during training."""
+    seed: Count = 0
+    """Seed of validation and test episodes: they stay the same whatever the training seed."""
+
+
+class DataConfig(Section):
+    shards: str
+    """Folder or URL of a packed dataset."""
+    way: Positive = 5
+    """N: classes in an episode."""
+    shot: Positive = 1
+    """K: support images per class."""
+    queries: Positive = 15
+    """Q: query images per class in training episodes."""
+    image_size: Positive | None = None
+    """Side in pixels that the network sees; the packed size if absent."""
+    class_rotations: bool = False
+    """In training, a class turned by 90°, 180° or 270° is another class."""
+    eval: EvalConfig = EvalConfig()
+    """Validation and test episodes."""
+
+
+class ModelConfig(Section):
+    name: Literal["conv4"] = "conv4"
+    """Backbone."""
+    filters: Positive = 64
+    """Channels of each convolution."""
+    downsample: Literal["max-pool", "stride"] = "max-pool"
+    """How a block halves its image."""
+
+
+class LearnerConfig(Section):
+    name: Literal["maml"] = "maml"
+    """Meta-learning algorithm."""
+    inner_lr: PositiveFloat = 0.05
+    """α: inner-loop learning rate, for a loss that is a mean over the support set."""
+    inner_steps: Positive = 5
+    """Inner gradient steps in training."""
+    inner_steps_eval: Positive | None = None
+    """Inner gradient steps in evaluation and prediction; inner_steps if absent."""
+
+
+class OuterConfig(Section):
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: PositiveFloat = 1e-3
+    """β: outer-loop learning rate."""
+    momentum: Fraction = 0.0
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """L2 penalty, as torch.optim counts it."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of lr over the steps; cosine ends at zero."""
+    clip_norm: PositiveFloat | None = None
+    """Largest norm of the meta-gradient; longer ones are scaled down."""
+    clip_value: PositiveFloat | None = None
+    """Largest magnitude of each entry of the meta-gradient."""
+    steps: Positive = 1000
+    """Outer updates."""
+    meta_batch_size: Positive = 4
+    """Episodes per step, over all workers."""
+
+
+class TrainConfig(Section):
+    workers: Positive = 1
+    """Ray Train workers; the result does not depend on how many."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray reserves for a worker; may be a fraction."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """GPUs that Ray reserves for a worker; 1 on cuda and 0 on cpu if absent."""
+    threads_per_worker: Positive = 1
+    """CPU threads that torch uses in a worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda if the cluster has a GPU for every worker, else cpu."""
+    precision: Literal["float32", "float64"] = "float32"
+    checkpoint_every: Positive = 100
+    """Steps between checkpoints."""
+    validate_every: Positive = 100
+    """Steps between validations; the best of them is the run's model."""
+    max_failures: Count = 3
+    """Worker failures after which the run still goes on from its last checkpoint."""
+    max_bad_steps: Positive = 5
+    """Steps in a row with a non-finite meta-gradient that stop the run."""
+    collective_timeout_s: PositiveFloat = 120.0
+    """Seconds after which a worker that does not answer counts as lost."""
+    start_timeout_s: PositiveFloat = 120.0
+    """Seconds that the workers may take to start."""
+
+
+class TrackingConfig(Section):
+    uri: str | None = None
+    """MLflow tracking URI; the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder, if absent."""
+    experiment: str = "distmeta"
+    """MLflow experiment."""
+    model: str | None = None
+    """Name in the model registry; <dataset>-<way>way-<shot>shot if absent."""
+
+
+class Config(Section):
+    """One run."""
+
+    run_folder: str
+    """Folder that holds everything the run writes."""
+    seed: Count = 0
+    """Decides initial weights and training episodes."""
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    learner: LearnerConfig = LearnerConfig()
+    outer: OuterConfig = OuterConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML config; each override is "dotted.key=value" with the value in YAML.
+
+    `run_folder` is runs/<file name> unless the file says otherwise. Raises ConfigError naming the key, the value and the rule.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"config {path} cannot be read: {error.strerror}", "give the path of a YAML file, such as those in configs/"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}", "see configs/ for examples") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {path} holds {type(content).__name__}, not sections of keys", "see configs/ for examples")
+    content.setdefault("run_folder", f"runs/{path.stem}")
+    for override in overrides or []:
+        _set(content, override)
+    return validate(content, str(path))
+
+
+def validate(content: dict[str, Any], origin: str) -> Config:
+    """The Config in `content`. Raises ConfigError, with the nearest valid keys where one is unknown; `origin` names the source."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=3, cutoff=0.5) or difflib.get_close_matches(
+            key.rpartition(".")[2], [k.rpartition(".")[2] for k in known_keys()], n=3
+        )
+        raise ConfigError(
+            f"unknown key {key} in {origin}", f"nearest valid keys: {', '.join(near)}" if near else "see configs/ for examples"
+        )
+    if first["type"] == "missing":
+        raise ConfigError(f"{key} is missing in {origin}", f"add it, or give --set {key}=…")
+    raise ConfigError(f"{key}={first['input']!r} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}", f"mend {key}")
+
+
+def known_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of a config."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _set(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override} has no value", "write --set dotted.key=value, such as --set outer.lr=0.002")
+    *sections, last = key.split(".")
+    for section in sections:
+        inside = content.setdefault(section, {})
+        if not isinstance(inside, dict):
+            raise ConfigError(f"--set {override}: {section} is not a section", "write --set dotted.key=value, such as --set outer.lr=0.002")
+        content = inside
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: the value is not YAML", "put quotes around it") from None

@@ -1,0 +1,71 @@
+"""One image: bytes → pixels of the dataset's size and mode → the numbers a network sees. Training and prediction share these functions."""
+
+import io
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from distmeta.errors import DataError
+
+Resize = Literal["squash", "center-crop"]
+Pixels = NDArray[np.uint8]
+
+
+class Preprocessing(BaseModel):
+    """How images of a dataset become network input; travels with every published model.
+
+    `image_size` is the side in pixels, `channels` 1 (grey) or 3 (RGB); `resize` says how other shapes become square: "squash" both sides,
+    or "center-crop" the largest middle square; `mean` and `std`, one number for each channel, are of pixel values in 0..1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int
+    channels: Literal[1, 3]
+    resize: Resize
+    mean: list[float]
+    std: list[float]
+
+    def network_input(self, pixels: Pixels) -> Tensor:
+        """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W)."""
+        scale, shift = 255.0 * torch.tensor(self.std), torch.tensor(self.mean) / torch.tensor(self.std)
+        return torch.from_numpy(pixels) / scale[:, None, None] - shift[:, None, None]
+
+
+def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
+    """Decode an encoded file to grey (`channels` 1) or RGB (3); transparency becomes white. `origin` names the image in the error.
+
+    Raises DataError if the bytes are not a whole image or would unpack to an absurd number of pixels.
+    """
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(image))
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture.convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{origin} does not decode as an image ({error})", "replace or remove that file") from None
+
+
+def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
+    """Bring a picture to image_size × image_size."""
+    if picture.size == (image_size, image_size):
+        return picture
+    box = None
+    if resize == "center-crop":
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        box = (left, top, left + side, top + side)
+    return picture.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def decode(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:
+    """Encoded file → uint8 pixels (C, H, W) of the size and mode that `preprocessing` names. Raises DataError as `open_image`."""
+    picture = fit(open_image(image, preprocessing.channels, origin), preprocessing.image_size, preprocessing.resize)
+    pixels = np.asarray(picture)
+    return pixels[None] if preprocessing.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

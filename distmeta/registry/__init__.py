@@ -1,0 +1,1 @@
+"""MLflow: runs mirrored, models published, looked up and used."""

@@ -1,0 +1,208 @@
+"""The model registry: publish what a run found best, list what is there, look one up and check it before use."""
+
+import hashlib
+import json
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow.artifacts
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from distmeta import __version__
+from distmeta.data.images import Preprocessing
+from distmeta.errors import ConfigError, RegistryError
+from distmeta.learners import LEARNERS, build_learner
+from distmeta.learners.maml import MAML
+from distmeta.learners.params import Params
+from distmeta.models import MODELS, build_model
+from distmeta.registry.tracking import answers, client
+
+CHAMPION = "champion"
+_FILES = ("meta_params.safetensors", "model.json")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class Published(NamedTuple):
+    """A model version just made; `champion` if it now holds that alias."""
+
+    name: str
+    version: str
+    champion: bool
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}@{CHAMPION}" if self.champion else f"models:/{self.name}/{self.version}"
+
+
+def _identity(description: dict[str, Any]) -> dict[str, str]:
+    """What all models under one name share, as registry tags."""
+    task = description["task"]
+    return {"fingerprint": description["fingerprint"], "way": str(task["way"]), "shot": str(task["shot"])}
+
+
+def check_name(uri: str, name: str, description: dict[str, Any]) -> None:
+    """Raises ConfigError if `name` is no registry name or holds models of another dataset or way/shot, RegistryError if MLflow fails."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"tracking.model={name!r} is no model name", "use up to 100 letters, digits, '.', '_' and '-'")
+    with answers(uri):
+        held = [model for model in client(uri).search_registered_models(f"name = '{name}'") if model.name == name]
+    for model in held:
+        for key, value in _identity(description).items():
+            if model.tags.get(key, value) != value:
+                raise ConfigError(
+                    f"tracking.model={name} holds models with {key} {model.tags[key][:12]}; this run has {key} {value[:12]}",
+                    "choose another name: --set tracking.model=NAME",
+                )
+
+
+def publish(uri: str, run_id: str, best: Path, name: str, test: dict[str, Any]) -> Published:
+    """Register the model in the folder `best` as a new version of `name`.
+
+    It becomes `champion` if its inductive validation accuracy is the highest so far on the same validation episodes.
+    """
+    content = json.loads((best / "model.json").read_text())
+    description = content | {"test": test, "distmeta": __version__}
+    identity = _identity(description)
+    with answers(uri), tempfile.TemporaryDirectory() as scratch:
+        mlflow_client = client(uri)
+        folder = Path(scratch)
+        (folder / _FILES[0]).write_bytes((best / _FILES[0]).read_bytes())
+        (folder / _FILES[1]).write_text(json.dumps(description, indent=1))
+        mlflow_client.log_artifacts(run_id, scratch, "model")
+        if not mlflow_client.search_registered_models(f"name = '{name}'"):
+            mlflow_client.create_registered_model(name, tags=identity)
+        source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
+        tags = identity | _version_tags(description) | {f"sha256:{file}": _sha256(folder / file) for file in _FILES}
+        version = mlflow_client.create_model_version(name, source, run_id, tags=tags)
+        champion = _is_champion(mlflow_client, name, version)
+        if champion:
+            mlflow_client.set_registered_model_alias(name, CHAMPION, version.version)
+    return Published(name, str(version.version), champion)
+
+
+def _version_tags(description: dict[str, Any]) -> dict[str, str]:
+    validation, test = description["validation"], description["test"]
+    on = {key: validation[key] for key in ("episodes", "seed", "way", "shot", "queries")}
+    return {
+        "dataset": description["dataset"],
+        "learner": description["learner"]["name"],
+        "model": description["model"]["name"],
+        "norm": description["norm"],
+        "step": str(description["step"]),
+        "distmeta": description["distmeta"],
+        "validation_episodes": json.dumps(on),
+        "validation_accuracy_inductive": repr(validation["accuracy_inductive"]),
+        **{key: repr(test[key]) for key in ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "episodes", "queries", "seed")},
+    }
+
+
+def _is_champion(mlflow_client: MlflowClient, name: str, new: ModelVersion) -> bool:
+    """Whether `new` beats the present champion on the same validation episodes, or there is none; not comparable is not better."""
+    try:
+        old = mlflow_client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return True
+    key = "validation_accuracy_inductive"
+    same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")
+    return same_episodes and float(new.tags[key]) > float(old.tags[key])
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def list_models(uri: str) -> list[dict[str, Any]]:
+    """One row for each model version: uri, aliases, accuracy, ci95, accuracy_inductive, dataset, way, shot, learner, age_s."""
+    rows = []
+    with answers(uri):
+        for model in client(uri).search_registered_models():
+            for version in client(uri).search_model_versions(f"name = '{model.name}'"):
+                tags = version.tags
+                if "fingerprint" not in tags:
+                    continue  # registered by something else
+                rows.append(
+                    {
+                        "uri": f"models:/{model.name}/{version.version}",
+                        "aliases": [alias for alias, number in model.aliases.items() if str(number) == str(version.version)],
+                        **{key: float(tags[key]) for key in ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive")},
+                        "dataset": tags["dataset"],
+                        "way": int(tags["way"]),
+                        "shot": int(tags["shot"]),
+                        "learner": tags["learner"],
+                        "age_s": round(time.time() - version.creation_timestamp / 1000),
+                    }
+                )
+    return rows
+
+
+class Model(NamedTuple):
+    """A meta-trained model, ready to adapt."""
+
+    uri: str
+    learner: MAML
+    meta_params: Params
+    preprocessing: Preprocessing
+    way: int
+
+
+def load_model(uri: str, model_uri: str) -> Model:
+    """Look up models:/NAME@ALIAS or models:/NAME/VERSION, download it, and compare it with the SHA-256 in the version's tags.
+
+    Nothing downloaded is executed: weights are safetensors, the rest JSON. Raises RegistryError.
+    """
+    version = _look_up(uri, model_uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        with answers(uri):
+            folder = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=scratch, tracking_uri=uri))
+        for file in _FILES:
+            if not (folder / file).is_file() or _sha256(folder / file) != version.tags.get(f"sha256:{file}"):
+                raise RegistryError(
+                    f"{file} of {model_uri} is not what was published (SHA-256 differs)", "publish it again from its run folder"
+                )
+        try:
+            return _build(model_uri, json.loads((folder / "model.json").read_text()), load_file(folder / "meta_params.safetensors"))
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
+
+
+def _build(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor]) -> Model:
+    kinds = (("model", MODELS), ("learner", LEARNERS))
+    for kind, known in kinds:
+        if description[kind]["name"] not in known:
+            raise RegistryError(
+                f"{model_uri} uses {kind} {description[kind]['name']!r}, unknown to distmeta {__version__}", "update distmeta"
+            )
+    network = build_model(**description["model"])
+    network.to(next(iter(weights.values())).dtype)
+    network.load_state_dict(weights)
+    meta_params = {name: value.detach() for name, value in network.named_parameters()}
+    learner = build_learner(model=network, **description["learner"])
+    return Model(model_uri, learner, meta_params, Preprocessing.model_validate(description["preprocessing"]), description["task"]["way"])
+
+
+def _look_up(uri: str, model_uri: str) -> ModelVersion:
+    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", model_uri)
+    if match is None:
+        raise ConfigError(f"model {model_uri!r} is no registry address", "write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = match.groups()
+    with answers(uri):
+        mlflow_client = client(uri)
+        held = [model for model in mlflow_client.search_registered_models() if model.name == name]
+        if not held:
+            names = ", ".join(sorted(m.name for m in mlflow_client.search_registered_models())) or "none"
+            raise RegistryError(f"no model {name!r} is registered (there are: {names})", "distmeta models lists them")
+        if alias is not None and alias not in held[0].aliases:
+            aliases = ", ".join(held[0].aliases) or "none"
+            raise RegistryError(f"model {name!r} has no alias {alias!r} (it has: {aliases})", "distmeta models lists them")
+        try:
+            return mlflow_client.get_model_version(name, number or held[0].aliases[alias])
+        except MlflowException:
+            raise RegistryError(f"model {name!r} has no version {number}", "distmeta models lists them") from None

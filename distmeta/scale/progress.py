@@ -1,0 +1,126 @@
+"""What a person sees of a run while it goes: worker 0 tells a named actor, the driver asks that actor and draws."""
+
+import threading
+import time
+from typing import Any, TextIO
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from distmeta import errors
+
+_UPDATE_EVERY_S = 0.25
+_LINE_EVERY_S = 10.0
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the latest status, whether to stop, and the failure if a worker had one."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, Any] = {"phase": "starting workers", "step": 0}
+        self.stop = False
+        self.failure: tuple[str, str, str] | None = None
+
+    def update(self, status: dict[str, Any]) -> bool:
+        self.status.update(status)
+        return self.stop
+
+    def request_stop(self) -> None:
+        self.stop = True
+
+    def fail(self, kind: str, message: str, remedy: str) -> None:
+        self.failure = self.failure or (kind, message, remedy)
+
+    def snapshot(self) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
+        return self.status, self.failure
+
+
+class Reporter:
+    """A worker's side of the board: fire and forget, a few times a second; never waits for the driver."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: Any = None
+        self._sent = 0.0
+        self._stop = False
+
+    def tell(self, **status: Any) -> None:
+        self._board.update.remote(status)
+
+    def tell_sometimes(self, **status: Any) -> None:
+        if self._answer is None and time.monotonic() - self._sent > _UPDATE_EVERY_S:
+            self._answer, self._sent = self._board.update.remote(status), time.monotonic()
+
+    def stop_requested(self) -> bool:
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self._stop = self._stop or ray.get(self._answer)
+            self._answer = None
+        return self._stop
+
+    def fail(self, error: errors.DistmetaError) -> None:
+        ray.get(self._board.fail.remote(type(error).__name__, error.message, error.remedy))
+
+
+def raised(failure: tuple[str, str, str]) -> errors.DistmetaError:
+    """The error that a worker reported."""
+    kind, message, remedy = failure
+    return getattr(errors, kind, errors.RunError)(message, remedy)
+
+
+class Display:
+    """A progress bar on a terminal, a plain line every ten seconds elsewhere."""
+
+    def __init__(self, terminal: TextIO, steps: int) -> None:
+        self._console = Console(file=terminal)
+        self._steps = steps
+        self._line_at = 0.0
+        self._phase = ""
+        self._lock = threading.Lock()
+        columns = (
+            TextColumn("{task.fields[phase]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task: TaskID = self._bar.add_task("", total=steps, phase="", figures="")
+
+    def __enter__(self) -> "Display":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def show(self, status: dict[str, Any]) -> None:
+        figures = "  ".join(filter(None, [_figure(status, key, form) for key, form in _FIGURES]))
+        self._bar.update(self._task, completed=status["step"], phase=status["phase"], figures=figures)
+        due = time.monotonic() - self._line_at > _LINE_EVERY_S or status["phase"] != self._phase
+        if due and not self._console.is_terminal:
+            self.say(f"{status['phase']}  step {status['step']}/{self._steps}  {figures}{_time_left(status, self._steps)}".rstrip())
+            self._line_at, self._phase = time.monotonic(), status["phase"]
+
+
+_FIGURES = (
+    ("meta_loss", "meta-loss {:.3f}"),
+    ("accuracy", "accuracy {:.1%}"),
+    ("validation", "validation {:.1%}"),
+    ("episodes_per_s", "{:.1f} episodes/s"),
+)
+
+
+def _figure(status: dict[str, Any], key: str, form: str) -> str:
+    return form.format(status[key]) if status.get(key) is not None else ""
+
+
+def _time_left(status: dict[str, Any], steps: int) -> str:
+    if not status.get("steps_per_s"):
+        return ""
+    minutes, seconds = divmod(round((steps - status["step"]) / status["steps_per_s"]), 60)
+    return f"  {minutes}:{seconds:02d} left"

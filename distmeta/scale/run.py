@@ -1,0 +1,224 @@
+"""One training run from the driver's side: check everything, launch, watch, mirror to MLflow, publish."""
+
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import ray
+import yaml
+from ray.exceptions import RayError
+from ray.train import ControllerError, TrainingFailedError
+
+from distmeta.config import Config, validate
+from distmeta.data.shards import Dataset
+from distmeta.errors import ClusterError, ConfigError, DistmetaError, RunError
+from distmeta.registry import models, tracking
+from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
+from distmeta.scale.launch import RESULT, eval_stream, model_description, train_stream, trainer
+from distmeta.scale.progress import Board, Display, raised
+from distmeta.train import checkpoint as checkpoints
+
+_POLL_S = 0.2
+# What may differ between a run and its continuation: none of it changes the result.
+_FREE = {
+    "run_folder",
+    "data.shards",  # compared by fingerprint
+    *(f"tracking.{key}" for key in ("uri", "experiment", "model")),
+    *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "checkpoint_every", "max_failures")),
+    *(f"train.{key}" for key in ("max_bad_steps", "collective_timeout_s", "start_timeout_s")),
+}
+
+
+def run(config: Config, resume: bool = False, address: str | None = None, allow_other_hardware: bool = False) -> dict[str, Any]:
+    """Train, test and publish what `config` says; the answer is what `distmeta train --json` prints.
+
+    With `resume`, go on from the newest whole checkpoint, or begin if there is none. Raises DistmetaError.
+    """
+    config = absolute(config)
+    run_folder = Path(config.run_folder)
+    dataset = Dataset(config.data.shards)
+    train_stream(config, dataset), eval_stream(config, dataset, "val"), eval_stream(config, dataset, "test")  # refuse impossible tasks now
+    check_run_folder(config, dataset, resume)
+    name = config.tracking.model or f"{dataset.manifest.dataset}-{config.data.way}way-{config.data.shot}shot"
+    description = model_description(config, dataset)
+    with _new_folder(run_folder), quiet(run_folder / "log.txt") as terminal:
+        uri = tracking.tracking_uri(config.tracking.uri)
+        models.check_name(uri, name, description)
+        if not (run_folder / RESULT).exists():
+            _train(config, dataset, address, allow_other_hardware, terminal)
+        return _conclude(config, uri, name)
+
+
+def absolute(config: Config) -> Config:
+    """`config` with local paths made absolute: workers run in folders of their own."""
+
+    def path(location: str) -> str:
+        return location if "://" in location else str(Path(location).absolute())
+
+    data = config.data.model_copy(update={"shards": path(config.data.shards)})
+    return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
+
+
+def check_run_folder(config: Config, dataset: Dataset, resume: bool) -> None:
+    """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one."""
+    run_folder = Path(config.run_folder)
+    held = run_folder / "config.yaml"
+    if not held.exists():
+        if run_folder.exists() and any(run_folder.iterdir()):
+            raise ConfigError(f"run_folder {run_folder} holds other files", "give --set run_folder=NEW")
+        return
+    if not resume:
+        newest = checkpoints.newest(run_folder)
+        where = f"with checkpoint {newest.name}" if newest else "without a checkpoint yet"
+        raise ConfigError(
+            f"run_folder {run_folder} holds a run already, {where}", "continue it with --resume, or give --set run_folder=NEW"
+        )
+    old, new = (tracking.flat(c.model_dump()) for c in (validate(yaml.safe_load(held.read_text()), str(held)), config))
+    differing = [f"{key} {old[key]} → {new[key]}" for key in new if old[key] != new[key] and key not in _FREE]
+    fingerprint = json.loads((run_folder / "dataset.json").read_text())["fingerprint"]
+    if fingerprint != dataset.manifest.fingerprint:
+        differing.append(f"data fingerprint {fingerprint[:12]} → {dataset.manifest.fingerprint[:12]}")
+    if differing:
+        raise ConfigError(f"run_folder {run_folder} holds another run: {', '.join(differing)}", "give --set run_folder=NEW for the new one")
+
+
+@contextmanager
+def _new_folder(run_folder: Path) -> Iterator[None]:
+    """Leaves no new folder behind if the run was refused before it began."""
+    try:
+        yield
+    except BaseException:
+        if not (run_folder / "config.yaml").exists():
+            shutil.rmtree(run_folder, ignore_errors=True)
+        raise
+
+
+def _train(config: Config, dataset: Dataset, address: str | None, allow_other_hardware: bool, terminal: TextIO) -> None:
+    run_folder = Path(config.run_folder)
+    with connected(address), Display(terminal, config.outer.steps) as display:
+        device = resolve_device(config.train)
+        config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
+        check_capacity(config.train, device)
+        run_id = _begin(config, dataset)
+        display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
+        board = Board.remote()  # type: ignore[attr-defined]
+        with tracking.Mirror(tracking.tracking_uri(config.tracking.uri), run_id, run_folder) as mirror:
+            fit = _Fit(trainer(config, board, allow_other_hardware))
+            _watch(fit, board, display)
+        if mirror.unsent:
+            display.say(f"MLflow did not take all metrics: {mirror.unsent}\nthey stand in {run_folder / 'metrics'}")
+        _raise_failure(fit, ray.get(board.snapshot.remote())[1], config)
+
+
+def _begin(config: Config, dataset: Dataset) -> str:
+    """Write what the run is into its folder, and begin its MLflow run."""
+    run_folder, uri = Path(config.run_folder), config.tracking.uri
+    shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
+    config_file = run_folder / "config.yaml"
+    began = config_file.exists()
+    config_file.write_text(config.model_copy(update={"tracking": shown}).to_yaml())
+    manifest = dataset.manifest
+    (run_folder / "dataset.json").write_text(json.dumps({"dataset": manifest.dataset, "fingerprint": manifest.fingerprint}))
+    machine = checkpoints.machine(config.train.threads_per_worker)
+    tags = {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint, "run_folder": str(run_folder)} | machine
+    try:
+        return tracking.start_run(config, run_folder, tags | {"checkpoints": str(run_folder / "checkpoints")})
+    except DistmetaError:
+        if not began:
+            config_file.unlink()
+        raise
+
+
+class _Fit:
+    """Ray Train's blocking fit() in a thread, so that this one can draw and listen."""
+
+    def __init__(self, ray_trainer: Any) -> None:
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(ray_trainer,), name="ray train", daemon=True)
+        self._thread.start()
+
+    def _run(self, ray_trainer: Any) -> None:
+        try:
+            ray_trainer.fit()
+        except (TrainingFailedError, RayError, RuntimeError) as error:
+            self.error = error
+
+    @property
+    def going(self) -> bool:
+        return self._thread.is_alive()
+
+
+def _watch(fit: _Fit, board: Any, display: Display) -> None:
+    """Draw progress until training ends. The first Ctrl-C (or SIGTERM) asks for a last checkpoint, a second one ends at once."""
+    asked = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    told = False
+    try:
+        while fit.going:
+            if asked.is_set() and not told:
+                told = True
+                board.request_stop.remote()
+                display.say("stopping after this step, with a checkpoint; Ctrl-C again to stop at once")
+            display.show(ray.get(board.snapshot.remote())[0])
+            time.sleep(_POLL_S)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _raise_failure(fit: _Fit, failure: tuple[str, str, str] | None, config: Config) -> None:
+    """What kept the run from its result, if anything did."""
+    if failure is not None:
+        raise raised(failure)
+    run_folder = Path(config.run_folder)
+    newest = checkpoints.newest(run_folder)
+    at = newest.name if newest else "no checkpoint yet"
+    if fit.error is not None:
+        raise ClusterError(
+            f"training failed after {config.train.max_failures} restarts: {_reason(fit.error)}",
+            f"see {run_folder / 'log.txt'}; --resume goes on from {at}",
+        )
+    if not (run_folder / RESULT).exists():
+        raise RunError(f"stopped as asked, at {at} of {config.outer.steps}", "give --resume to go on")
+
+
+def _reason(error: BaseException) -> str:
+    cause: BaseException = error
+    if isinstance(error, TrainingFailedError):
+        failures = getattr(error, "worker_failures", None) or {}
+        cause = error.controller_failure if isinstance(error, ControllerError) else next(iter(failures.values()), error)
+    lines = str(cause).strip().splitlines()
+    return lines[-1] if lines else type(cause).__name__
+
+
+def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
+    """Send the test's figures, publish the best model (once), and put together the answer."""
+    run_folder = Path(config.run_folder)
+    result = json.loads((run_folder / RESULT).read_text())
+    held_path = run_folder / tracking.RUN_FILE
+    held = json.loads(held_path.read_text())
+    if "model" not in held:
+        tracking.end_run(uri, held["run_id"], result)
+        published = models.publish(uri, held["run_id"], run_folder / "best", name, result["test"])
+        held["model"] = published.uri
+        held_path.write_text(json.dumps(held))
+    keys = ("steps", "best_step", "weights_sha256")
+    return {
+        "run_id": held["run_id"],
+        "run_folder": str(run_folder),
+        **{key: result[key] for key in keys},
+        "model": held["model"],
+        "test": result["test"],
+    }

@@ -1,0 +1,119 @@
+"""Checkpoints (they resume) and the best model (it predicts): folders of safetensors and JSON that are whole or do not count.
+
+`checkpoint.json` is written last and holds size and SHA-256 of every other file.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from distmeta.errors import RunError
+from distmeta.learners.params import Params
+
+SEAL = "checkpoint.json"
+_LIBRARIES = ("distmeta", "torch", "numpy", "ray")
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on: the step, meta_params, the optimiser's tensors, and `progress` (plain values: best so far, bad steps)."""
+
+    step: int
+    meta_params: Params
+    optimizer: Params
+    progress: dict[str, Any]
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def save(checkpoint: Checkpoint, folder: Path, threads: int) -> None:
+    """Write `checkpoint` into `folder`, which must not exist yet."""
+    folder.mkdir(parents=True)
+    _save_params(checkpoint.meta_params, folder / "meta_params.safetensors")
+    _save_params(checkpoint.optimizer, folder / "optimizer.safetensors")
+    progress = {"step": checkpoint.step, "progress": checkpoint.progress, "machine": machine(threads)}
+    (folder / "progress.json").write_text(json.dumps(progress, indent=1))
+    seal(folder)
+
+
+def _save_params(params: Params, path: Path) -> None:
+    save_file({name: value.detach().contiguous() for name, value in params.items()}, path)
+
+
+def seal(folder: Path) -> None:
+    """Write `checkpoint.json`, after which the folder is whole."""
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir()) if p.name != SEAL}
+    partial = folder / f"{SEAL}.partial"
+    partial.write_text(json.dumps({"files": files}, indent=1))
+    partial.replace(folder / SEAL)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `folder` has its `checkpoint.json` and every file that it names, unchanged."""
+    try:
+        files = json.loads((folder / SEAL).read_text())["files"]
+        return all((folder / name).stat().st_size == f["bytes"] and _sha256(folder / name) == f["sha256"] for name, f in files.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def newest(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run, if there is one."""
+    folders = sorted((run_folder / "checkpoints").glob("step-*"), reverse=True)
+    return next((folder for folder in folders if is_whole(folder)), None)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Raises RunError if the folder does not hold what a checkpoint holds."""
+    try:
+        content = json.loads((folder / "progress.json").read_text())
+        optimizer = load_file(folder / "optimizer.safetensors")
+        return Checkpoint(content["step"], load_file(folder / "meta_params.safetensors"), optimizer, content["progress"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"checkpoint {folder} cannot be read: {error}", "remove it; --resume then takes the one before") from None
+
+
+def machine(threads: int) -> dict[str, str]:
+    """What the bits of a step depend on besides the config."""
+    return {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "threads": str(threads),
+        **{name: version(name) for name in _LIBRARIES},
+    }
+
+
+def machine_of(folder: Path) -> dict[str, str]:
+    """The machine that wrote the checkpoint in `folder`."""
+    return json.loads((folder / "progress.json").read_text())["machine"]
+
+
+def save_best(meta_params: Params, description: dict[str, Any], run_folder: Path) -> None:
+    """Replace `best/` by these meta_params and what `description` says of them."""
+    building, best, old = run_folder / ".best.new", run_folder / "best", run_folder / ".best.old"
+    for folder in (building, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    building.mkdir(parents=True)
+    _save_params(meta_params, building / "meta_params.safetensors")
+    (building / "model.json").write_text(json.dumps(description, indent=1))
+    seal(building)
+    if best.exists():
+        os.rename(best, old)
+    os.rename(building, best)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,54 @@
+"""Metrics files: one JSON line per step, in files that each cover the steps between two checkpoints."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class MetricsWriter:
+    """Keeps records in memory and writes `metrics/<from>-<to>.jsonl` when a checkpoint is due: the steps after <from>, up to <to>.
+
+    A step that is repeated after a failure goes into the same file again, so no step ever stands twice.
+    """
+
+    def __init__(self, run_folder: Path, step: int) -> None:
+        """`step` is where the run (re)starts; files of later steps are from a run that was lost, and go."""
+        self.folder = run_folder / "metrics"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.start = step
+        self.records: list[Record] = []
+        for path in self.folder.glob("*.jsonl"):
+            if _range(path)[1] > step:
+                path.unlink()
+
+    def add(self, record: Record) -> None:
+        self.records.append(record)
+
+    def flush(self, step: int) -> None:
+        """Write the records up to `step`, whole or not at all."""
+        if not self.records:
+            return
+        path = self.folder / f"{self.start:06d}-{step:06d}.jsonl"
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        partial.replace(path)
+        self.start = step
+        self.records = []
+
+
+def _range(path: Path) -> tuple[int, int]:
+    start, _, end = path.stem.partition("-")
+    return int(start), int(end)
+
+
+def read_metrics(run_folder: Path, after: int = -1) -> Iterator[Record]:
+    """All records of steps later than `after`, in order."""
+    for path in sorted((run_folder / "metrics").glob("*.jsonl"), key=_range):
+        if _range(path)[1] > after:
+            for line in path.read_text().splitlines():
+                record = json.loads(line)
+                if record["step"] > after:
+                    yield record

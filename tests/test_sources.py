@@ -87,7 +87,7 @@ def test_glyph_classes_are_named_letters(letters: list[SourceImage]) -> None:
     assert {"U+0041 LATIN CAPITAL LETTER A", "U+10D0 GEORGIAN LETTER AN"} <= {image.class_name for image in letters}
 
 
-@pytest.mark.parametrize("copies", ["AΑА", "oOоΟՕⲟ", "HΗНᎻ", "lIΙІ", "ıι", "XΧХ", "sSѕꓢ", "Ɔↄ", "طﻁ"])
+@pytest.mark.parametrize("copies", ["AΑА", "oоο", "OОΟՕ", "HΗНᎻ", "lIΙІ", "ıι", "XΧХ", "sSѕꓢ", "Ɔↄ", "طﻁ"])
 def test_glyph_copies_are_one_class(letters: list[SourceImage], copies: str) -> None:
     assert sum(chr(codepoint(image)) in copies for image in letters) <= 1
 
@@ -163,8 +163,8 @@ def test_glyphs_refuse_impossible_requests(arguments: tuple[int, int, int], said
 
 def test_glyphs_say_when_matplotlib_has_no_fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
-    glyphs._letters.cache_clear()
-    glyphs._faces.cache_clear()
+    monkeypatch.setattr(glyphs, "_letters", glyphs._letters.__wrapped__)  # past the cache, which other tests go on using
+    monkeypatch.setattr(glyphs, "_faces", glyphs._faces.__wrapped__)
     assert "DejaVuSans.ttf is not a file" in refusal(glyphs.read())
 
 

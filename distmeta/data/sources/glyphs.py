@@ -36,10 +36,10 @@ _FACES = (
 # Modifier letters (Lm) are left out: they are small copies of other letters, and images do not keep a letter's size.
 _LETTERS = ("Lu", "Ll", "Lt", "Lo")
 
-# Two letters correlated this much in any one face differ by a dot or less at 28 pixels (À and Å: 0.90; A and its Greek copy: 1.00).
+# Two letters correlated this much in any one face differ by a dot or less at 28 pixels (C and c: 0.94; A and its Greek copy: 1.00).
 _ALIKE = 0.93
 
-_EM = 64  # font size at which glyphs are drawn before they are distorted; one smaller than a third of it is a mark that would blur
+_EM = 64  # font size at which glyphs are drawn before they are distorted; one under a third of it is a mark, which would blur
 _PAD = 4  # blank pixels around a drawn glyph, room for the pen and for smooth edges
 _FINE = 3  # distorted images are drawn this many times too large, then averaged down
 _SMALLEST = 14  # pixels; below this letters are no longer told apart

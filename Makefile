@@ -13,7 +13,7 @@ install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "distmeta needs Python 3.11 or newer; set PYTHON=python3.x"; exit 1; }
-	@echo "Setting up .venv: about 140 packages, 0.6 GB to download and 2 GB on disk with a CPU build of torch, several GB more with a CUDA build."
+	@echo "Setting up .venv: about 140 packages, 0.5 GB to download and 2 GB on disk with a CPU build of torch, several GB more with a CUDA build."
 	@echo "torch comes from $(if $(TORCH_INDEX),$(TORCH_INDEX),pip's own index; TORCH_INDEX=URL chooses another build)."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)

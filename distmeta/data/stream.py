@@ -52,15 +52,15 @@ class EpisodeStream:
         return self._training_episode(step, slot)[1]
 
     def _training_episode(self, step: int, slot: int) -> tuple[int, Episode]:
-        shard = self._shard_of(step, slot)
+        shard = self.shard_of(step, slot)
         return shard, compose(self.task, self._members[shard], self.seed, f"{self.split} episode", step, slot)
 
     def _evaluation_episode(self, index: int) -> tuple[int, Episode]:
         shard = index % len(self._infos)
         return shard, compose(self.task, self._members[shard], self.seed, f"{self.split} evaluation episode", index)
 
-    def _shard_of(self, step: int, slot: int) -> int:
-        """Each slot visits the shards in an order of its own, a new one each time round, and stays for a visit's episodes."""
+    def shard_of(self, step: int, slot: int) -> int:
+        """The shard that serves (step, slot): each slot visits the shards in an order of its own, a new one each time round, and stays for a visit's episodes."""
         visit = max(1, min(len(info.class_ids) for info in self._infos) // self.task.images)
         round_, position = divmod(step // visit, len(self._infos))
         return int(generator(self.seed, "shard order", slot, round_).permutation(len(self._infos))[position])

@@ -1,0 +1,62 @@
+"""Shared by all tests: a small packed dataset made here, and the real data where there is some."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+from distmeta.data.pack import PackOptions, pack
+from distmeta.data.shards import Dataset
+from distmeta.data.sources import SourceImage
+from distmeta.seeds import generator
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+torch.set_num_threads(1)
+settings.register_profile("distmeta", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("distmeta")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def patterns(images_per_class: int = 12, classes: tuple[int, int, int] = (12, 6, 7), size: int = 16) -> Iterator[SourceImage]:
+    """Classes that can be told apart: each is a blocky random picture, its images are noisy copies."""
+    for split, count in zip(("train", "val", "test"), classes, strict=True):
+        for number in range(count):
+            base = np.kron(generator(7, split, number).integers(0, 200, (4, 4)), np.ones((size // 4, size // 4)))
+            for i in range(images_per_class):
+                noise = generator(7, split, number, i).integers(0, 56, (size, size))
+                image = png((base + noise).astype(np.uint8))
+                yield SourceImage(split, f"{split}-{number}", f"{split} category {number % 3}", image, f"pattern {number}/{i}")
+
+
+def options(**changes: object) -> PackOptions:
+    return PackOptions("patterns", 16, 1, "png", "squash", 6, 0, {})._replace(**changes)
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 classes of 12 images in two shards a split."""
+    out = tmp_path_factory.mktemp("data") / "patterns"
+    pack(patterns(), out, options())
+    return out
+
+
+@pytest.fixture(scope="session")
+def dataset(packed: Path) -> Dataset:
+    return Dataset(str(packed))

@@ -1,0 +1,145 @@
+"""Law 1: an episode is a pure function of (seed, split, step, slot), and is drawn uniformly."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from distmeta.data.episodes import EpisodeBatch, Task, compose
+from distmeta.data.shards import Dataset, members_of_class
+from distmeta.data.stream import EpisodeStream
+from distmeta.errors import ConfigError
+
+TASK = Task(way=3, shot=1, queries=2)
+
+
+def take(stream: EpisodeStream, slots: list[int], start: int, count: int) -> list[EpisodeBatch]:
+    batches = stream.training(slots, start)
+    taken = [next(batches) for _ in range(count)]
+    batches.close()  # type: ignore[attr-defined]
+    return taken
+
+
+def same(a: EpisodeBatch, b: EpisodeBatch) -> bool:
+    return a.slots == b.slots and all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+
+
+@given(
+    way=st.integers(2, 6),
+    shot=st.integers(1, 3),
+    queries=st.integers(1, 3),
+    rotations=st.booleans(),
+    step=st.integers(0, 10**6),
+    slot=st.integers(0, 63),
+)
+def test_composition(way: int, shot: int, queries: int, rotations: bool, step: int, slot: int) -> None:
+    task = Task(way, shot, queries, rotations)
+    members = {class_id: np.arange(6) * 10 + class_id for class_id in range(2, 9)}
+    episode = compose(task, members, 5, "train episode", step, slot)
+    again = compose(task, dict(reversed(members.items())), 5, "train episode", step, slot)
+    assert all(np.array_equal(a, b) for a, b in zip(episode, again, strict=True))
+    classes = list(zip(episode.class_ids.tolist(), episode.quarter_turns.tolist(), strict=True))
+    assert len(set(classes)) == way
+    assert episode.members.shape == (way, shot + queries)
+    for class_id, row in zip(episode.class_ids, episode.members, strict=True):
+        assert len(set(row.tolist())) == shot + queries, "an image is both support and query"
+        assert set(row.tolist()) <= set(members[int(class_id)].tolist())
+    assert rotations or not episode.quarter_turns.any()
+
+
+def test_classes_pairs_and_images_are_uniform() -> None:
+    members = {class_id: np.arange(5) for class_id in range(8)}
+    classes, pairs, images = np.zeros(8), np.zeros((8, 8)), np.zeros((8, 5))
+    for step in range(4000):
+        episode = compose(TASK, members, 0, "train episode", step, 0)
+        classes[episode.class_ids] += 1
+        for a in episode.class_ids:
+            for b in episode.class_ids:
+                pairs[a, b] += a < b
+        for class_id, row in zip(episode.class_ids, episode.members, strict=True):
+            images[class_id, row] += 1
+    upper = pairs[np.triu_indices(8, 1)]
+    for counts in (classes, upper, images.ravel()):
+        assert chisquare(counts).pvalue > 1e-3
+
+
+def test_position_in_the_episode_says_nothing_about_the_class() -> None:
+    members = {class_id: np.arange(5) for class_id in range(8)}
+    at_label = np.zeros((TASK.way, 8))
+    for step in range(4000):
+        at_label[np.arange(TASK.way), compose(TASK, members, 0, "train episode", step, 0).class_ids] += 1
+    assert chisquare(at_label.ravel()).pvalue > 1e-3
+
+
+@given(start=st.integers(0, 40), slots=st.lists(st.integers(0, 7), min_size=1, max_size=4, unique=True))
+def test_purity_over_start_step_and_share_of_the_slots(dataset: Dataset, start: int, slots: list[int]) -> None:
+    """Any worker that starts anywhere with any slots sees what a worker sees that does everything from the beginning."""
+    whole = EpisodeStream(dataset, "train", TASK, seed=3)
+    part = EpisodeStream(dataset, "train", TASK, seed=3)
+    for all_slots, own in zip(take(whole, list(range(8)), start, 2), take(part, slots, start, 2), strict=True):
+        assert same(EpisodeBatch(slots, *(tensor[slots] for tensor in all_slots[1:])), own)
+
+
+def test_seed_split_step_and_slot_all_matter(dataset: Dataset) -> None:
+    def first(split: str, seed: int, slot: int, step: int) -> EpisodeBatch:
+        return take(EpisodeStream(dataset, split, TASK, seed), [slot], step, 1)[0]  # type: ignore[arg-type]
+
+    reference = first("train", 0, 0, 0)
+    for other in (first("val", 0, 0, 0), first("train", 1, 0, 0), first("train", 0, 1, 0), first("train", 0, 0, 1)):
+        assert not torch.equal(reference.support_images, other.support_images)
+
+
+def test_labels_follow_the_images(dataset: Dataset) -> None:
+    """Images of one label resemble each other more than those of another: labels and pixels were not shuffled apart."""
+    for batch in take(EpisodeStream(dataset, "train", Task(3, 2, 2), seed=0), [0, 1, 2, 3], 0, 5):
+        for support, labels, queries, query_labels in zip(*batch[1:], strict=True):
+            centres = torch.stack([support[labels == label].mean(0) for label in range(3)])
+            nearest = torch.cdist(queries.flatten(1), centres.flatten(1)).argmin(1)
+            assert torch.equal(nearest, query_labels)
+
+
+def test_class_rotations_turn_whole_classes(dataset: Dataset) -> None:
+    stream = EpisodeStream(dataset, "train", Task(3, 2, 2, class_rotations=True), seed=0)
+    plain = EpisodeStream(dataset, "train", Task(3, 2, 2), seed=0)
+    turned = 0
+    for step, batch in enumerate(take(stream, [0], 0, 8)):
+        episode = stream.training_episode(step, 0)
+        shard = plain.dataset.fetch(plain.dataset.shards("train")[stream.shard_of(step, 0)])
+        for label, (members, turns) in enumerate(zip(episode.members, episode.quarter_turns, strict=True)):
+            from distmeta.data.images import decode
+
+            upright = decode(shard.image(int(members[0])), stream.preprocessing, "test")
+            expected = stream.preprocessing.network_input(np.ascontiguousarray(np.rot90(upright, int(turns), axes=(1, 2))))
+            assert torch.equal(batch.support_images[0][batch.support_labels[0] == label][0], expected)
+            turned += int(turns) > 0
+    assert turned > 0
+
+
+def test_every_training_image_is_used(dataset: Dataset) -> None:
+    stream = EpisodeStream(dataset, "train", TASK, seed=0)
+    used = {(stream.shard_of(step, 0), m) for step in range(400) for m in stream.training_episode(step, 0).members.ravel().tolist()}
+    assert len(used) == sum(info.images for info in dataset.manifest.classes if info.split == "train")
+
+
+def test_evaluation_episodes_are_fixed_and_visit_every_shard(dataset: Dataset) -> None:
+    stream = EpisodeStream(dataset, "test", TASK, seed=0)
+    whole = {slot: i for batch in stream.evaluation(range(10)) for slot, i in zip(batch.slots, batch.support_images, strict=True)}
+    part = {slot: i for batch in stream.evaluation([7, 2, 5], batch=1) for slot, i in zip(batch.slots, batch.support_images, strict=True)}
+    assert sorted(whole) == list(range(10))
+    assert sorted(part) == [2, 5, 7]
+    assert all(torch.equal(images, whole[slot]) for slot, images in part.items())
+    assert len(dataset.shards("test")) == 2
+    members = [set(members_of_class(info)) for info in dataset.shards("test")]
+    assert members[0] == members[1], "each shard holds all classes"
+
+
+def test_impossible_tasks_are_refused_with_value_rule_and_remedy(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"data.way=13 but split 'train' .* has 12 classes\nlower data.way"):
+        EpisodeStream(dataset, "train", Task(13, 1, 1), 0)
+    with pytest.raises(ConfigError, match=r"data.eval.way=7 but split 'val' .* has 6 classes\nlower data.eval.way"):
+        EpisodeStream(dataset, "val", Task(7, 1, 1), 0, section="data.eval")
+    with pytest.raises(ConfigError, match=r"data.shot \+ data.queries = 7 but class .* has 6 images"):
+        EpisodeStream(dataset, "train", Task(3, 3, 4), 0)
+    EpisodeStream(dataset, "train", Task(13, 1, 1, class_rotations=True), 0)

@@ -1,0 +1,58 @@
+"""The house keeps its floors: a room imports only from lower floors and from its own floor's earlier rooms."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "distmeta"
+# Lower floors first; rooms of one floor in their order.
+ROOMS = ["errors", "seeds", "config", "data", "models", "learners", "train", "registry", "scale", "cli"]
+# Which rooms may import a heavy library at all.
+MAY_KNOW = {
+    "ray": {"scale"},
+    "mlflow": {"registry"},
+    "webdataset": {"data"},
+    "fsspec": {"data"},
+    "typer": {"cli"},
+    "yaml": {"config", "scale"},
+}
+
+
+def imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path: Path) -> None:
+    room = room_of(path)
+    for name in imports(path):
+        library, *inside = name.split(".")
+        if library == "distmeta" and inside and inside[0] in ROOMS:
+            assert ROOMS.index(inside[0]) <= ROOMS.index(room), f"{path} imports {name} from a higher floor"
+        if library in MAY_KNOW:
+            assert room in MAY_KNOW[library], f"{path} may not know {library}"
+
+
+def test_every_room_is_on_the_plan() -> None:
+    assert {room_of(path) for path in MODULES} == set(ROOMS)
+
+
+def test_only_launch_and_above_open_the_config() -> None:
+    for path in MODULES:
+        if room_of(path) in {"data", "models", "learners", "train"}:
+            assert not any(name.startswith("distmeta.config") for name in imports(path)), path

@@ -16,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class EvalConfig(Section):
@@ -73,6 +73,7 @@ class LearnerConfig(Section):
 
 class OuterConfig(Section):
     optimizer: Literal["adam", "sgd"] = "adam"
+    """torch's optimiser for meta_params."""
     lr: PositiveFloat = 1e-3
     """β: outer-loop learning rate."""
     momentum: Fraction = 0.0
@@ -103,6 +104,7 @@ class TrainConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
     precision: Literal["float32", "float64"] = "float32"
+    """Type of weights and images."""
     checkpoint_every: Positive = 100
     """Steps between checkpoints."""
     validate_every: Positive = 100
@@ -173,15 +175,21 @@ def validate(content: dict[str, Any], origin: str) -> Config:
         first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(), n=3, cutoff=0.5) or difflib.get_close_matches(
-            key.rpartition(".")[2], [k.rpartition(".")[2] for k in known_keys()], n=3
-        )
-        raise ConfigError(
-            f"unknown key {key} in {origin}", f"nearest valid keys: {', '.join(near)}" if near else "see configs/ for examples"
-        )
+        raise ConfigError(f"unknown key {key} in {origin}", _nearest(key))
     if first["type"] == "missing":
         raise ConfigError(f"{key} is missing in {origin}", f"add it, or give --set {key}=…")
     raise ConfigError(f"{key}={first['input']!r} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}", f"mend {key}")
+
+
+def _nearest(unknown: str) -> str:
+    """The valid keys that somebody who wrote `unknown` may have meant: alike ones, else all of its section."""
+    section = unknown.rpartition(".")[0]
+    siblings = [key for key in known_keys() if key.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(unknown, siblings, n=3, cutoff=0.75) or difflib.get_close_matches(
+        unknown, known_keys(), n=3, cutoff=0.75
+    )
+    last_parts = [key for key in known_keys() if difflib.SequenceMatcher(None, key.rpartition(".")[2], unknown).ratio() > 0.75]
+    return f"nearest valid keys: {', '.join(near or last_parts or siblings)}"
 
 
 def known_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:

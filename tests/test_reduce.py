@@ -1,4 +1,4 @@
-"""The reduction: equal bits for any partition over any number of workers, right to float64, and agreement on everything that can go wrong."""
+"""The reduction: equal bits for any partition over any workers, right to float64, and agreement on all that can go wrong."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,9 @@ def slot_gradients(seed: int, slots: int = SLOTS, decades: float = 8.0) -> torch
 
 def contribution(gradients: torch.Tensor, slots: list[int]) -> Contribution:
     loss = torch.arange(len(gradients), dtype=torch.float32)[slots] / 7
-    return Contribution(slots, gradients[slots], SlotMetrics(loss, torch.tensor(slots, dtype=torch.int64) + 1, torch.full((len(slots),), 10)))
+    return Contribution(
+        slots, gradients[slots], SlotMetrics(loss, torch.tensor(slots, dtype=torch.int64) + 1, torch.full((len(slots),), 10))
+    )
 
 
 def alone(gradients: torch.Tensor) -> Reduced:

@@ -34,7 +34,7 @@ class Preprocessing(BaseModel):
     def network_input(self, pixels: Pixels) -> Tensor:
         """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W)."""
         scale, shift = 255.0 * torch.tensor(self.std), torch.tensor(self.mean) / torch.tensor(self.std)
-        return torch.from_numpy(pixels) / scale[:, None, None] - shift[:, None, None]
+        return torch.tensor(pixels) / scale[:, None, None] - shift[:, None, None]
 
 
 def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
@@ -44,6 +44,8 @@ def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
     """
     try:
         picture: Image.Image = Image.open(io.BytesIO(image))
+        if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

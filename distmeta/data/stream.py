@@ -60,7 +60,10 @@ class EpisodeStream:
         return shard, compose(self.task, self._members[shard], self.seed, f"{self.split} evaluation episode", index)
 
     def shard_of(self, step: int, slot: int) -> int:
-        """The shard that serves (step, slot): each slot visits the shards in an order of its own, a new one each time round, and stays for a visit's episodes."""
+        """The shard that serves (step, slot).
+
+        Each slot visits the shards in an order of its own, a new one each time round, and stays for a visit's episodes.
+        """
         visit = max(1, min(len(info.class_ids) for info in self._infos) // self.task.images)
         round_, position = divmod(step // visit, len(self._infos))
         return int(generator(self.seed, "shard order", slot, round_).permutation(len(self._infos))[position])

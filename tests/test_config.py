@@ -1,0 +1,95 @@
+"""A config is read whole or refused with key, value, rule and remedy."""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distmeta.config import Config, known_keys, load_config
+from distmeta.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def written(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_are_valid_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    assert load_config(written(tmp_path, config.to_yaml())) == config
+
+
+def test_overrides_win(tmp_path: Path) -> None:
+    path = written(tmp_path, {"data": {"shards": "x"}, "outer": {"lr": 0.1}})
+    config = load_config(path, ["outer.lr=2e-3", "data.eval.way=7", "seed=3", "data.class_rotations=true"])
+    assert (config.outer.lr, config.data.eval.way, config.seed, config.data.class_rotations) == (2e-3, 7, 3, True)
+    assert config.run_folder == "runs/run"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("outer.learning_rate=1", r"unknown key outer.learning_rate in .*\nnearest valid keys: .*outer.lr"),
+        ("learner.iner_lr=1", r"unknown key learner.iner_lr in .*\nnearest valid keys: learner.inner_lr"),
+        ("worker=2", r"unknown key worker in .*\nnearest valid keys: .*train.workers"),
+        ("outer.steps=many", r"outer.steps='many' in .*: input should be a valid integer"),
+        ("outer.steps=0", r"outer.steps=0 in .*: input should be greater than or equal to 1"),
+        ("outer.lr=-1", r"outer.lr=-1 in .*: input should be greater than 0"),
+        ("outer.lr=.nan", r"outer.lr=nan in .*: input should be a finite number"),
+        ("model.name=resnet", r"model.name='resnet' in .*: input should be 'conv4'"),
+        ("seed.x=1", r"seed is not a section"),
+        ("seed", r"--set seed has no value"),
+        ("seed=[", r"the value is not YAML"),
+    ],
+)
+def test_bad_overrides(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(written(tmp_path, {"data": {"shards": "x"}, "seed": 1}), [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [", "is not YAML"),
+        ("- 1", "holds list"),
+        ("", "holds NoneType"),
+        ("data: {way: 5}", r"data.shards is missing in .*\nadd it, or give --set data.shards=…"),
+        ("data: 3", r"data=3 in"),
+        ("!!python/object/apply:os.system [id]", "is not YAML"),
+    ],
+)
+def test_bad_files(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(written(tmp_path, content))
+
+
+def test_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be read: No such file"):
+        load_config(tmp_path / "absent.yaml")
+
+
+@given(st.dictionaries(st.sampled_from([*known_keys(), "nonsense"]), st.one_of(st.none(), st.integers(), st.text(max_size=3), st.floats())))
+def test_no_content_escapes_as_another_error_than_ours(overrides: dict[str, object]) -> None:
+    from distmeta.config import validate
+
+    with contextlib.suppress(ConfigError):
+        validate({"data": {"shards": "x"}, "run_folder": "r", **overrides}, "test")
+
+
+def test_every_key_is_documented() -> None:
+    def walk(section: type) -> None:
+        for name, field in section.model_fields.items():  # type: ignore[attr-defined]
+            nested = isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields")
+            if nested:
+                walk(field.annotation)
+            elif name != "name":
+                assert field.description, name
+
+    walk(Config)

@@ -1,0 +1,228 @@
+"""Whole runs on real Ray workers, over a real MLflow store: the same run on any number of workers, stopped or not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+
+from distmeta.config import Config, validate
+from distmeta.errors import ClusterError, ConfigError, DataError, RunError
+from distmeta.scale.run import run
+from distmeta.train.metrics import read_metrics
+
+STEPS, SLOTS = 40, 8
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """One Ray cluster for all runs of this module."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def config(home: Path, packed: Path, name: str, **train: Any) -> Config:
+    return validate(
+        {
+            "run_folder": str(home / name),
+            "data": {
+                "shards": str(packed),
+                "way": 3,
+                "shot": 1,
+                "queries": 3,
+                "eval": {"queries": 3, "episodes": 20, "val_episodes": 10},
+            },
+            "model": {"filters": 8},
+            "learner": {"inner_lr": 0.2, "inner_steps": 2},
+            "outer": {"lr": 0.01, "steps": STEPS, "meta_batch_size": SLOTS, "schedule": "cosine", "clip_norm": 10},
+            "train": {"workers": 2, "cpus_per_worker": 0.5, "checkpoint_every": 10, "validate_every": 10, "device": "cpu"} | train,
+            "tracking": {"uri": f"sqlite:///{home / 'mlflow.db'}"},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(home: Path, packed: Path, address: str) -> dict[str, Any]:
+    """The run on one worker, left alone: what all others must equal."""
+    return run(config(home, packed, "alone", workers=1), address=address)
+
+
+def owners(result: dict[str, Any]) -> list[list[int]]:
+    """For each step, which rank computed each slot."""
+    return [record["ranks"] for record in read_metrics(Path(result["run_folder"]))]
+
+
+def test_one_worker_learns(alone: dict[str, Any]) -> None:
+    assert alone["steps"] == STEPS
+    assert owners(alone) == [[0] * SLOTS] * STEPS
+    assert alone["test"]["accuracy"] > alone["test"]["random_init"] + alone["test"]["ci95"]
+    assert alone["test"]["episodes"] == 20
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_ends_in_the_same_weights(
+    workers: int, alone: dict[str, Any], home: Path, packed: Path, address: str
+) -> None:
+    result = run(config(home, packed, f"workers-{workers}", workers=workers), address=address)
+    assert result["weights_sha256"] == alone["weights_sha256"]
+    assert {**result["test"]} == {**alone["test"]}
+    for ranks in owners(result):
+        assert sorted(set(ranks)) == list(range(workers))
+        assert ranks == sorted(ranks), "slots are dealt in contiguous blocks"
+        assert len(ranks) == SLOTS
+
+
+def at_checkpoint(run_folder: Path, step: int, act: Callable[[], None]) -> threading.Thread:
+    """Call `act` from a thread once the run has a checkpoint of at least `step`."""
+
+    def watch() -> None:
+        while not any(int(path.parent.name[5:]) >= step for path in run_folder.glob("checkpoints/step-*/checkpoint.json")):
+            done.wait(0.05)
+        act()
+
+    done = threading.Event()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
+    slow = config(home, packed, "stopped", checkpoint_every=1)  # a checkpoint at every step leaves time to stop in between
+    run_folder = Path(slow.run_folder)
+    at_checkpoint(run_folder, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(RunError, match=rf"stopped as asked, at step-\d+ of {STEPS}\ngive --resume"):
+        run(slow, address=address)
+    stopped_at = [record["step"] for record in read_metrics(run_folder)][-1]
+    assert 3 <= stopped_at < STEPS
+    with pytest.raises(ConfigError, match="holds a run already, with checkpoint step-.*\ncontinue it with --resume"):
+        run(slow, address=address)
+    # On another number of workers, too.
+    result = run(config(home, packed, "stopped", workers=1), resume=True, address=address)
+    assert result["weights_sha256"] == alone["weights_sha256"]
+    assert result["test"] == alone["test"]
+    assert [record["step"] for record in read_metrics(run_folder)] == list(range(1, STEPS + 1))
+    history = MlflowClient(slow.tracking.uri).get_metric_history(result["run_id"], "meta_loss")
+    assert [metric.step for metric in history] == list(range(1, STEPS + 1)), "MLflow shows a step twice, or lacks one"
+    # And once more: nothing is done twice.
+    assert run(config(home, packed, "stopped"), resume=True, address=address) == result
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
+    import psutil
+
+    killed = []
+
+    def kill_a_worker() -> None:
+        workers = [p for p in psutil.process_iter(["name", "cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        killed.append(workers[-1].pid)
+        workers[-1].kill()
+
+    interrupted = config(home, packed, "killed", checkpoint_every=1)
+    at_checkpoint(Path(interrupted.run_folder), 4, kill_a_worker)
+    result = run(interrupted, address=address)
+    assert killed
+    assert result["weights_sha256"] == alone["weights_sha256"]
+    assert [record["step"] for record in read_metrics(Path(result["run_folder"]))] == list(range(1, STEPS + 1))
+
+
+def test_what_mlflow_holds(alone: dict[str, Any], home: Path) -> None:
+    mlflow = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    held = mlflow.get_run(alone["run_id"])
+    assert held.info.status == "FINISHED"
+    assert held.data.params["learner.inner_lr"] == "0.2"
+    assert held.data.tags["weights_sha256"] == alone["weights_sha256"]
+    assert held.data.metrics["test/accuracy"] == alone["test"]["accuracy"]
+    assert {"fingerprint", "torch", "ray", "cpu_capability", "checkpoints"} <= set(held.data.tags)
+    assert [m.step for m in mlflow.get_metric_history(alone["run_id"], "accuracy")] == list(range(1, STEPS + 1))
+    assert [m.step for m in mlflow.get_metric_history(alone["run_id"], "validation/accuracy")] == [10, 20, 30, 40]
+    assert "config.yaml" in {file.path for file in mlflow.list_artifacts(alone["run_id"])}
+
+
+def test_what_cannot_be_placed_is_refused_with_the_arithmetic(home: Path, packed: Path, address: str) -> None:
+    crowd = config(home, packed, "crowd", workers=5)
+    with pytest.raises(
+        ClusterError, match=r"train.workers=5 of 0.5 CPU each, but this cluster places 4 .*2 CPUs hold 4.*\nset train.workers=4"
+    ):
+        run(crowd, address=address)
+    assert not Path(crowd.run_folder).exists(), "a refused run leaves a folder behind"
+    with pytest.raises(ConfigError, match=r"train.device=cuda wants 2 GPUs but the cluster has 0"):
+        run(config(home, packed, "gpu", device="cuda"), address=address)
+
+
+def test_another_run_in_the_folder_is_refused(alone: dict[str, Any], home: Path, packed: Path) -> None:
+    other = config(home, packed, "alone")
+    other = other.model_copy(update={"outer": other.outer.model_copy(update={"lr": 0.5})})
+    with pytest.raises(ConfigError, match=r"holds another run: outer.lr 0.01 → 0.5\ngive --set run_folder=NEW"):
+        run(other, resume=True)
+    (home / "notes").mkdir()
+    (home / "notes" / "mine.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="holds other files"):
+        run(config(home, packed, "notes"))
+    assert (home / "notes" / "mine.txt").read_text() == "precious"
+
+
+def test_a_shard_lost_during_the_run_ends_it_with_its_name(home: Path, packed: Path, address: str, tmp_path: Path) -> None:
+    """Found by one worker only; every worker stops, and Ray does not try again what cannot succeed."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for path in packed.iterdir():
+        (shards / path.name).write_bytes(path.read_bytes())
+    (shards / "train-000001.tar").unlink()
+    with pytest.raises(DataError, match=r"shard .*train-000001.tar is missing\ncopy it again"):
+        run(config(home, shards, "lost"), address=address)
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
+    return subprocess.run(
+        [sys.executable, "-c", "from distmeta.cli import main; main()", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_line_from_training_to_prediction(packed: Path, tmp_path: Path) -> None:
+    """As a user would: a local Ray of its own, two workers, MLflow's default place; then the commands it names."""
+    assert not ray.is_initialized()
+    settings = config(tmp_path, packed, "run").model_dump(mode="json")
+    settings["outer"]["steps"] = 10
+    settings["tracking"]["uri"] = None
+    (tmp_path / "run.yaml").write_text(json.dumps(settings))
+    trained = command("train", "run.yaml", "--json", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout.splitlines()[-1])
+    assert result["model"] == "models:/patterns-3way-1shot@champion"
+    assert {rank for ranks in owners(result) for rank in ranks} == {0, 1}
+    listed = command("models", "--json", cwd=tmp_path)
+    assert [(row["aliases"], row["accuracy"]) for row in json.loads(listed.stdout)] == [(["champion"], result["test"]["accuracy"])]
+    exported = command("inspect", str(packed), "--way", "3", "--export", "episode", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    ask = ["predict", "--model", result["model"], "--support", "episode/support", "--query"]
+    predictions = json.loads(command(*ask, "episode/query", "--json", cwd=tmp_path).stdout)
+    assert len(predictions) == 9
+    table = command(*ask, "episode/query", cwd=tmp_path)
+    assert all(prediction["file"] in table.stdout for prediction in predictions)
+    refused = command(*ask, "nowhere", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.splitlines() == ["distmeta: nowhere holds no image to classify", "  give a folder with .jpeg, .jpg, .png files"]
+    usage = command("train", "run.yaml", "--set", "outer.stepz=3", cwd=tmp_path)
+    assert usage.returncode == 2
+    assert usage.stderr.splitlines()[1] == "  nearest valid keys: outer.steps"

@@ -110,7 +110,7 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
         run(slow, address=address)
     stopped_at = [record["step"] for record in read_metrics(run_folder)][-1]
     assert 3 <= stopped_at < STEPS
-    with pytest.raises(ConfigError, match="holds a run already, with checkpoint step-.*\ncontinue it with --resume"):
+    with pytest.raises(ConfigError, match=r"holds a run already, with checkpoint step-.*\ncontinue it with --resume"):
         run(slow, address=address)
     # On another number of workers, too.
     result = run(config(home, packed, "stopped", workers=1), resume=True, address=address)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -56,8 +55,16 @@ class EpisodeBatch(NamedTuple):
     query_images: Tensor
     query_labels: Tensor
 
-    def to(self, device: torch.device) -> "EpisodeBatch":
-        return EpisodeBatch(self.slots, *(tensor.to(device, non_blocking=True) for tensor in self[1:]))
+    def like(self, parameter: Tensor) -> "EpisodeBatch":
+        """The same episodes on `parameter`'s device, images in its type."""
+        device, dtype = parameter.device, parameter.dtype
+        return EpisodeBatch(
+            self.slots,
+            self.support_images.to(device, dtype),
+            self.support_labels.to(device),
+            self.query_images.to(device, dtype),
+            self.query_labels.to(device),
+        )
 
 
 def compose(task: Task, members_of_class: dict[int, NDArray[np.int64]], seed: int, purpose: str, *indices: int) -> Episode:

@@ -37,6 +37,14 @@ class Preprocessing(BaseModel):
         return torch.tensor(pixels) / scale[:, None, None] - shift[:, None, None]
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """The same images (..., C, H, W) with the channels innermost in memory: convolutions on CPU run up to twice as fast so.
+
+    Also for one channel, where torch itself holds either layout for the other and then computes in the slow one.
+    """
+    return images.movedim(-3, -1).clone(memory_format=torch.contiguous_format).movedim(-1, -3)
+
+
 def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
     """Decode an encoded file to grey (`channels` 1) or RGB (3); transparency becomes white. `origin` names the image in the error.
 

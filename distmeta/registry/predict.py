@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distmeta.data.images import decode
+from distmeta.data.images import channels_last, decode
 from distmeta.errors import DataError
 from distmeta.registry.models import Model
 
@@ -65,7 +65,7 @@ def predict_folder(model: Model, support: Path, query: Path) -> Iterator[dict[st
         # Padded to one size, so that a query meets the same arithmetic in every company.
         queries = _read(chunk, model)
         padded = torch.cat([queries, queries[:1].expand(_CHUNK - len(queries), *queries.shape[1:])])
-        probabilities = model.learner.predict(adapted, padded.contiguous(memory_format=torch.channels_last)).inductive.softmax(1)
+        probabilities = model.learner.predict(adapted, channels_last(padded)).inductive.softmax(1)
         for path, row in zip(chunk, probabilities[: len(chunk)], strict=True):
             yield {"file": str(path), "class": names[int(row.argmax())], "probability": row.max().item()}
 
@@ -73,4 +73,4 @@ def predict_folder(model: Model, support: Path, query: Path) -> Iterator[dict[st
 def _read(paths: list[Path], model: Model) -> Tensor:
     pixels = np.stack([decode(path.read_bytes(), model.preprocessing, str(path)) for path in paths])
     dtype = next(iter(model.meta_params.values())).dtype
-    return model.preprocessing.network_input(pixels).to(dtype).contiguous(memory_format=torch.channels_last)
+    return channels_last(model.preprocessing.network_input(pixels).to(dtype))

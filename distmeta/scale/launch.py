@@ -80,6 +80,7 @@ class Worker:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.config = config
         self.device = device
+        self.dtype: torch.dtype = getattr(torch, config.train.precision)
         self.reporter = reporter
         self.run_folder = Path(config.run_folder)
         self.dataset = Dataset(config.data.shards)
@@ -92,12 +93,13 @@ class Worker:
         self._clock = (time.monotonic(), 0)
 
     def _learner(self) -> MAML:
-        dtype = getattr(torch, self.config.train.precision)
-        model = build_model(**self.description["model"]).to(self.device, dtype)
+        model = build_model(**self.description["model"]).to(self.device, self.dtype)
         return build_learner(model=model, **self.description["learner"])
 
     def initial_params(self) -> Params:
-        return initial_params(self.learner.model, torch_seed(self.config.seed, "initial weights"))
+        """Drawn on the CPU in float32 whatever device and precision follow, so that all of them start alike."""
+        drawn = initial_params(build_model(**self.description["model"]), torch_seed(self.config.seed, "initial weights"))
+        return {name: value.to(self.device, self.dtype) for name, value in drawn.items()}
 
     def _outer(self, meta_params: Params) -> OuterUpdate:
         outer = self.config.outer
@@ -137,7 +139,7 @@ class Worker:
         self._clock = (time.monotonic(), self.progress.step)
         if self.rank == 0:
             self.reporter.tell(phase="training", step=self.progress.step)
-        if train(self.learner, self.outer, batches, self.progress, plan, self, self.device):
+        if train(self.learner, self.outer, batches, self.progress, plan, self):
             self._test()
 
     def _test(self) -> None:
@@ -151,8 +153,7 @@ class Worker:
         }
         episodes = self.config.data.eval.episodes
         result, random_init = (
-            evaluate(self.learner, params, stream, episodes, self.rank, self.workers, self.device)
-            for params in (best, self.initial_params())
+            evaluate(self.learner, params, stream, episodes, self.rank, self.workers) for params in (best, self.initial_params())
         )
         if self.rank == 0:
             content = {
@@ -179,9 +180,7 @@ class Worker:
         tell(**figures, **rates)
 
     def validate(self, meta_params: Params) -> Evaluation:
-        return evaluate(
-            self.learner, meta_params, self.validation, self.config.data.eval.val_episodes, self.rank, self.workers, self.device
-        )
+        return evaluate(self.learner, meta_params, self.validation, self.config.data.eval.val_episodes, self.rank, self.workers)
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:

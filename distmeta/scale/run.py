@@ -24,7 +24,7 @@ from distmeta.scale.launch import RESULT, eval_stream, model_description, train_
 from distmeta.scale.progress import Board, Display, raised
 from distmeta.train import checkpoint as checkpoints
 
-_POLL_S = 0.2
+_POLL_S = 0.5
 # What may differ between a run and its continuation: none of it changes the result.
 _FREE = {
     "run_folder",
@@ -56,11 +56,15 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
 
 
 def absolute(config: Config) -> Config:
-    """`config` with local paths made absolute: workers run in folders of their own."""
+    """`config` with local paths made absolute: workers run in folders of their own. Raises ConfigError if run_folder is a URL."""
 
     def path(location: str) -> str:
         return location if "://" in location else str(Path(location).absolute())
 
+    if "://" in config.run_folder:
+        raise ConfigError(
+            f"run_folder={config.run_folder} is a URL; a run is written to a folder", "give a local path, or one all nodes share"
+        )
     data = config.data.model_copy(update={"shards": path(config.data.shards)})
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
 

@@ -41,23 +41,22 @@ def block(count: int, rank: int, workers: int) -> list[int]:
     return list(range(rank * count // workers, (rank + 1) * count // workers))
 
 
-def evaluate(
-    learner: MAML, meta_params: Params, stream: EpisodeStream, episodes: int, rank: int, workers: int, device: torch.device
-) -> Evaluation:
+def evaluate(learner: MAML, meta_params: Params, stream: EpisodeStream, episodes: int, rank: int, workers: int) -> Evaluation:
     """Adapt to the support set of each of `episodes` fixed episodes of `stream` and count correct queries.
 
     Raises the worker's own failure, or PeerFailure where another worker failed.
     """
-    correct = torch.zeros(episodes, 2, dtype=torch.int64, device=device)
+    parameter = next(iter(meta_params.values()))
+    correct = torch.zeros(episodes, 2, dtype=torch.int64, device=parameter.device)
     failure = None
     try:
         for batch in stream.evaluation(block(episodes, rank, workers)):
-            for index, support, support_labels, queries, query_labels in zip(batch.slots, *batch.to(device)[1:], strict=True):
+            for index, support, support_labels, queries, query_labels in zip(*batch.like(parameter), strict=True):
                 logits = learner.predict(learner.adapt(meta_params, support, support_labels), queries)
                 correct[index] = torch.stack([(kind.argmax(1) == query_labels).sum() for kind in logits])
     except DistmetaError as error:
         failure = error
-    agree(failure, device)
+    agree(failure, parameter.device)
     task = stream.task
     (accuracy, ci95), (inductive, ci95_inductive) = (
         _mean_and_ci95(counts / (task.way * task.queries)) for counts in sum_over_workers(correct).double().cpu().unbind(1)

@@ -75,16 +75,14 @@ class _Timer:
         self.last = now
 
 
-def train(
-    learner: MAML, outer: OuterUpdate, batches: Iterator[EpisodeBatch], progress: Progress, plan: Plan, hooks: Hooks, device: torch.device
-) -> bool:
+def train(learner: MAML, outer: OuterUpdate, batches: Iterator[EpisodeBatch], progress: Progress, plan: Plan, hooks: Hooks) -> bool:
     """Outer updates from `progress.step` to `plan.steps`; whether it got there (or was asked to stop, after a last checkpoint).
 
     Raises RunError after `max_bad_steps` steps in a row with a non-finite meta-gradient, and what `reduce` raises.
     """
     while progress.step < plan.steps:
         timer = _Timer()
-        contribution = contribute(learner, outer.meta_params, batches, plan.slots, device, timer)
+        contribution = contribute(learner, outer.meta_params, batches, plan.slots, timer)
         reduced = reduce(contribution, outer.meta_params, plan.meta_batch_size, plan.rank, hooks.stop_requested())
         timer.mark("reduce")
         gradient_norm = None
@@ -108,18 +106,17 @@ def train(
     return progress.step == plan.steps
 
 
-def contribute(
-    learner: MAML, meta_params: Params, batches: Iterator[EpisodeBatch], slots: list[int], device: torch.device, timer: _Timer
-) -> Contribution:
+def contribute(learner: MAML, meta_params: Params, batches: Iterator[EpisodeBatch], slots: list[int], timer: _Timer) -> Contribution:
     """This worker's meta-gradients for the next step, or the failure that kept it from them: its peers must hear of either."""
+    parameter = next(iter(meta_params.values()))
     try:
-        episodes = next(batches).to(device)
+        episodes = next(batches).like(parameter)
         timer.mark("data")
         slot_gradients, metrics = learner.slot_gradients(meta_params, episodes)
         timer.mark("adapt")
         return Contribution(slots, slot_gradients, metrics)
     except DistmetaError as failure:
-        nothing = torch.zeros(0, device=device)
+        nothing = torch.zeros(0, device=parameter.device)
         return Contribution([], nothing.view(0, 1), SlotMetrics(nothing, nothing, nothing), failure)
 
 

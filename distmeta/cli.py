@@ -26,23 +26,23 @@ TrackingUri = Annotated[
 
 
 def main() -> None:
-    """Run the command line; a DistmetaError becomes its two lines and its exit code, never a traceback unless --debug."""
+    """Run the command line; an error becomes two lines and an exit code, never a traceback unless --debug."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     try:
         app()
-    except DistmetaError as error:
+    except Exception as error:
         if debug:
             raise
-        sys.exit(_explain(error))
+        known = error if isinstance(error, DistmetaError) else _unexpected(error)
+        print(f"distmeta: {known.message}\n  {known.remedy}", file=sys.stderr)
+        sys.exit(known.exit_code)
 
 
-def _explain(error: DistmetaError) -> int:
-    print(f"distmeta: {error.message}", file=sys.stderr)
-    if error.remedy:
-        print(f"  {error.remedy}", file=sys.stderr)
-    return error.exit_code
+def _unexpected(error: Exception) -> DistmetaError:
+    reason = " ".join(str(error).split())[:300]
+    return DistmetaError(f"unexpected {type(error).__name__}: {reason}", "run it again with --debug to see where, and report it")
 
 
 @app.callback()

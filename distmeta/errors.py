@@ -17,13 +17,13 @@ class DistmetaError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, remedy: str = "") -> None:
+    def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message, remedy)
         self.message = message
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.message}\n{self.remedy}" if self.remedy else self.message
+        return f"{self.message}\n{self.remedy}"
 
 
 class ConfigError(DistmetaError):

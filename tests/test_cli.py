@@ -81,6 +81,16 @@ def test_impossible_tasks_leave_no_run_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 
+def test_what_nobody_foresaw_is_two_lines_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(location: str) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("distmeta.data.shards.Dataset", broken)
+    code, _, err = call(monkeypatch, capsys, "inspect", "x")
+    assert code == 1
+    assert err.splitlines() == ["distmeta: unexpected KeyError: 'surprise'", "  run it again with --debug to see where, and report it"]
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     from distmeta.errors import DataError
 

@@ -119,6 +119,14 @@ def test_too_many_in_a_row_stop_the_run(dataset: Dataset) -> None:
     assert weights_sha256(outer.meta_params) == before
 
 
+def test_float64_from_float32_images(dataset: Dataset) -> None:
+    maml = learner()
+    maml.model.double()
+    outer = OuterUpdate(initial_params(maml.model, 0), "adam", schedule("constant", 0.01, 2))
+    assert train(maml, outer, batches(dataset), Progress(), PLAN._replace(steps=2), Recorder())
+    assert {value.dtype for value in outer.meta_params.values()} == {torch.float64}
+
+
 def test_a_failing_stream_is_the_runs_failure(dataset: Dataset) -> None:
     def failing() -> Iterator[EpisodeBatch]:
         yield next(batches(dataset))

@@ -1,10 +1,13 @@
 """Packing and shards: the same bytes for the same input, every image once, nothing half-written, every damage named."""
 
+import functools
 import hashlib
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +160,26 @@ def test_a_damaged_manifest_is_refused(packed: Path, tmp_path: Path, damage: obj
     (folder / "manifest.json").write_text(json.dumps(damage(content)))  # type: ignore[operator]
     with pytest.raises(DataError, match=message):
         Dataset(str(folder))
+
+
+@pytest.fixture
+def served(packed: Path) -> Iterator[str]:
+    """The dataset's folder over HTTP."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(packed))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_over_http_it_is_the_same_dataset(served: str, dataset: Dataset) -> None:
+    remote = Dataset(served)
+    assert remote.manifest == dataset.manifest
+    assert remote.fetch(remote.manifest.shards[0]) == dataset.fetch(dataset.manifest.shards[0])
+    with pytest.raises(DataError, match=r"no-such\.tar is missing"):
+        remote.fetch(remote.manifest.shards[0].model_copy(update={"name": "no-such.tar"}))
+    with pytest.raises(DataError, match="is no packed dataset"):
+        Dataset(f"{served}/elsewhere")
 
 
 def test_no_manifest_or_no_json(tmp_path: Path) -> None:

@@ -140,6 +140,10 @@ def test_impossible_tasks_are_refused_with_value_rule_and_remedy(dataset: Datase
         EpisodeStream(dataset, "train", Task(13, 1, 1), 0)
     with pytest.raises(ConfigError, match=r"data.eval.way=7 but split 'val' .* has 6 classes\nlower data.eval.way"):
         EpisodeStream(dataset, "val", Task(7, 1, 1), 0, section="data.eval")
-    with pytest.raises(ConfigError, match=r"data.shot \+ data.queries = 7 but class .* has 6 images"):
+    with pytest.raises(
+        ConfigError, match=r"data.shot \+ data.queries = 7 but class .* has 6 images.*\n.* pack again with --images-per-class 7"
+    ):
         EpisodeStream(dataset, "train", Task(3, 3, 4), 0)
+    with pytest.raises(ConfigError, match=r"data.shot \+ data.queries = 13 but class .* has 6 images.*\nlower data.shot or data.queries$"):
+        EpisodeStream(dataset, "train", Task(3, 3, 10), 0)
     EpisodeStream(dataset, "train", Task(13, 1, 1, class_rotations=True), 0)

@@ -129,11 +129,13 @@ class Dataset:
         for shard in self.shards(split):
             counts = np.bincount(shard.class_ids, minlength=len(self.manifest.classes))[self.class_ids(split)]
             if counts.min() < task.images_per_class:
-                scarce = self.manifest.classes[self.class_ids(split)[int(counts.argmin())]].name
+                scarce = self.manifest.classes[self.class_ids(split)[int(counts.argmin())]]
+                enough = scarce.images >= task.images_per_class
                 raise ConfigError(
-                    f"{section}.shot + {section}.queries = {task.images_per_class} but class '{scarce}' "
+                    f"{section}.shot + {section}.queries = {task.images_per_class} but class '{scarce.name}' "
                     f"has {counts.min()} images in {shard.name}",
-                    f"lower {section}.shot or {section}.queries, or pack again with a larger --images-per-class",
+                    f"lower {section}.shot or {section}.queries"
+                    + (f", or pack again with --images-per-class {task.images_per_class}" if enough else ""),
                 )
 
     def fetch(self, info: ShardInfo) -> Shard:

@@ -1,6 +1,7 @@
 """From a config to objects to Ray Train: what every worker builds and runs, and the trainer that places them."""
 
 import json
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -233,6 +234,7 @@ def trainer(config: Config, board: Any, allow_other_hardware: bool) -> TorchTrai
     train_config = config.train
     gpus = gpus_per_worker(train_config, train_config.device)
     resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)  # Ray has no argument for it
     environment = ALLOCATOR | {"OMP_NUM_THREADS": str(train_config.threads_per_worker)}
     return TorchTrainer(
         run_worker,

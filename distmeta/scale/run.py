@@ -44,6 +44,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     run_folder = Path(config.run_folder)
     dataset = Dataset(config.data.shards)
     train_stream(config, dataset), eval_stream(config, dataset, "val"), eval_stream(config, dataset, "test")  # refuse impossible tasks now
+    check_slots(config)
     check_run_folder(config, dataset, resume)
     name = config.tracking.model or f"{dataset.manifest.dataset}-{config.data.way}way-{config.data.shot}shot"
     description = model_description(config, dataset)
@@ -67,6 +68,16 @@ def absolute(config: Config) -> Config:
         )
     data = config.data.model_copy(update={"shards": path(config.data.shards)})
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
+
+
+def check_slots(config: Config) -> None:
+    """Raises ConfigError if there are more workers than episodes in a step."""
+    workers, episodes = config.train.workers, config.outer.meta_batch_size
+    if workers > episodes:
+        raise ConfigError(
+            f"train.workers={workers} but outer.meta_batch_size={episodes}: {workers - episodes} workers would have nothing to do",
+            f"set train.workers={episodes} or raise outer.meta_batch_size",
+        )
 
 
 def check_run_folder(config: Config, dataset: Dataset, resume: bool) -> None:

@@ -129,7 +129,8 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[s
     killed = []
 
     def kill_a_worker() -> None:
-        workers = [p for p in psutil.process_iter(["name", "cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        # Only descendants of this process: the cluster is ours, others on this machine are not.
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
         killed.append(workers[-1].pid)
         workers[-1].kill()
 

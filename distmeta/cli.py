@@ -90,6 +90,30 @@ def pack(
 
 
 @app.command()
+def verify(
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every shard: size, SHA-256, labels, and that every image decodes. Exit code 1 if anything is wrong.
+
+    Example: distmeta verify data/omniglot
+    """
+    from distmeta.data.shards import Dataset
+    from distmeta.data.verify import verify as check
+
+    dataset = Dataset(shards)
+    bad = list(check(dataset, quick))
+    for finding in bad:
+        _say(f"{finding.shard} {finding.key}: {finding.reason}")
+    _say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
+    if as_json:
+        print(json.dumps({"ok": not bad, "bad": [finding._asdict() for finding in bad]}))
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
 def inspect(
     shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --export.")] = "test",
@@ -135,6 +159,7 @@ def train(
     from distmeta.config import load_config
 
     settings = load_config(config, sets)
+    _say(f"training {config}")  # before Ray and MLflow are imported: that takes seconds
     from distmeta.scale.run import run
 
     result = run(settings, resume, address, allow_other_hardware)

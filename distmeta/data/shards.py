@@ -140,18 +140,32 @@ class Dataset:
 
     def fetch(self, info: ShardInfo) -> Shard:
         """Read one whole shard and check it. Raises DataError naming the shard if it is missing, cut short or changed."""
-        path = f"{self.location}/{info.name}"
-        try:
-            with fsspec.open(path, "rb") as file:
-                content = file.read()
-        except OSError as error:
-            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-            raise DataError(f"shard {path} {reason}", "copy it again or pack the dataset again") from None
+        path, content = self.path(info), self.read(info)
         if len(content) != info.bytes:
             raise DataError(f"shard {path} has {len(content)} bytes; the manifest says {info.bytes}", "copy it again or pack again")
         if hashlib.sha256(content).hexdigest() != info.sha256:
             raise DataError(f"shard {path} does not match its SHA-256 in the manifest", "copy it again or pack again")
         return Shard(info, content)
+
+    def read(self, info: ShardInfo) -> bytes:
+        """A shard's bytes, unchecked. Raises DataError naming the shard if they cannot be had."""
+        try:
+            with fsspec.open(self.path(info), "rb") as file:
+                return file.read()
+        except OSError as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
+            raise DataError(f"shard {self.path(info)} {reason}", "copy it again or pack the dataset again") from None
+
+    def size(self, info: ShardInfo) -> int:
+        """A shard's size in bytes, without reading it. Raises DataError naming the shard if it is not there."""
+        try:
+            filesystem, path = fsspec.core.url_to_fs(self.path(info))
+            return int(filesystem.size(path))
+        except OSError:
+            raise DataError(f"shard {self.path(info)} is missing", "copy it again or pack the dataset again") from None
+
+    def path(self, info: ShardInfo) -> str:
+        return f"{self.location}/{info.name}"
 
 
 def members_of_class(info: ShardInfo) -> dict[int, NDArray[np.int64]]:

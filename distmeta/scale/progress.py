@@ -85,7 +85,9 @@ class Display:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
         )
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        # Not redirecting: what Ray prints belongs in the log, and rich would bring it here.
+        hidden = not self._console.is_terminal
+        self._bar = Progress(*columns, console=self._console, redirect_stdout=False, redirect_stderr=False, disable=hidden)
         self._task: TaskID = self._bar.add_task("", total=steps, phase="", figures="")
 
     def __enter__(self) -> "Display":

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 import yaml
@@ -48,11 +48,14 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     check_run_folder(config, dataset, resume)
     name = config.tracking.model or f"{dataset.manifest.dataset}-{config.data.way}way-{config.data.shot}shot"
     description = model_description(config, dataset)
-    with _new_folder(run_folder), quiet(run_folder / "log.txt") as terminal:
+    with _new_folder(run_folder), quiet(run_folder / "log.txt") as terminal, Display(terminal, config.outer.steps) as display:
+        display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         models.check_name(uri, name, description)
         if not (run_folder / RESULT).exists():
-            _train(config, dataset, address, allow_other_hardware, terminal)
+            display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
+            _train(config, dataset, address, allow_other_hardware, display)
+        display.show({"phase": "publishing", "step": config.outer.steps})
         return _conclude(config, uri, name)
 
 
@@ -114,14 +117,14 @@ def _new_folder(run_folder: Path) -> Iterator[None]:
         raise
 
 
-def _train(config: Config, dataset: Dataset, address: str | None, allow_other_hardware: bool, terminal: TextIO) -> None:
+def _train(config: Config, dataset: Dataset, address: str | None, allow_other_hardware: bool, display: Display) -> None:
     run_folder = Path(config.run_folder)
-    with connected(address), Display(terminal, config.outer.steps) as display:
+    display.show({"phase": "starting Ray", "step": 0})
+    with connected(address):
         device = resolve_device(config.train)
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
         check_capacity(config.train, device)
         run_id = _begin(config, dataset)
-        display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
         board = Board.remote()  # type: ignore[attr-defined]
         with tracking.Mirror(tracking.tracking_uri(config.tracking.uri), run_id, run_folder) as mirror:
             fit = _Fit(trainer(config, board, allow_other_hardware))

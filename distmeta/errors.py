@@ -4,6 +4,7 @@ DistmetaError
 ├── ConfigError    the config or a flag is wrong             exit code 2
 ├── DataError      an archive, shard, image or folder is     exit code 1
 ├── RunError       a run folder, checkpoint or training is   exit code 1
+│   └── Stopped    nothing is: the user asked to stop        exit code 1
 ├── ClusterError   Ray cannot place or keep the workers      exit code 1
 └── RegistryError  MLflow or a registered model is           exit code 1
 """
@@ -35,6 +36,10 @@ class DataError(DistmetaError):
 
 
 class RunError(DistmetaError):
+    pass
+
+
+class Stopped(RunError):
     pass
 
 

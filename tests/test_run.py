@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
 from distmeta.config import Config, validate
-from distmeta.errors import ClusterError, ConfigError, DataError, RunError
+from distmeta.errors import ClusterError, ConfigError, DataError, Stopped
 from distmeta.scale.run import run
 from distmeta.train.metrics import read_metrics
 
@@ -106,10 +106,12 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
     slow = config(home, packed, "stopped", checkpoint_every=1)  # a checkpoint at every step leaves time to stop in between
     run_folder = Path(slow.run_folder)
     at_checkpoint(run_folder, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(RunError, match=rf"stopped as asked, at step-\d+ of {STEPS}\ngive --resume"):
+    with pytest.raises(Stopped, match=rf"stopped as asked, at step-\d+ of {STEPS}\ngive --resume"):
         run(slow, address=address)
     stopped_at = [record["step"] for record in read_metrics(run_folder)][-1]
     assert 3 <= stopped_at < STEPS
+    mlflow = MlflowClient(slow.tracking.uri)
+    assert mlflow.get_run(json.loads((run_folder / "mlflow.json").read_text())["run_id"]).info.status == "KILLED"
     with pytest.raises(ConfigError, match=r"holds a run already, with checkpoint step-.*\ncontinue it with --resume"):
         run(slow, address=address)
     # On another number of workers, too.
@@ -117,7 +119,7 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert result["test"] == alone["test"]
     assert [record["step"] for record in read_metrics(run_folder)] == list(range(1, STEPS + 1))
-    history = MlflowClient(slow.tracking.uri).get_metric_history(result["run_id"], "meta_loss")
+    history = mlflow.get_metric_history(result["run_id"], "meta_loss")
     assert [metric.step for metric in history] == list(range(1, STEPS + 1)), "MLflow shows a step twice, or lacks one"
     # And once more: nothing is done twice.
     assert run(config(home, packed, "stopped"), resume=True, address=address) == result

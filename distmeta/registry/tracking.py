@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -155,8 +155,8 @@ class Mirror:
         self._sent = last
 
 
-def end_run(uri: str, run_id: str, result: dict[str, Any]) -> None:
-    """Log the test's figures under test/…, the final weights' SHA-256 as a tag, and mark the run finished."""
+def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
+    """Log the test's figures under test/…, the best step and the final weights' SHA-256 as tags. Raises RegistryError."""
     with answers(uri):
         mlflow = client(uri)
         step = result["steps"]
@@ -164,4 +164,9 @@ def end_run(uri: str, run_id: str, result: dict[str, Any]) -> None:
         mlflow.log_batch(run_id, metrics=[Metric(f"test/{key}", value, step, step) for key, value in figures.items()])
         mlflow.set_tag(run_id, "weights_sha256", result["weights_sha256"])
         mlflow.set_tag(run_id, "best_step", str(result["best_step"]))
-        mlflow.set_terminated(run_id)
+
+
+def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Mark the run ended. Raises RegistryError."""
+    with answers(uri):
+        client(uri).set_terminated(run_id, status)

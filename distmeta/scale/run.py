@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ray.train import ControllerError, TrainingFailedError
 
 from distmeta.config import Config, validate
 from distmeta.data.shards import Dataset
-from distmeta.errors import ClusterError, ConfigError, DistmetaError, RunError
+from distmeta.errors import ClusterError, ConfigError, DistmetaError, RegistryError, Stopped
 from distmeta.registry import models, tracking
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.launch import RESULT, eval_stream, model_description, train_stream, trainer
@@ -131,7 +131,11 @@ def _train(config: Config, dataset: Dataset, address: str | None, allow_other_ha
             _watch(fit, board, display)
         if mirror.unsent:
             display.say(f"MLflow did not take all metrics: {mirror.unsent}\nthey stand in {run_folder / 'metrics'}")
-        _raise_failure(fit, ray.get(board.snapshot.remote())[1], config)
+        failure = _failure(fit, ray.get(board.snapshot.remote())[1], config)
+        if failure is not None:
+            with suppress(RegistryError):  # what ended the run is what the user must hear of
+                tracking.end_run(tracking.tracking_uri(config.tracking.uri), run_id, "KILLED" if isinstance(failure, Stopped) else "FAILED")
+            raise failure
 
 
 def _begin(config: Config, dataset: Dataset) -> str:
@@ -196,20 +200,21 @@ def _watch(fit: _Fit, board: Any, display: Display) -> None:
             signal.signal(number, handler)
 
 
-def _raise_failure(fit: _Fit, failure: tuple[str, str, str] | None, config: Config) -> None:
+def _failure(fit: _Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
     """What kept the run from its result, if anything did."""
-    if failure is not None:
-        raise raised(failure)
+    if reported is not None:
+        return raised(reported)
     run_folder = Path(config.run_folder)
     newest = checkpoints.newest(run_folder)
     at = newest.name if newest else "no checkpoint yet"
     if fit.error is not None:
-        raise ClusterError(
+        return ClusterError(
             f"training failed after {config.train.max_failures} restarts: {_reason(fit.error)}",
             f"see {run_folder / 'log.txt'}; --resume goes on from {at}",
         )
     if not (run_folder / RESULT).exists():
-        raise RunError(f"stopped as asked, at {at} of {config.outer.steps}", "give --resume to go on")
+        return Stopped(f"stopped as asked, at {at} of {config.outer.steps}", "give --resume to go on")
+    return None
 
 
 def _reason(error: BaseException) -> str:
@@ -228,7 +233,8 @@ def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
     held_path = run_folder / tracking.RUN_FILE
     held = json.loads(held_path.read_text())
     if "model" not in held:
-        tracking.end_run(uri, held["run_id"], result)
+        tracking.log_result(uri, held["run_id"], result)
+        tracking.end_run(uri, held["run_id"], "FINISHED")
         published = models.publish(uri, held["run_id"], run_folder / "best", name, result["test"])
         held["model"] = published.uri
         held_path.write_text(json.dumps(held))

@@ -79,7 +79,10 @@ def test_impossible_tasks_leave_no_run_folder(
     overrides = [part for override in sets for part in ("--set", override)]
     code, _, err = call(monkeypatch, capsys, "train", "c.yaml", *overrides)
     assert code == 2
-    assert err.startswith(f"distmeta: {message}")
+    reason, remedy = err.splitlines()[-2:]
+    assert reason.startswith(f"distmeta: {message}")
+    assert remedy.startswith("  ")
+    assert "Traceback" not in err
     assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
 
 

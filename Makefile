@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test test-slow lint clean
+.PHONY: install quickstart test lint clean
 
 install: $(READY)
 
@@ -26,9 +26,6 @@ quickstart: $(READY)
 
 test: $(READY) lint
 	$(BIN)/pytest
-
-test-slow: $(READY)
-	$(BIN)/pytest -m 'slow or not slow'
 
 lint: $(READY)
 	$(BIN)/ruff check .

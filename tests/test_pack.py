@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import random
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -24,13 +25,6 @@ from distmeta.errors import DataError
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def copy(folder: Path, out: Path) -> Path:
-    out.mkdir()
-    for path in folder.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
-    return out
 
 
 def test_same_input_same_bytes(packed: Path, tmp_path: Path) -> None:
@@ -118,7 +112,7 @@ def test_two_packs_into_one_folder(tmp_path: Path) -> None:
 
 
 def test_any_flipped_byte_of_a_shard_is_noticed(packed: Path, dataset: Dataset, tmp_path: Path) -> None:
-    folder = copy(packed, tmp_path / "copy")
+    folder = shutil.copytree(packed, tmp_path / "copy")
     info = dataset.manifest.shards[0]
     path = folder / info.name
     for position in random.Random(0).sample(range(info.bytes), 20):
@@ -133,7 +127,7 @@ def test_any_flipped_byte_of_a_shard_is_noticed(packed: Path, dataset: Dataset, 
 
 
 def test_a_truncated_or_missing_shard_is_named(packed: Path, dataset: Dataset, tmp_path: Path) -> None:
-    folder = copy(packed, tmp_path / "copy")
+    folder = shutil.copytree(packed, tmp_path / "copy")
     info = dataset.manifest.shards[-1]
     (folder / info.name).write_bytes((folder / info.name).read_bytes()[:-1000])
     with pytest.raises(DataError, match=f"{info.name} has {info.bytes - 1000} bytes; the manifest says {info.bytes}"):
@@ -155,7 +149,7 @@ def test_a_truncated_or_missing_shard_is_named(packed: Path, dataset: Dataset, t
     ],
 )
 def test_a_damaged_manifest_is_refused(packed: Path, tmp_path: Path, damage: object, message: str) -> None:
-    folder = copy(packed, tmp_path / "copy")
+    folder = shutil.copytree(packed, tmp_path / "copy")
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(damage(content)))  # type: ignore[operator]
     with pytest.raises(DataError, match=message):

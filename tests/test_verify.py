@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +17,7 @@ from distmeta.data.verify import verify
 
 @pytest.fixture
 def folder(packed: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "copy"
-    out.mkdir()
-    for path in packed.iterdir():
-        (out / path.name).write_bytes(path.read_bytes())
-    return out
+    return shutil.copytree(packed, tmp_path / "copy")
 
 
 def test_a_whole_dataset_has_no_findings(dataset: Dataset, tmp_path: Path) -> None:

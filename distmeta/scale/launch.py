@@ -163,9 +163,7 @@ class Worker:
                 "weights_sha256": weights_sha256(self.outer.meta_params),
                 "test": result.as_dict() | {"random_init": random_init.accuracy, "random_init_ci95": random_init.ci95},
             }
-            partial = self.run_folder / f"{RESULT}.partial"
-            partial.write_text(json.dumps(content, indent=1))
-            partial.replace(self.run_folder / RESULT)
+            checkpoints.write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
 
     def log(self, record: Record) -> None:
         if self.metrics is None:

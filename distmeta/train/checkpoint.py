@@ -32,6 +32,13 @@ class Checkpoint(NamedTuple):
     progress: dict[str, Any]
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there with all of `text`, or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
@@ -53,9 +60,7 @@ def _save_params(params: Params, path: Path) -> None:
 def seal(folder: Path) -> None:
     """Write `checkpoint.json`, after which the folder is whole."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir()) if p.name != SEAL}
-    partial = folder / f"{SEAL}.partial"
-    partial.write_text(json.dumps({"files": files}, indent=1))
-    partial.replace(folder / SEAL)
+    write_whole(folder / SEAL, json.dumps({"files": files}, indent=1))
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distmeta.train.checkpoint import write_whole
+
 Record = dict[str, Any]
 
 
@@ -31,10 +33,8 @@ class MetricsWriter:
         """Write the records up to `step`, whole or not at all."""
         if not self.records:
             return
-        path = self.folder / f"{self.start:06d}-{step:06d}.jsonl"
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        partial.replace(path)
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        write_whole(self.folder / f"{self.start:06d}-{step:06d}.jsonl", lines)
         self.start = step
         self.records = []
 

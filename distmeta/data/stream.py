@@ -34,6 +34,7 @@ class EpisodeStream:
         packed = dataset.manifest.preprocessing
         self.preprocessing = packed.model_copy(update={"image_size": image_size or packed.image_size})
         self._infos = dataset.shards(split)
+        self._visit = max(1, min(len(info.class_ids) for info in self._infos) // task.images)  # episodes a shard serves before the next
         self._members = [members_of_class(info) for info in self._infos]
         self._images = _Images(dataset, self._infos, self.preprocessing)
 
@@ -64,8 +65,7 @@ class EpisodeStream:
 
         Each slot visits the shards in an order of its own, a new one each time round, and stays for a visit's episodes.
         """
-        visit = max(1, min(len(info.class_ids) for info in self._infos) // self.task.images)
-        round_, position = divmod(step // visit, len(self._infos))
+        round_, position = divmod(step // self._visit, len(self._infos))
         return int(generator(self.seed, "shard order", slot, round_).permutation(len(self._infos))[position])
 
     def _batch(self, episodes: list[tuple[int, Episode]], slots: Sequence[int]) -> EpisodeBatch:

@@ -1,6 +1,5 @@
 """The model registry: publish what a run found best, list what is there, look one up and check it before use."""
 
-import hashlib
 import json
 import re
 import tempfile
@@ -10,8 +9,9 @@ from typing import Any, NamedTuple
 
 import mlflow.artifacts
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,9 +24,10 @@ from distmeta.learners.maml import MAML
 from distmeta.learners.params import Params
 from distmeta.models import MODELS, build_model
 from distmeta.registry.tracking import answers, client
+from distmeta.train.checkpoint import MODEL, WEIGHTS, sha256
 
 CHAMPION = "champion"
-_FILES = ("meta_params.safetensors", "model.json")
+_FILES = (WEIGHTS, MODEL)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -53,14 +54,23 @@ def check_name(uri: str, name: str, description: dict[str, Any]) -> None:
     if not _NAME.fullmatch(name):
         raise ConfigError(f"tracking.model={name!r} is no model name", "use up to 100 letters, digits, '.', '_' and '-'")
     with answers(uri):
-        held = [model for model in client(uri).search_registered_models(f"name = '{name}'") if model.name == name]
-    for model in held:
-        for key, value in _identity(description).items():
-            if model.tags.get(key, value) != value:
-                raise ConfigError(
-                    f"tracking.model={name} holds models with {key} {model.tags[key][:12]}; this run has {key} {value[:12]}",
-                    "choose another name: --set tracking.model=NAME",
-                )
+        held = _registered(client(uri), name)
+    for key, value in _identity(description).items():
+        if held is not None and held.tags.get(key, value) != value:
+            raise ConfigError(
+                f"tracking.model={name} holds models with {key} {held.tags[key][:12]}; this run has {key} {value[:12]}",
+                "choose another name: --set tracking.model=NAME",
+            )
+
+
+def _registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | None:
+    """The registered model `name`, or None if there is none; other answers of MLflow are errors."""
+    try:
+        return mlflow_client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return None
 
 
 def publish(uri: str, run_id: str, best: Path, name: str, test: dict[str, Any]) -> Published:
@@ -68,21 +78,20 @@ def publish(uri: str, run_id: str, best: Path, name: str, test: dict[str, Any]) 
 
     It becomes `champion` if its inductive validation accuracy is the highest so far on the same validation episodes.
     """
-    content = json.loads((best / "model.json").read_text())
+    content = json.loads((best / MODEL).read_text())
     description = content | {"test": test, "distmeta": __version__}
     identity = _identity(description)
     with answers(uri), tempfile.TemporaryDirectory() as scratch:
         mlflow_client = client(uri)
         folder = Path(scratch)
-        (folder / _FILES[0]).write_bytes((best / _FILES[0]).read_bytes())
-        (folder / _FILES[1]).write_text(json.dumps(description, indent=1))
+        (folder / WEIGHTS).write_bytes((best / WEIGHTS).read_bytes())
+        (folder / MODEL).write_text(json.dumps(description, indent=1))
         mlflow_client.log_artifacts(run_id, scratch, "model")
-        if not mlflow_client.search_registered_models(f"name = '{name}'"):
-            mlflow_client.create_registered_model(name, tags=identity)
+        held = _registered(mlflow_client, name) or mlflow_client.create_registered_model(name, tags=identity)
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
-        tags = identity | _version_tags(description) | {f"sha256:{file}": _sha256(folder / file) for file in _FILES}
+        tags = identity | _version_tags(description) | {f"sha256:{file}": sha256(folder / file) for file in _FILES}
         version = mlflow_client.create_model_version(name, source, run_id, tags=tags)
-        champion = _is_champion(mlflow_client, name, version)
+        champion = _is_champion(mlflow_client, held, version)
         if champion:
             mlflow_client.set_registered_model_alias(name, CHAMPION, version.version)
     return Published(name, str(version.version), champion)
@@ -104,19 +113,14 @@ def _version_tags(description: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _is_champion(mlflow_client: MlflowClient, name: str, new: ModelVersion) -> bool:
+def _is_champion(mlflow_client: MlflowClient, held: RegisteredModel, new: ModelVersion) -> bool:
     """Whether `new` beats the present champion on the same validation episodes, or there is none; not comparable is not better."""
-    try:
-        old = mlflow_client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
+    if CHAMPION not in held.aliases:
         return True
+    old = mlflow_client.get_model_version(held.name, held.aliases[CHAMPION])
     key = "validation_accuracy_inductive"
     same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")
     return same_episodes and float(new.tags[key]) > float(old.tags[key])
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def list_models(uri: str) -> list[dict[str, Any]]:
@@ -163,12 +167,12 @@ def load_model(uri: str, model_uri: str) -> Model:
         with answers(uri):
             folder = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=scratch, tracking_uri=uri))
         for file in _FILES:
-            if not (folder / file).is_file() or _sha256(folder / file) != version.tags.get(f"sha256:{file}"):
+            if not (folder / file).is_file() or sha256(folder / file) != version.tags.get(f"sha256:{file}"):
                 raise RegistryError(
                     f"{file} of {model_uri} is not what was published (SHA-256 differs)", "publish it again from its run folder"
                 )
         try:
-            return _build(model_uri, json.loads((folder / "model.json").read_text()), load_file(folder / "meta_params.safetensors"))
+            return _build(model_uri, json.loads((folder / MODEL).read_text()), load_file(folder / WEIGHTS))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
 
@@ -195,14 +199,14 @@ def _look_up(uri: str, model_uri: str) -> ModelVersion:
     name, alias, number = match.groups()
     with answers(uri):
         mlflow_client = client(uri)
-        held = [model for model in mlflow_client.search_registered_models() if model.name == name]
-        if not held:
+        held = _registered(mlflow_client, name)
+        if held is None:
             names = ", ".join(sorted(m.name for m in mlflow_client.search_registered_models())) or "none"
             raise RegistryError(f"no model {name!r} is registered (there are: {names})", "distmeta models lists them")
-        if alias is not None and alias not in held[0].aliases:
-            aliases = ", ".join(held[0].aliases) or "none"
+        if alias is not None and alias not in held.aliases:
+            aliases = ", ".join(held.aliases) or "none"
             raise RegistryError(f"model {name!r} has no alias {alias!r} (it has: {aliases})", "distmeta models lists them")
         try:
-            return mlflow_client.get_model_version(name, number or held[0].aliases[alias])
+            return mlflow_client.get_model_version(name, number or held.aliases[alias])
         except MlflowException:
             raise RegistryError(f"model {name!r} has no version {number}", "distmeta models lists them") from None

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from distmeta.config import Config
 from distmeta.errors import RegistryError
+from distmeta.train.checkpoint import write_whole
 from distmeta.train.metrics import Record, read_metrics
 
 RUN_FILE = "mlflow.json"
@@ -69,7 +70,7 @@ def start_run(config: Config, run_folder: Path, tags: dict[str, str]) -> str:
         params = [Param(key, str(value)[:6000]) for key, value in flat(config.model_dump(exclude={"tracking": {"uri"}})).items()]
         mlflow.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
         mlflow.log_artifact(run_id, str(run_folder / "config.yaml"))
-    held.write_text(json.dumps({"uri": without_credentials(uri), "run_id": run_id}))
+    write_whole(held, json.dumps({"uri": without_credentials(uri), "run_id": run_id}))
     return run_id
 
 

@@ -150,7 +150,7 @@ class Worker:
         stream = eval_stream(self.config, self.dataset, "test")
         best = {
             k: torch.empty_like(self.outer.meta_params[k]).copy_(v)
-            for k, v in load_file(self.run_folder / "best" / "meta_params.safetensors").items()
+            for k, v in load_file(self.run_folder / "best" / checkpoints.WEIGHTS).items()
         }
         episodes = self.config.data.eval.episodes
         result, random_init = (

@@ -1,6 +1,5 @@
 """What a person sees of a run while it goes: worker 0 tells a named actor, the driver asks that actor and draws."""
 
-import threading
 import time
 from typing import Any, TextIO
 
@@ -77,7 +76,6 @@ class Display:
         self._steps = steps
         self._line_at = 0.0
         self._phase = ""
-        self._lock = threading.Lock()
         columns = (
             TextColumn("{task.fields[phase]}"),
             BarColumn(),

@@ -20,7 +20,7 @@ from distmeta.data.shards import Dataset
 from distmeta.errors import ClusterError, ConfigError, DistmetaError, RegistryError, Stopped
 from distmeta.registry import models, tracking
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
-from distmeta.scale.launch import RESULT, eval_stream, model_description, train_stream, trainer
+from distmeta.scale.launch import RESULT, eval_task, model_description, train_task, trainer
 from distmeta.scale.progress import Board, Display, raised
 from distmeta.train import checkpoint as checkpoints
 
@@ -43,7 +43,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     config = absolute(config)
     run_folder = Path(config.run_folder)
     dataset = Dataset(config.data.shards)
-    train_stream(config, dataset), eval_stream(config, dataset, "val"), eval_stream(config, dataset, "test")  # refuse impossible tasks now
+    check_tasks(config, dataset)
     check_slots(config)
     check_run_folder(config, dataset, resume)
     name = config.tracking.model or f"{dataset.manifest.dataset}-{config.data.way}way-{config.data.shot}shot"
@@ -54,7 +54,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
         models.check_name(uri, name, description)
         if not (run_folder / RESULT).exists():
             display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
-            _train(config, dataset, address, allow_other_hardware, display)
+            _train(config, dataset, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
         return _conclude(config, uri, name)
 
@@ -71,6 +71,18 @@ def absolute(config: Config) -> Config:
         )
     data = config.data.model_copy(update={"shards": path(config.data.shards)})
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
+
+
+def check_tasks(config: Config, dataset: Dataset) -> None:
+    """Raises ConfigError if a split cannot serve its episodes, or these have more or fewer classes than the network's head."""
+    dataset.check_task("train", train_task(config))
+    dataset.check_task("val", eval_task(config), "data.eval")
+    dataset.check_task("test", eval_task(config), "data.eval")
+    if eval_task(config).way != config.data.way:
+        raise ConfigError(
+            f"data.eval.way={eval_task(config).way} but data.way={config.data.way}: the network's head is as wide as data.way",
+            "leave data.eval.way out, or set both alike",
+        )
 
 
 def check_slots(config: Config) -> None:
@@ -117,7 +129,7 @@ def _new_folder(run_folder: Path) -> Iterator[None]:
         raise
 
 
-def _train(config: Config, dataset: Dataset, address: str | None, allow_other_hardware: bool, display: Display) -> None:
+def _train(config: Config, dataset: Dataset, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
     run_folder = Path(config.run_folder)
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
@@ -126,7 +138,7 @@ def _train(config: Config, dataset: Dataset, address: str | None, allow_other_ha
         check_capacity(config.train, device)
         run_id = _begin(config, dataset)
         board = Board.remote()  # type: ignore[attr-defined]
-        with tracking.Mirror(tracking.tracking_uri(config.tracking.uri), run_id, run_folder) as mirror:
+        with tracking.Mirror(uri, run_id, run_folder) as mirror:
             fit = _Fit(trainer(config, board, allow_other_hardware))
             _watch(fit, board, display)
         if mirror.unsent:
@@ -134,7 +146,7 @@ def _train(config: Config, dataset: Dataset, address: str | None, allow_other_ha
         failure = _failure(fit, ray.get(board.snapshot.remote())[1], config)
         if failure is not None:
             with suppress(RegistryError):  # what ended the run is what the user must hear of
-                tracking.end_run(tracking.tracking_uri(config.tracking.uri), run_id, "KILLED" if isinstance(failure, Stopped) else "FAILED")
+                tracking.end_run(uri, run_id, "KILLED" if isinstance(failure, Stopped) else "FAILED")
             raise failure
 
 
@@ -144,11 +156,13 @@ def _begin(config: Config, dataset: Dataset) -> str:
     shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
     config_file = run_folder / "config.yaml"
     began = config_file.exists()
-    config_file.write_text(config.model_copy(update={"tracking": shown}).to_yaml())
     manifest = dataset.manifest
-    (run_folder / "dataset.json").write_text(json.dumps({"dataset": manifest.dataset, "fingerprint": manifest.fingerprint}))
+    identity = {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint}
+    checkpoints.write_whole(run_folder / "dataset.json", json.dumps(identity))
+    # Last, for a folder with a config is a folder with a run.
+    checkpoints.write_whole(config_file, config.model_copy(update={"tracking": shown}).to_yaml())
     machine = checkpoints.machine(config.train.threads_per_worker)
-    tags = {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint, "run_folder": str(run_folder)} | machine
+    tags = identity | {"run_folder": str(run_folder)} | machine
     try:
         return tracking.start_run(config, run_folder, tags | {"checkpoints": str(run_folder / "checkpoints")})
     except DistmetaError:
@@ -237,7 +251,7 @@ def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
         tracking.end_run(uri, held["run_id"], "FINISHED")
         published = models.publish(uri, held["run_id"], run_folder / "best", name, result["test"])
         held["model"] = published.uri
-        held_path.write_text(json.dumps(held))
+        checkpoints.write_whole(held_path, json.dumps(held))
     keys = ("steps", "best_step", "weights_sha256")
     return {
         "run_id": held["run_id"],

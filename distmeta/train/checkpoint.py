@@ -20,6 +20,8 @@ from distmeta.errors import RunError
 from distmeta.learners.params import Params
 
 SEAL = "checkpoint.json"
+WEIGHTS = "meta_params.safetensors"
+MODEL = "model.json"
 _LIBRARIES = ("distmeta", "torch", "numpy", "ray")
 
 
@@ -46,7 +48,7 @@ def folder_name(step: int) -> str:
 def save(checkpoint: Checkpoint, folder: Path, threads: int) -> None:
     """Write `checkpoint` into `folder`, which must not exist yet."""
     folder.mkdir(parents=True)
-    _save_params(checkpoint.meta_params, folder / "meta_params.safetensors")
+    _save_params(checkpoint.meta_params, folder / WEIGHTS)
     _save_params(checkpoint.optimizer, folder / "optimizer.safetensors")
     progress = {"step": checkpoint.step, "progress": checkpoint.progress, "machine": machine(threads)}
     (folder / "progress.json").write_text(json.dumps(progress, indent=1))
@@ -59,11 +61,11 @@ def _save_params(params: Params, path: Path) -> None:
 
 def seal(folder: Path) -> None:
     """Write `checkpoint.json`, after which the folder is whole."""
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir()) if p.name != SEAL}
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir()) if p.name != SEAL}
     write_whole(folder / SEAL, json.dumps({"files": files}, indent=1))
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -72,7 +74,7 @@ def is_whole(folder: Path) -> bool:
     """Whether `folder` has its `checkpoint.json` and every file that it names, unchanged."""
     try:
         files = json.loads((folder / SEAL).read_text())["files"]
-        return all((folder / name).stat().st_size == f["bytes"] and _sha256(folder / name) == f["sha256"] for name, f in files.items())
+        return all((folder / name).stat().st_size == f["bytes"] and sha256(folder / name) == f["sha256"] for name, f in files.items())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -88,7 +90,7 @@ def load(folder: Path) -> Checkpoint:
     try:
         content = json.loads((folder / "progress.json").read_text())
         optimizer = load_file(folder / "optimizer.safetensors")
-        return Checkpoint(content["step"], load_file(folder / "meta_params.safetensors"), optimizer, content["progress"])
+        return Checkpoint(content["step"], load_file(folder / WEIGHTS), optimizer, content["progress"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"checkpoint {folder} cannot be read: {error}", "remove it; --resume then takes the one before") from None
 
@@ -115,8 +117,8 @@ def save_best(meta_params: Params, description: dict[str, Any], run_folder: Path
     for folder in (building, old):
         shutil.rmtree(folder, ignore_errors=True)
     building.mkdir(parents=True)
-    _save_params(meta_params, building / "meta_params.safetensors")
-    (building / "model.json").write_text(json.dumps(description, indent=1))
+    _save_params(meta_params, building / WEIGHTS)
+    (building / MODEL).write_text(json.dumps(description, indent=1))
     seal(building)
     if best.exists():
         os.rename(best, old)

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
@@ -166,19 +166,10 @@ def train(
     if as_json:
         print(json.dumps(result))
         return
-    test = result["test"]
-    _say(
-        f"test, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes (seed {test['seed']}), "
-        f"{test['inner_steps']} inner steps, norm {test['norm']}:"
-    )
-    rows = [
-        ["meta-trained, transductive", _percent(test["accuracy"], test["ci95"])],
-        ["meta-trained, inductive", _percent(test["accuracy_inductive"], test["ci95_inductive"])],
-        ["not meta-trained (random initialisation, adapted), transductive", _percent(test["random_init"], test["random_init_ci95"])],
-    ]
-    _table(["network", "accuracy"], rows)
+    _show_test(result["test"])
     _say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
-    _next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri)
+    if settings.data.shards is not None:
+        _next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri)
 
 
 @app.command()
@@ -205,8 +196,7 @@ def models(
             row["dataset"],
             f"{row['way']}-way {row['shot']}-shot",
             row["learner"],
-            _percent(row["accuracy"], row["ci95"]),
-            _percent(row["accuracy_inductive"], row["ci95_inductive"]),
+            *_figures(row),
             f"{row['age_s'] // 3600} h {row['age_s'] // 60 % 60} min",
         ]
         for row in rows
@@ -250,6 +240,35 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
     if not console.is_terminal:
         console = Console(width=200)  # a file or pipe has no width to fit into
     console.print(table, markup=False)
+
+
+def _show_test(test: dict[str, Any]) -> None:
+    """The final test as a table."""
+    if "mse_by_step" in test:
+        columns = ["inner steps", "squared error, meta-trained", "not meta-trained (random initialisation, adapted)"]
+        both = ("mse_by_step", "ci95_by_step"), ("random_init", "random_init_ci95")
+        rows = [[step, *(f"{test[mse][step]:.3f} ± {test[ci95][step]:.3f}" for mse, ci95 in both)] for step in test["mse_by_step"]]
+        _say(f"test, {test['shot'] * test['way']}-shot, {test['episodes']} tasks (seed {test['seed']}), norm {test['norm']}:")
+    else:
+        columns = ["network", "accuracy"]
+        rows = [
+            ["meta-trained, transductive", _percent(test["accuracy"], test["ci95"])],
+            ["meta-trained, inductive", _percent(test["accuracy_inductive"], test["ci95_inductive"])],
+            ["not meta-trained (random initialisation, adapted), transductive", _percent(test["random_init"], test["random_init_ci95"])],
+        ]
+        _say(
+            f"test, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes (seed {test['seed']}), "
+            f"{test['inner_steps']} inner steps, norm {test['norm']}:"
+        )
+    _table(columns, rows)
+
+
+def _figures(row: dict[str, Any]) -> tuple[str, str]:
+    """A registered model's accuracy and inductive accuracy, or its squared error after the last inner step."""
+    if "mse_by_step" in row:
+        last = max(row["mse_by_step"], key=int)
+        return f"error {row['mse_by_step'][last]:.3f} ± {row['ci95_by_step'][last]:.3f}", ""
+    return _percent(row["accuracy"], row["ci95"]), _percent(row["accuracy_inductive"], row["ci95_inductive"])
 
 
 def _percent(accuracy: float, ci95: float) -> str:

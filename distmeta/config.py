@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from distmeta.errors import ConfigError
 
@@ -35,8 +36,10 @@ class EvalConfig(Section):
 
 
 class DataConfig(Section):
-    shards: str
+    shards: str | None = None
     """Folder or URL of a packed dataset."""
+    functions: Literal["sinusoid", "linear-sigmoid"] | None = None
+    """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
     way: Positive = 5
     """N: classes in an episode."""
     shot: Positive = 1
@@ -50,25 +53,72 @@ class DataConfig(Section):
     eval: EvalConfig = EvalConfig()
     """Validation and test episodes."""
 
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if self.shards is None and self.functions is None:
+            raise PydanticCustomError("no_source", "one of them is needed")
+        if self.shards is not None and self.functions is not None:
+            raise PydanticCustomError("two_sources", "data.shards and data.functions exclude each other")
+        return self
+
 
 class ModelConfig(Section):
-    name: Literal["conv4"] = "conv4"
-    """Backbone."""
-    filters: Positive = 64
-    """Channels of each convolution."""
-    downsample: Literal["max-pool", "stride"] = "max-pool"
-    """How a block halves its image."""
+    model_config = ConfigDict(extra="allow")  # the backbone's own arguments, checked against its constructor when it is built
+
+    name: str = "conv4"
+    """Backbone: conv4, resnet12, vgg, mlp, or the import path of a class of your own. Further keys are its constructor's arguments."""
+    norm: Literal["batch", "running", "group", "none"] = "batch"
+    """Normalisation: by the episode's own statistics, by running ones, by groups of channels, or none."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The backbone's own arguments."""
+        return self.model_extra or {}
 
 
 class LearnerConfig(Section):
-    name: Literal["maml"] = "maml"
+    """Keys that are absent take the learner's own default; those that a learner does not take are refused."""
+
+    name: Literal[
+        "maml",
+        "fomaml",
+        "anil",
+        "meta-sgd",
+        "maml++",
+        "reptile",
+        "protonet",
+        "transfer",
+        "classifier-baseline",
+        "meta-baseline",
+    ] = "maml"
     """Meta-learning algorithm."""
-    inner_lr: PositiveFloat = 0.05
-    """α: inner-loop learning rate, for a loss that is a mean over the support set."""
-    inner_steps: Positive = 5
-    """Inner gradient steps in training."""
+    inner_lr: PositiveFloat | None = None
+    """α: inner-loop learning rate, for a loss that is a mean over the support set; 0.05 if absent."""
+    inner_steps: Positive | None = None
+    """Inner gradient steps in training; 5 if absent."""
     inner_steps_eval: Positive | None = None
     """Inner gradient steps in evaluation and prediction; inner_steps if absent."""
+    gradient: Literal["unrolled", "checkpointed"] | None = None
+    """maml and its kin: keep every inner step's graph, or one and recompute the others (memory does not grow with inner_steps)."""
+    multi_step_loss: Count | None = None
+    """maml++: training steps over which the query losses after earlier inner steps fade from the meta-loss."""
+    inner_optimizer: Literal["sgd", "adam"] | None = None
+    """reptile: optimiser of the inner loop."""
+    inner_batch: Positive | None = None
+    """reptile: images in an inner step; all of the task if absent."""
+    images_per_slot: Positive | None = None
+    """classifier-baseline: labelled images in a slot; 32 if absent."""
+    temperature: PositiveFloat | None = None
+    """meta-baseline: where the learned scale of the cosine begins; 10 if absent."""
+    task_batching: Literal["loop", "vmap", "auto"] | None = None
+    """How a worker computes its slots: one by one, several at once, or (auto) by what is faster on its device."""
+    tasks_per_chunk: Positive | None = None
+    """Slots computed at once by vmap; 4 if absent."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was set, beside the name."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
 
 
 class OuterConfig(Section):
@@ -80,8 +130,12 @@ class OuterConfig(Section):
     """Momentum of sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """L2 penalty, as torch.optim counts it."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Course of lr over the steps; cosine ends at zero."""
+    schedule: Literal["constant", "linear", "cosine", "milestones"] = "constant"
+    """Course of lr over the steps; linear and cosine end at zero."""
+    milestones: list[Positive] = []
+    """Steps at which lr is multiplied by decay."""
+    decay: PositiveFloat = 0.1
+    """Factor of lr at each milestone."""
     clip_norm: PositiveFloat | None = None
     """Largest norm of the meta-gradient; longer ones are scaled down."""
     clip_value: PositiveFloat | None = None
@@ -135,6 +189,8 @@ class Config(Section):
     """Folder that holds everything the run writes."""
     seed: Count = 0
     """Decides initial weights and training episodes."""
+    init_from: str | None = None
+    """Registered model, models:/NAME@ALIAS or models:/NAME/VERSION, whose weights training starts from; a head of other width is drawn."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -176,6 +232,8 @@ def validate(content: dict[str, Any], origin: str) -> Config:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         raise ConfigError(f"unknown key {key} in {origin}", _nearest(key))
+    if first["type"] == "no_source":
+        raise ConfigError(f"data.shards is missing in {origin}", "add it, or give --set data.shards=… (for regression: data.functions)")
     if first["type"] == "missing":
         raise ConfigError(f"{key} is missing in {origin}", f"add it, or give --set {key}=…")
     raise ConfigError(f"{key}={first['input']!r} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}", f"mend {key}")

@@ -79,7 +79,7 @@ def test_purity_over_start_step_and_share_of_the_slots(dataset: Dataset, start: 
     whole = EpisodeStream(dataset, "train", TASK, seed=3)
     part = EpisodeStream(dataset, "train", TASK, seed=3)
     for all_slots, own in zip(take(whole, list(range(8)), start, 2), take(part, slots, start, 2), strict=True):
-        assert same(EpisodeBatch(slots, *(tensor[slots] for tensor in all_slots[1:])), own)
+        assert same(EpisodeBatch(0, slots, *(tensor[slots] for tensor in all_slots[2:])), own)
 
 
 def test_seed_split_step_and_slot_all_matter(dataset: Dataset) -> None:

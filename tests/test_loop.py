@@ -10,11 +10,12 @@ from distmeta.data.episodes import EpisodeBatch, Task
 from distmeta.data.shards import Dataset
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import DataError, RunError
-from distmeta.learners.maml import MAML, SlotMetrics
+from distmeta.learners.learner import SlotMetrics
+from distmeta.learners.maml import MAML
 from distmeta.learners.params import Params, initial_params, weights_sha256
 from distmeta.models import build_model
 from distmeta.train.checkpoint import Checkpoint
-from distmeta.train.evaluate import Evaluation, block, evaluate
+from distmeta.train.evaluate import Accuracy, Evaluation, Setting, accuracy, block
 from distmeta.train.loop import Plan, Progress, train
 from distmeta.train.metrics import Record
 from distmeta.train.outer import OuterUpdate, schedule
@@ -38,7 +39,8 @@ class Recorder:
 
     def validate(self, meta_params: Params) -> Evaluation:
         self.validations += 1
-        return Evaluation(0.0, 0.0, self.accuracies.get(self.validations, 0.0), 0.0, 10, 3, 1, 2, 0, 1)
+        inductive = self.accuracies.get(self.validations, 0.0)
+        return Accuracy(0.0, 0.0, inductive, 0.0, Setting(10, 3, 1, 2, 0, 1, "batch"), torch.zeros(10, 2))
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         self.best.append(step)
@@ -46,6 +48,9 @@ class Recorder:
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         copies = ({name: value.clone() for name, value in params.items()} for params in (checkpoint.meta_params, checkpoint.optimizer))
         self.checkpoints.append(Checkpoint(checkpoint.step, *copies, dict(checkpoint.progress)))
+
+    def episode(self, step: int, slot: int) -> str:
+        return f"episode {step}/{slot}"
 
     def stop_requested(self) -> bool:
         return self.stop_at is not None and len(self.records) + 1 >= self.stop_at
@@ -66,7 +71,7 @@ class Poisoned(MAML):
 
 
 def learner(bad_calls: Any = ()) -> Poisoned:
-    made = Poisoned(build_model("conv4", way=3, channels=1, image_size=16, filters=4), 0.1, 1, 1)
+    made = Poisoned(build_model("conv4", (1, 16, 16), 3, filters=4), inner_lr=0.1, inner_steps=1)
     made.bad_calls = frozenset(bad_calls)
     return made
 
@@ -86,7 +91,7 @@ def test_checkpoints_validations_and_the_best(dataset: Dataset) -> None:
     assert [checkpoint.step for checkpoint in hooks.checkpoints] == [5, 10, 12]
     assert [record["step"] for record in hooks.records if "validation" in record] == [4, 8, 12]
     assert hooks.best == [4, 12]
-    assert hooks.checkpoints[-1].progress == {"best_step": 12, "best_accuracy": 0.6, "bad_steps": 0}
+    assert hooks.checkpoints[-1].progress == {"best_step": 12, "best_score": 0.6, "bad_steps": 0}
 
 
 def test_stopping_and_going_on_gives_the_same_weights(dataset: Dataset) -> None:
@@ -114,7 +119,7 @@ def test_a_non_finite_meta_gradient_is_skipped_and_logged(dataset: Dataset) -> N
 def test_too_many_in_a_row_stop_the_run(dataset: Dataset) -> None:
     hooks, outer = Recorder(), outer_update()
     before = weights_sha256(outer.meta_params)
-    with pytest.raises(RunError, match=r"not finite for 3 steps in a row, last at step 3, slot 1\nlower learner.inner_lr"):
+    with pytest.raises(RunError, match=r"not finite for 3 steps in a row, last at step 3, slot 1 \(episode 2/1\)\nlower learner.inner_lr"):
         train(learner(range(1, 99)), outer, batches(dataset), Progress(), PLAN, hooks)
     assert weights_sha256(outer.meta_params) == before
 
@@ -142,10 +147,10 @@ def test_evaluation_counts_what_it_says(dataset: Dataset) -> None:
     """By hand, over the same episodes."""
     stream, maml = EpisodeStream(dataset, "test", TASK, 0), learner()
     theta = initial_params(maml.model, 0)
-    result = evaluate(maml, theta, stream, 10, 0, 1)
+    result = accuracy(maml, theta, stream, 10, "batch", 0, 1)
     accuracies = []
     for batch in stream.evaluation(range(10)):
-        for support, labels, queries, query_labels in zip(*batch[1:], strict=True):
+        for support, labels, queries, query_labels in zip(*batch[2:], strict=True):
             logits = maml.predict(maml.adapt(theta, support, labels), queries)
             accuracies.append([(kind.argmax(1) == query_labels).double().mean().item() for kind in logits])
     by_hand = torch.tensor(accuracies)

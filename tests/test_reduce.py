@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distmeta.errors import DataError, RunError
-from distmeta.learners.maml import SlotMetrics
+from distmeta.learners.learner import SlotMetrics
 from distmeta.train.reduce import Contribution, PeerFailure, Reduced, reduce
 
 SLOTS, SIZE, WORKERS = 8, 1000, 3

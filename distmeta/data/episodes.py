@@ -46,9 +46,10 @@ class EpisodeBatch(NamedTuple):
     """B episodes with their images.
 
     support_images (B, N*K, C, H, W) and query_images (B, N*Q, C, H, W), normalised float32, grouped by label;
-    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1; slots: the B positions in the meta-batch.
+    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1; step: of training; slots: the B positions in the meta-batch.
     """
 
+    step: int
     slots: list[int]
     support_images: Tensor
     support_labels: Tensor
@@ -59,12 +60,26 @@ class EpisodeBatch(NamedTuple):
         """The same episodes on `parameter`'s device, images in its type."""
         device, dtype = parameter.device, parameter.dtype
         return EpisodeBatch(
+            self.step,
             self.slots,
             self.support_images.to(device, dtype),
             self.support_labels.to(device),
             self.query_images.to(device, dtype),
             self.query_labels.to(device),
         )
+
+
+class LabelledBatch(NamedTuple):
+    """B slots of M labelled images, for supervised training: images (B, M, C, H, W), labels (B, M) in 0..classes-1."""
+
+    step: int
+    slots: list[int]
+    images: Tensor
+    labels: Tensor
+
+    def like(self, parameter: Tensor) -> "LabelledBatch":
+        """The same batch on `parameter`'s device, images in its type."""
+        return LabelledBatch(self.step, self.slots, self.images.to(parameter.device, parameter.dtype), self.labels.to(parameter.device))
 
 
 def compose(task: Task, members_of_class: dict[int, NDArray[np.int64]], seed: int, purpose: str, *indices: int) -> Episode:

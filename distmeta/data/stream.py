@@ -74,6 +74,7 @@ class EpisodeStream:
         images = self.preprocessing.network_input(pixels)
         labels = torch.arange(way).expand(len(episodes), way)
         return EpisodeBatch(
+            0,
             list(slots),
             channels_last(images[:, :, :shot].flatten(1, 2)),
             labels.repeat_interleave(shot, 1),
@@ -125,3 +126,7 @@ def _ahead(make: Callable[[int], EpisodeBatch], indices: Iterable[int]) -> Itera
                 yield batch
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
+
+
+class LabelledStream:
+    pass

@@ -1,57 +1,105 @@
-"""The inner loop: from meta_params and a support set to fast_weights, and predictions with them."""
+"""The inner loop: from θ and a support set to fast_weights φ, and back from the query loss to the meta-gradient.
+
+Everything here works on T tasks at once: losses are summed over tasks before they are differentiated, which keeps them apart.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
-from distmeta.learners.params import Params
-from distmeta.models.norm import BatchNorm2d
+from distmeta.data.episodes import EpisodeBatch
+from distmeta.errors import ConfigError
+from distmeta.learners.forward import Forward
+from distmeta.learners.loss import task_losses
+from distmeta.learners.params import Params, detached, leaves
+
+Rate = Callable[[Params, str, int], float | Tensor]
 
 
-def adapt(model: nn.Module, meta_params: Params, images: Tensor, labels: Tensor, inner_lr: float, steps: int, create_graph: bool) -> Params:
-    """`steps` of gradient descent on the support set: φ ← φ - α ∇L_support(φ), starting from θ (MAML, arXiv:1703.03400, equation 1).
+class InnerLoop(NamedTuple):
+    """`rate(params, name, step)` is α for one parameter at one inner step; `adapted` names the parameters that the inner loop changes.
 
-    images (N*K, C, H, W), labels (N*K,) in 0..N-1; the loss is the mean cross-entropy over the support set.
-    With `create_graph` the fast_weights can be differentiated with respect to meta_params, through every step.
+    loss_weights (steps + 1): how much the query loss after 0, 1, … inner steps counts in the meta-loss.
     """
-    fast_weights = meta_params if create_graph else {name: value.detach() for name, value in meta_params.items()}
-    for _ in range(steps):
-        if not create_graph:
-            fast_weights = {name: value.detach().requires_grad_() for name, value in fast_weights.items()}
-        loss = cross_entropy(functional_call(model, fast_weights, (images,)), labels)
-        gradients = torch.autograd.grad(loss, list(fast_weights.values()), create_graph=create_graph)
-        fast_weights = {name: value - inner_lr * gradient for (name, value), gradient in zip(fast_weights.items(), gradients, strict=True)}
-    return fast_weights if create_graph else {name: value.detach() for name, value in fast_weights.items()}
+
+    forward: Forward
+    rate: Rate
+    adapted: Sequence[str]
+    loss_weights: Sequence[float]
+    first_order: bool = False
+
+    @property
+    def steps(self) -> int:
+        return len(self.loss_weights) - 1
+
+    def step(self, params: Params, fast_weights: Params, inputs: Tensor, targets: Tensor, step: int, create_graph: bool) -> Params:
+        """φ ← φ - α ∇L_support(φ) (MAML, arXiv:1703.03400, equation 1); `params` holds what `fast_weights` does not."""
+        losses = task_losses(self.forward(params | fast_weights, inputs, 2 * step), targets)
+        gradients = gradients_of(losses, fast_weights, create_graph)
+        return {name: value - self.rate(params, name, step) * gradients[name] for name, value in fast_weights.items()}
+
+    def query(self, params: Params, fast_weights: Params, batch: EpisodeBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Query losses (T,) after `step` inner steps, and the outputs (T, M, N)."""
+        outputs = self.forward(params | fast_weights, batch.query_images, 2 * step + 1)
+        return task_losses(outputs, batch.query_labels), outputs
 
 
-@torch.no_grad()
-def support_statistics(model: nn.Module, fast_weights: Params, images: Tensor) -> Params:
-    """The batch-norm statistics of a support set under `fast_weights`: {"….running_mean": (C,), "….running_var": (C,)}.
+def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> Params:
+    """Each task's gradient of its own loss, by name. Raises ConfigError naming a parameter that the loss does not depend on."""
+    found = torch.autograd.grad(losses.sum(), list(wanted.values()), create_graph=create_graph, allow_unused=True)
+    for name, gradient in zip(wanted, found, strict=True):
+        if gradient is None:
+            raise ConfigError(
+                f"parameter {name} of the network does not reach the loss", "remove it from the network, or use it in forward"
+            )
+    return dict(zip(wanted, found, strict=True))
 
-    With them `predict_frozen` classifies every query by itself, whoever else is asked.
+
+def unrolled(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: EpisodeBatch) -> tuple[Params, Tensor, Tensor]:
+    """Meta-gradients by params[wanted], meta-losses (T,) and the last query outputs, through a graph that holds every inner step."""
+    fast_weights = {name: params[name] for name in loop.adapted}
+    meta_losses: Tensor | float = 0.0
+    for step, weight in enumerate(loop.loss_weights):
+        if weight:
+            losses, outputs = loop.query(params, fast_weights, batch, step)
+            meta_losses = meta_losses + weight * losses
+        if step < loop.steps:
+            fast_weights = loop.step(params, fast_weights, batch.support_images, batch.support_labels, step, not loop.first_order)
+    assert isinstance(meta_losses, Tensor)
+    return gradients_of(meta_losses, {name: params[name] for name in wanted}), meta_losses, outputs.detach()
+
+
+def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: EpisodeBatch) -> tuple[Params, Tensor, Tensor]:
+    """What `unrolled` gives, holding the graph of one inner step only: memory grows by the size of φ a step, not by the activations.
+
+    Going back, v = ∂L/∂φ_(k+1) becomes ∂L/∂φ_k = v - H_k(α v) by differentiating inner step k once more: one Hessian-vector product.
     """
-    statistics: Params = {}
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm2d)}
-
-    def record(name: str, inputs: Tensor) -> None:
-        statistics[f"{name}.running_mean"] = inputs.mean((0, 2, 3))
-        statistics[f"{name}.running_var"] = inputs.var((0, 2, 3), correction=0)
-
-    hooks = [module.register_forward_pre_hook(lambda _module, inputs, name=name: record(name, inputs[0])) for name, module in norms.items()]
-    try:
-        functional_call(model, fast_weights, (images,))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return statistics
-
-
-@torch.no_grad()
-def predict_frozen(model: nn.Module, adapted: Params, images: Tensor) -> Tensor:
-    """Logits (B, N) for images (B, C, H, W), normalised by the statistics in `adapted` only: each row depends on its own image alone."""
-    model.eval()
-    try:
-        return functional_call(model, adapted, (images,))
-    finally:
-        model.train()
+    support = batch.support_images, batch.support_labels
+    visited = [{name: params[name].detach() for name in loop.adapted}]
+    for step in range(loop.steps):
+        visited.append(detached(loop.step(params, leaves(visited[-1]), *support, step, create_graph=False)))
+    others = {name: params[name] for name in wanted if name not in visited[0]}
+    total = {name: torch.zeros_like(value) for name, value in others.items()}
+    meta_losses: Tensor | float = 0.0
+    cotangents: list[Tensor] = []
+    last_outputs = None
+    for step in range(loop.steps, -1, -1):
+        fast_weights, weight = leaves(visited.pop()), loop.loss_weights[step]
+        ends: list[Tensor] = []
+        if cotangents:
+            ends += loop.step(params, fast_weights, *support, step, create_graph=True).values()
+        if weight:
+            losses, outputs = loop.query(params, fast_weights, batch, step)
+            meta_losses = meta_losses + weight * losses.detach()
+            last_outputs = outputs.detach() if last_outputs is None else last_outputs
+            ends, cotangents = [*ends, weight * losses.sum()], [*cotangents, losses.new_ones(())]
+        inputs = fast_weights | others
+        found = torch.autograd.grad(ends, list(inputs.values()), cotangents, allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(inputs, found, strict=True))
+        cotangents = [gradients[name] for name in fast_weights]
+        total = {name: value + gradients[name] for name, value in total.items()}
+    assert isinstance(meta_losses, Tensor)
+    assert last_outputs is not None
+    return total | dict(zip(loop.adapted, cotangents, strict=True)), meta_losses, last_outputs

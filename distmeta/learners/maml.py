@@ -1,69 +1,118 @@
-"""MAML: model-agnostic meta-learning (Finn, Abbeel & Levine 2017, arXiv:1703.03400), exact to second order."""
+"""MAML and its family: learners whose meta-gradient goes through the inner loop (Finn, Abbeel & Levine 2017, arXiv:1703.03400)."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 
 from distmeta.data.episodes import EpisodeBatch
-from distmeta.learners import inner
-from distmeta.learners.params import Params, flatten
+from distmeta.learners.finetune import FineTuning
+from distmeta.learners.forward import Forward, Head
+from distmeta.learners.inner import InnerLoop, checkpointed, unrolled
+from distmeta.learners.learner import TaskGradients
+from distmeta.learners.params import Params, leaves
+
+_ENGINES = {"unrolled": unrolled, "checkpointed": checkpointed}
 
 
-class SlotMetrics(NamedTuple):
-    """Per slot: mean query loss (B,) float, correctly classified queries (B,) and queries (B,), both integers."""
+class MAML(FineTuning):
+    """Learns an initialisation θ from which a few gradient steps solve a new task, exact to second order.
 
-    loss: Tensor
-    correct: Tensor
-    total: Tensor
-
-
-class Logits(NamedTuple):
-    """Query logits (N*Q, N) of one episode: all queries normalised together, and each by the support set's statistics alone."""
-
-    transductive: Tensor
-    inductive: Tensor
-
-
-class MAML:
-    """Learns an initialisation θ from which a few gradient steps solve a new task.
-
-    inner_lr is the paper's α for a loss that is a mean over the support set; the official code sums over N*K images and divides by K,
-    so its α equals ours divided by N. inner_steps are used in training, inner_steps_eval in evaluation and prediction.
+    The meta-gradient of a task is ∇θ L_query(φ_k(θ)) (the sum's terms in algorithm 1, line 10). inner_steps are used in training,
+    inner_steps_eval in evaluation and prediction. `gradient` says how it is computed: "unrolled" keeps every inner step's graph,
+    "checkpointed" that of one step, recomputing the others.
     """
 
-    def __init__(self, model: nn.Module, inner_lr: float, inner_steps: int, inner_steps_eval: int) -> None:
-        self.model = model
-        self.inner_lr = inner_lr
-        self.inner_steps = inner_steps
-        self.inner_steps_eval = inner_steps_eval
+    first_order: ClassVar[bool] = False
 
-    def slot_gradients(self, meta_params: Params, episodes: EpisodeBatch) -> tuple[Tensor, SlotMetrics]:
-        """One meta-gradient for each slot, (B, P): ∇θ L_query(φ_k(θ)) (arXiv:1703.03400, the sum's terms in algorithm 1, line 10).
+    def __init__(self, model: nn.Module, gradient: Literal["unrolled", "checkpointed"] = "unrolled", **fine_tuning: Any) -> None:
+        super().__init__(model, **fine_tuning)
+        self.gradient = gradient
 
-        Slots are computed one after another, so that a slot's bits never depend on its neighbours.
-        """
-        parameters = {name: value.detach().requires_grad_() for name, value in meta_params.items()}
-        gradients, losses, correct = [], [], []
-        for support, support_labels, queries, query_labels in zip(*episodes[1:], strict=True):
-            fast_weights = inner.adapt(self.model, parameters, support, support_labels, self.inner_lr, self.inner_steps, create_graph=True)
-            logits = functional_call(self.model, fast_weights, (queries,))
-            loss = cross_entropy(logits, query_labels)
-            slot_gradient = torch.autograd.grad(loss, list(parameters.values()))
-            gradients.append(flatten(dict(zip(parameters, slot_gradient, strict=True))))
-            losses.append(loss.detach())
-            correct.append((logits.argmax(1) == query_labels).sum())
-        total = torch.full((len(losses),), episodes.query_labels.shape[1])
-        return torch.stack(gradients), SlotMetrics(torch.stack(losses), torch.stack(correct), total)
+    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
+        loop = InnerLoop(forward, self.rate, self.adapted, self.loss_weights(batch.step), self.first_order)
+        engine = unrolled if self.first_order else _ENGINES[self.gradient]
+        return TaskGradients(*engine(loop, params, list(self.trained(params)), batch), batch.query_labels)
 
-    def adapt(self, meta_params: Params, images: Tensor, labels: Tensor) -> Params:
-        """fast_weights (and the support set's norm statistics) for one support set, images (N*K, C, H, W), labels (N*K,)."""
-        fast_weights = inner.adapt(self.model, meta_params, images, labels, self.inner_lr, self.inner_steps_eval, create_graph=False)
-        return fast_weights | inner.support_statistics(self.model, fast_weights, images)
+    def loss_weights(self, step: int) -> list[float]:
+        """How much the query loss after 0, 1, … inner steps counts at training step `step`."""
+        return [0.0] * self.inner_steps + [1.0]
 
-    @torch.no_grad()
-    def predict(self, adapted: Params, queries: Tensor) -> Logits:
-        """Logits of queries (B, C, H, W) under what `adapt` returned."""
-        return Logits(functional_call(self.model, adapted, (queries,)), inner.predict_frozen(self.model, adapted, queries))
+
+class FOMAML(MAML):
+    """First-order MAML: the meta-gradient is ∇L_query at φ_k, without the inner steps' second derivatives (section 5.2)."""
+
+    first_order = True
+
+
+class ANIL(MAML):
+    """Almost no inner loop: only the network's head is adapted (Raghu et al. 2020, arXiv:1909.09157, section 4).
+
+    Features do not change in the inner loop, so they are computed once, and differentiated once.
+    """
+
+    def __init__(self, model: nn.Module, **maml: Any) -> None:
+        super().__init__(model, **maml)
+        self.check_features()
+
+    @property
+    def adapted(self) -> list[str]:
+        return [name for name in super().adapted if name.startswith("head.")]
+
+    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
+        ends = {
+            "support": forward(params, batch.support_images, 0, "features"),
+            "queries": forward(params, batch.query_images, 1, "features"),
+        }
+        held = leaves(ends) | {name: params[name] for name in self.adapted}
+        head = Head(self.model, forward.batched)
+        on_features = batch._replace(support_images=held["support"], query_images=held["queries"])
+        loop = InnerLoop(head, self.rate, self.adapted, self.loss_weights(batch.step))
+        found, losses, outputs = _ENGINES[self.gradient](loop, held, list(held), on_features)
+        body = {name: value for name, value in self.trained(params).items() if name not in self.adapted}
+        gradients = torch.autograd.grad(list(ends.values()), list(body.values()), [found.pop(end) for end in ends])
+        return TaskGradients(found | dict(zip(body, gradients, strict=True)), losses, outputs, batch.query_labels)
+
+
+class MetaSGD(MAML):
+    """MAML with an inner_lr for every single parameter, learned with θ (Li et al. 2017, arXiv:1707.09835, equation 2).
+
+    All of them begin at inner_lr.
+    """
+
+    def initial_params(self, seed: int) -> Params:
+        params = super().initial_params(seed)
+        return params | {f"inner_lr.{name}": torch.full_like(params[name], self.inner_lr) for name in self.adapted}
+
+    def rate(self, params: Params, name: str, step: int) -> Tensor:
+        return params[f"inner_lr.{name}"]
+
+
+class MAMLPlusPlus(MAML):
+    """MAML with the two parts of MAML++ that pay (Antoniou et al. 2019, arXiv:1810.09502, section 4).
+
+    LSLR: an inner_lr for each layer and inner step, learned with θ; all begin at inner_lr. MSL: the query loss counts after every inner
+    step, the earlier ones ever less, until after `multi_step_loss` training steps only the last counts (0: from the start).
+    """
+
+    def __init__(self, model: nn.Module, multi_step_loss: int = 0, **maml: Any) -> None:
+        super().__init__(model, **maml)
+        self.multi_step_loss = multi_step_loss
+
+    def initial_params(self, seed: int) -> Params:
+        params = super().initial_params(seed)
+        steps = max(self.inner_steps, self.inner_steps_eval)
+        like = next(iter(params.values()))
+        return params | {_layer_rate(name): like.new_full((steps,), self.inner_lr) for name in self.adapted}
+
+    def rate(self, params: Params, name: str, step: int) -> Tensor:
+        rate = params[_layer_rate(name)][..., step]
+        return rate.view(rate.shape + (1,) * (params[name].dim() - rate.dim()))
+
+    def loss_weights(self, step: int) -> list[float]:
+        share = max(0.0, 1 - step / self.multi_step_loss) / self.inner_steps if self.multi_step_loss else 0.0
+        return [0.0] + [share] * (self.inner_steps - 1) + [1 - share * (self.inner_steps - 1)]
+
+
+def _layer_rate(name: str) -> str:
+    return f"inner_lr.{name.rpartition('.')[0] or name}"

@@ -1,9 +1,12 @@
 """Parameters as a name → tensor dictionary (what the learners compute with) and as one flat vector (what workers exchange)."""
 
 import hashlib
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+
+from distmeta.errors import ConfigError
 
 Params = dict[str, Tensor]
 
@@ -20,6 +23,39 @@ def initial_params(model: nn.Module, seed: int) -> Params:
             if callable(reset):
                 reset()
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def warm_start(fresh: Params, given: Params, origin: str, optional: Collection[str] = ()) -> Params:
+    """`fresh` with the values of `given` wherever name and shape agree: the network's body must, its head and all else may.
+
+    What a learner learns beside the network (inner_lr.…, temperature) and the names in `optional` stay fresh where `given` lacks them.
+    Raises ConfigError naming the first parameter of the body that does not fit; `origin` says where `given` comes from.
+    """
+    for name, value in fresh.items():
+        free = name.startswith(("head.", "inner_lr.")) or name == "temperature" or name in optional
+        there = given.get(name)
+        if not free and (there is None or there.shape != value.shape):
+            found = "lacks it" if there is None else f"has {tuple(there.shape)}"
+            raise ConfigError(
+                f"this network has {name} {tuple(value.shape)}; init_from={origin} {found}",
+                "set model.* as in the run that made that model",
+            )
+    return {name: given[name].to(value) if name in given and given[name].shape == value.shape else value for name, value in fresh.items()}
+
+
+def persistent_buffers(model: nn.Module) -> Params:
+    """The buffers that belong to what is trained (running statistics), not to one support set."""
+    held = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name in held}
+
+
+def leaves(params: Params) -> Params:
+    """The same values, to differentiate by."""
+    return {name: value.detach().requires_grad_() for name, value in params.items()}
+
+
+def detached(params: Params) -> Params:
+    return {name: value.detach() for name, value in params.items()}
 
 
 def flatten(params: Params) -> Tensor:

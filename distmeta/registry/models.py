@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from distmeta import __version__
 from distmeta.data.images import Preprocessing
 from distmeta.errors import ConfigError, RegistryError
 from distmeta.learners import LEARNERS, build_learner
-from distmeta.learners.maml import MAML
+from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.models import MODELS, build_model
 from distmeta.registry.tracking import answers, client
@@ -28,6 +29,8 @@ from distmeta.train.checkpoint import MODEL, WEIGHTS, sha256
 
 CHAMPION = "champion"
 _FILES = (WEIGHTS, MODEL)
+_SCORE = "validation_score"
+_FIGURES = ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "mse_by_step", "ci95_by_step", "episodes", "queries", "seed")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -76,7 +79,8 @@ def _registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | Non
 def publish(uri: str, run_id: str, best: Path, name: str, test: dict[str, Any]) -> Published:
     """Register the model in the folder `best` as a new version of `name`.
 
-    It becomes `champion` if its inductive validation accuracy is the highest so far on the same validation episodes.
+    It becomes `champion` if its validation score (inductive accuracy; in regression, minus the squared error) is the highest so far on
+    the same validation episodes.
     """
     content = json.loads((best / MODEL).read_text())
     description = content | {"test": test, "distmeta": __version__}
@@ -100,6 +104,7 @@ def publish(uri: str, run_id: str, best: Path, name: str, test: dict[str, Any]) 
 def _version_tags(description: dict[str, Any]) -> dict[str, str]:
     validation, test = description["validation"], description["test"]
     on = {key: validation[key] for key in ("episodes", "seed", "way", "shot", "queries")}
+    figures = {key: test[key] for key in _FIGURES if key in test}
     return {
         "dataset": description["dataset"],
         "learner": description["learner"]["name"],
@@ -108,8 +113,8 @@ def _version_tags(description: dict[str, Any]) -> dict[str, str]:
         "step": str(description["step"]),
         "distmeta": description["distmeta"],
         "validation_episodes": json.dumps(on),
-        "validation_accuracy_inductive": repr(validation["accuracy_inductive"]),
-        **{key: repr(test[key]) for key in ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "episodes", "queries", "seed")},
+        _SCORE: repr(description["validation_score"]),
+        **{key: json.dumps(value) for key, value in figures.items()},
     }
 
 
@@ -118,13 +123,12 @@ def _is_champion(mlflow_client: MlflowClient, held: RegisteredModel, new: ModelV
     if CHAMPION not in held.aliases:
         return True
     old = mlflow_client.get_model_version(held.name, held.aliases[CHAMPION])
-    key = "validation_accuracy_inductive"
     same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")
-    return same_episodes and float(new.tags[key]) > float(old.tags[key])
+    return same_episodes and float(new.tags[_SCORE]) > float(old.tags[_SCORE])
 
 
 def list_models(uri: str) -> list[dict[str, Any]]:
-    """One row for each model version: uri, aliases, accuracy, ci95, accuracy_inductive, dataset, way, shot, learner, age_s."""
+    """One row for each model version: uri, aliases, the test's figures (accuracy or mse_by_step, …), dataset, way, shot, learner, age_s."""
     rows = []
     with answers(uri):
         for model in client(uri).search_registered_models():
@@ -136,7 +140,7 @@ def list_models(uri: str) -> list[dict[str, Any]]:
                     {
                         "uri": f"models:/{model.name}/{version.version}",
                         "aliases": [alias for alias, number in model.aliases.items() if str(number) == str(version.version)],
-                        **{key: float(tags[key]) for key in ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive")},
+                        **{key: json.loads(tags[key]) for key in _FIGURES if key in tags},
                         "dataset": tags["dataset"],
                         "way": int(tags["way"]),
                         "shot": int(tags["shot"]),
@@ -148,32 +152,47 @@ def list_models(uri: str) -> list[dict[str, Any]]:
 
 
 class Model(NamedTuple):
-    """A meta-trained model, ready to adapt."""
+    """A meta-trained model, ready to adapt; `way` is the number of classes it adapts to, or None for any."""
 
     uri: str
-    learner: MAML
+    learner: Learner
     meta_params: Params
     preprocessing: Preprocessing
-    way: int
+    way: int | None
 
 
-def load_model(uri: str, model_uri: str) -> Model:
-    """Look up models:/NAME@ALIAS or models:/NAME/VERSION, download it, and compare it with the SHA-256 in the version's tags.
+def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
+    """Fetch models:/NAME@ALIAS or models:/NAME/VERSION into `folder` and return what its model.json says.
 
-    Nothing downloaded is executed: weights are safetensors, the rest JSON. Raises RegistryError.
+    Raises RegistryError, also if the files are not those whose SHA-256 stand in the version's tags.
     """
     version = _look_up(uri, model_uri)
     with tempfile.TemporaryDirectory() as scratch:
         with answers(uri):
-            folder = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=scratch, tracking_uri=uri))
+            found = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=scratch, tracking_uri=uri))
         for file in _FILES:
-            if not (folder / file).is_file() or sha256(folder / file) != version.tags.get(f"sha256:{file}"):
+            if not (found / file).is_file() or sha256(found / file) != version.tags.get(f"sha256:{file}"):
                 raise RegistryError(
                     f"{file} of {model_uri} is not what was published (SHA-256 differs)", "publish it again from its run folder"
                 )
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(found / file, folder / file)
+    try:
+        return json.loads((folder / MODEL).read_text())
+    except ValueError as error:
+        raise RegistryError(f"{model_uri} cannot be read: {error!r}", "publish it again from its run folder") from None
+
+
+def load_model(uri: str, model_uri: str) -> Model:
+    """Look up a registered model of images and build it. Nothing downloaded is executed: weights are safetensors, the rest JSON.
+
+    Raises RegistryError.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        description = download(uri, model_uri, Path(scratch))
         try:
-            return _build(model_uri, json.loads((folder / MODEL).read_text()), load_file(folder / WEIGHTS))
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            return _build(model_uri, description, load_file(Path(scratch) / WEIGHTS))
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
 
 
@@ -184,12 +203,21 @@ def _build(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
             raise RegistryError(
                 f"{model_uri} uses {kind} {description[kind]['name']!r}, unknown to distmeta {__version__}", "update distmeta"
             )
-    network = build_model(**description["model"])
-    network.to(next(iter(weights.values())).dtype)
-    network.load_state_dict(weights)
-    meta_params = {name: value.detach() for name, value in network.named_parameters()}
+    if description["preprocessing"] is None:
+        raise RegistryError(f"{model_uri} does regression on {description['dataset']}, not on images", "distmeta models lists the others")
+    # Nothing that came from a registry names what is imported: law 6.
+    network = build_model(**description["model"], allow_import=False).to(next(iter(weights.values())).dtype)
     learner = build_learner(model=network, **description["learner"])
-    return Model(model_uri, learner, meta_params, Preprocessing.model_validate(description["preprocessing"]), description["task"]["way"])
+    check_weights(learner, weights, model_uri)
+    way = None if learner.any_way else description["task"]["way"]
+    return Model(model_uri, learner, weights, Preprocessing.model_validate(description["preprocessing"]), way)
+
+
+def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
+    """Raises RegistryError unless `weights` are named and shaped as the learner's own."""
+    expected = {name: value.shape for name, value in learner.initial_params(0).items()}
+    if {name: value.shape for name, value in weights.items()} != expected:
+        raise RegistryError(f"the weights of {model_uri} are not those of its network", "publish it again from its run folder")
 
 
 def _look_up(uri: str, model_uri: str) -> ModelVersion:

@@ -16,8 +16,11 @@ _SUFFIXES = {".png", ".jpg", ".jpeg"}
 _CHUNK = 64
 
 
-def support_set(folder: Path, way: int) -> dict[str, list[Path]]:
-    """class name → image files, from folder/class_name/*. Raises DataError unless there are `way` classes with an image each."""
+def support_set(folder: Path, way: int | None) -> dict[str, list[Path]]:
+    """class name → image files, from folder/class_name/*.
+
+    Raises DataError unless there are `way` classes (two or more if None) with an image each.
+    """
     if not folder.is_dir():
         raise DataError(f"support folder {folder} does not exist", "give a folder that holds a folder of images for each class")
     classes = {sub.name: _images_in(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
@@ -29,7 +32,7 @@ def support_set(folder: Path, way: int) -> dict[str, list[Path]]:
     empty = [name for name, images in classes.items() if not images]
     if empty:
         raise DataError(f"class folder {folder / empty[0]} holds no image", f"put {', '.join(sorted(_SUFFIXES))} files there, or remove it")
-    if len(classes) != way:
+    if way is not None and len(classes) != way:
         raise DataError(
             f"support folder {folder} has {len(classes)} classes but the model was trained for {way}-way tasks",
             f"give {way} classes, or train with data.way={len(classes)}",

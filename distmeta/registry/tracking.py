@@ -157,12 +157,20 @@ class Mirror:
 
 
 def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
-    """Log the test's figures under test/…, the best step and the final weights' SHA-256 as tags. Raises RegistryError."""
+    """Log the test's figures under test/…, the best step and the final weights' SHA-256 as tags. Raises RegistryError.
+
+    Figures by inner step are logged as curves over the inner steps.
+    """
     with answers(uri):
         mlflow = client(uri)
         step = result["steps"]
-        figures = {key: value for key, value in result["test"].items() if isinstance(value, float)}
-        mlflow.log_batch(run_id, metrics=[Metric(f"test/{key}", value, step, step) for key, value in figures.items()])
+        metrics = []
+        for key, value in result["test"].items():
+            if isinstance(value, dict):
+                metrics += [Metric(f"test/{key}", figure, int(inner), int(inner)) for inner, figure in value.items()]
+            elif isinstance(value, float):
+                metrics.append(Metric(f"test/{key}", value, step, step))
+        mlflow.log_batch(run_id, metrics=metrics)
         mlflow.set_tag(run_id, "weights_sha256", result["weights_sha256"])
         mlflow.set_tag(run_id, "best_step", str(result["best_step"]))
 

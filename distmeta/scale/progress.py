@@ -111,6 +111,7 @@ _FIGURES = (
     ("meta_loss", "meta-loss {:.3f}"),
     ("accuracy", "accuracy {:.1%}"),
     ("validation", "validation {:.1%}"),
+    ("validation_error", "validation error {:.3f}"),
     ("episodes_per_s", "{:.1f} episodes/s"),
 )
 

@@ -1,6 +1,7 @@
 """One training run from the driver's side: check everything, launch, watch, mirror to MLflow, publish."""
 
 import json
+import math
 import shutil
 import signal
 import threading
@@ -16,12 +17,14 @@ from ray.exceptions import RayError
 from ray.train import ControllerError, TrainingFailedError
 
 from distmeta.config import Config, validate
-from distmeta.data.shards import Dataset
 from distmeta.errors import ClusterError, ConfigError, DistmetaError, RegistryError, Stopped
+from distmeta.learners.learner import Learner
 from distmeta.registry import models, tracking
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
-from distmeta.scale.launch import RESULT, eval_task, model_description, train_task, trainer
+from distmeta.scale.domain import Domain, domain_of
+from distmeta.scale.launch import INIT, check_outputs, learner_of, model_description, started_from, worker_bytes
 from distmeta.scale.progress import Board, Display, raised
+from distmeta.scale.worker import RESULT, trainer
 from distmeta.train import checkpoint as checkpoints
 
 _POLL_S = 0.5
@@ -42,21 +45,31 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     """
     config = absolute(config)
     run_folder = Path(config.run_folder)
-    dataset = Dataset(config.data.shards)
-    check_tasks(config, dataset)
+    domain = domain_of(config)
+    domain.check()
+    learner = learner_of(config, domain)
+    check_outputs(config, domain, learner)
     check_slots(config)
-    check_run_folder(config, dataset, resume)
-    name = config.tracking.model or f"{dataset.manifest.dataset}-{config.data.way}way-{config.data.shot}shot"
-    description = model_description(config, dataset)
+    check_run_folder(config, domain, resume)
+    name = config.tracking.model or default_name(config, domain)
+    description = model_description(config, domain, learner)
     with _new_folder(run_folder), quiet(run_folder / "log.txt") as terminal, Display(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         models.check_name(uri, name, description)
+        if config.init_from is not None:
+            fetch_start(config, domain, learner, uri)
         if not (run_folder / RESULT).exists():
             display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
-            _train(config, dataset, uri, address, allow_other_hardware, display)
+            _train(config, domain, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
         return _conclude(config, uri, name)
+
+
+def default_name(config: Config, domain: Domain) -> str:
+    """The model's name in the registry where the config gives none."""
+    way = f"-{config.data.way}way" if config.data.way > 1 else ""
+    return f"{domain.name}{way}-{config.data.shot}shot"
 
 
 def absolute(config: Config) -> Config:
@@ -69,20 +82,19 @@ def absolute(config: Config) -> Config:
         raise ConfigError(
             f"run_folder={config.run_folder} is a URL; a run is written to a folder", "give a local path, or one all nodes share"
         )
-    data = config.data.model_copy(update={"shards": path(config.data.shards)})
+    data = config.data.model_copy(update={"shards": config.data.shards and path(config.data.shards)})
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
 
 
-def check_tasks(config: Config, dataset: Dataset) -> None:
-    """Raises ConfigError if a split cannot serve its episodes, or these have more or fewer classes than the network's head."""
-    dataset.check_task("train", train_task(config))
-    dataset.check_task("val", eval_task(config), "data.eval")
-    dataset.check_task("test", eval_task(config), "data.eval")
-    if eval_task(config).way != config.data.way:
-        raise ConfigError(
-            f"data.eval.way={eval_task(config).way} but data.way={config.data.way}: the network's head is as wide as data.way",
-            "leave data.eval.way out, or set both alike",
-        )
+def fetch_start(config: Config, domain: Domain, learner: Learner, uri: str) -> None:
+    """Put the registered model that the run starts from into its folder, once. Raises ConfigError if its weights do not fit."""
+    assert config.init_from is not None
+    folder = Path(config.run_folder) / INIT
+    if not checkpoints.is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        models.download(uri, config.init_from, folder)
+        checkpoints.seal(folder)
+    started_from(config, learner.initial_params(0), learner.statistics)
 
 
 def check_slots(config: Config) -> None:
@@ -95,7 +107,7 @@ def check_slots(config: Config) -> None:
         )
 
 
-def check_run_folder(config: Config, dataset: Dataset, resume: bool) -> None:
+def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
     """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one."""
     run_folder = Path(config.run_folder)
     held = run_folder / "config.yaml"
@@ -110,10 +122,11 @@ def check_run_folder(config: Config, dataset: Dataset, resume: bool) -> None:
             f"run_folder {run_folder} holds a run already, {where}", "continue it with --resume, or give --set run_folder=NEW"
         )
     old, new = (tracking.flat(c.model_dump()) for c in (validate(yaml.safe_load(held.read_text()), str(held)), config))
-    differing = [f"{key} {old[key]} → {new[key]}" for key in new if old[key] != new[key] and key not in _FREE]
+    keys = sorted((old.keys() | new.keys()) - _FREE)
+    differing = [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     fingerprint = json.loads((run_folder / "dataset.json").read_text())["fingerprint"]
-    if fingerprint != dataset.manifest.fingerprint:
-        differing.append(f"data fingerprint {fingerprint[:12]} → {dataset.manifest.fingerprint[:12]}")
+    if fingerprint != domain.fingerprint:
+        differing.append(f"data fingerprint {fingerprint[:12]} → {domain.fingerprint[:12]}")
     if differing:
         raise ConfigError(f"run_folder {run_folder} holds another run: {', '.join(differing)}", "give --set run_folder=NEW for the new one")
 
@@ -129,18 +142,24 @@ def _new_folder(run_folder: Path) -> Iterator[None]:
         raise
 
 
-def _train(config: Config, dataset: Dataset, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
+def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
     run_folder = Path(config.run_folder)
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
         device = resolve_device(config.train)
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
         check_capacity(config.train, device)
-        run_id = _begin(config, dataset)
+        slots = math.ceil(config.outer.meta_batch_size / config.train.workers)
+        predicted = worker_bytes(config, domain, device, slots)
+        display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
+        run_id = _begin(config, domain)
         board = Board.remote()  # type: ignore[attr-defined]
         with tracking.Mirror(uri, run_id, run_folder) as mirror:
             fit = _Fit(trainer(config, board, allow_other_hardware))
             _watch(fit, board, display)
+            used = ray.get(board.snapshot.remote())[0].get("memory_used")
+            if used is not None:
+                display.say(f"its first step took {used / 1e9:.2f} GB")
         if mirror.unsent:
             display.say(f"MLflow did not take all metrics: {mirror.unsent}\nthey stand in {run_folder / 'metrics'}")
         failure = _failure(fit, ray.get(board.snapshot.remote())[1], config)
@@ -150,14 +169,13 @@ def _train(config: Config, dataset: Dataset, uri: str, address: str | None, allo
             raise failure
 
 
-def _begin(config: Config, dataset: Dataset) -> str:
+def _begin(config: Config, domain: Domain) -> str:
     """Write what the run is into its folder, and begin its MLflow run."""
     run_folder, uri = Path(config.run_folder), config.tracking.uri
     shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
     config_file = run_folder / "config.yaml"
     began = config_file.exists()
-    manifest = dataset.manifest
-    identity = {"dataset": manifest.dataset, "fingerprint": manifest.fingerprint}
+    identity = {"dataset": domain.name, "fingerprint": domain.fingerprint}
     checkpoints.write_whole(run_folder / "dataset.json", json.dumps(identity))
     # Last, for a folder with a config is a folder with a run.
     checkpoints.write_whole(config_file, config.model_copy(update={"tracking": shown}).to_yaml())

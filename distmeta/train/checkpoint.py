@@ -59,6 +59,14 @@ def _save_params(params: Params, path: Path) -> None:
     save_file({name: value.detach().contiguous() for name, value in params.items()}, path)
 
 
+def load_params(path: Path) -> Params:
+    """Raises RunError if the file does not hold tensors."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read: {error}", "begin the run again in a new run_folder") from None
+
+
 def seal(folder: Path) -> None:
     """Write `checkpoint.json`, after which the folder is whole."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir()) if p.name != SEAL}

@@ -1,39 +1,103 @@
-"""Accuracy on fixed episodes, spread over the workers: the answer does not depend on how many there are."""
+"""How good a learner is on fixed episodes, spread over the workers: the answer does not depend on how many there are."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from distmeta.data.stream import EpisodeStream
+from distmeta.data.episodes import EpisodeBatch, Task
 from distmeta.errors import DistmetaError
-from distmeta.learners.maml import MAML
+from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.train.reduce import agree, sum_over_workers
 
+_UNIT = 2.0**-32  # of squared errors, which travel as integers
+
+
+class Stream(Protocol):
+    """Where evaluation episodes come from."""
+
+    task: Task
+    seed: int
+
+    def evaluation(self, indices: list[int]) -> Iterator[EpisodeBatch]: ...
+
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Mean accuracies in 0..1 over `episodes` fixed episodes, each with the half-width of its 95% interval (1.96 standard errors).
+class Setting:
+    """On what an evaluation was made: so many episodes of this task, from this seed; adapted by so many inner steps."""
 
-    `accuracy` normalises an episode's queries together (transductive, as published); `accuracy_inductive` each by the support set alone.
-    """
-
-    accuracy: float
-    ci95: float
-    accuracy_inductive: float
-    ci95_inductive: float
     episodes: int
     way: int
     shot: int
     queries: int
     seed: int
     inner_steps: int
-    norm: str = "batch"
+    norm: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean accuracies in 0..1 over fixed episodes, each with the half-width of its 95% interval (1.96 standard errors).
+
+    `accuracy` normalises an episode's queries together (transductive, as published); `accuracy_inductive` each by the support set alone.
+    `by_episode` (episodes, 2) holds both for each episode.
+    """
+
+    accuracy: float
+    ci95: float
+    accuracy_inductive: float
+    ci95_inductive: float
+    setting: Setting
+    by_episode: Tensor
+
+    @property
+    def score(self) -> float:
+        """What the best step is chosen by: higher is better."""
+        return self.accuracy_inductive
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        named = ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive")
+        return {name: getattr(self, name) for name in named} | asdict(self.setting)
+
+    def as_baseline(self) -> dict[str, Any]:
+        """How a run's result names it when it is of the network that was not trained."""
+        return {"random_init": self.accuracy, "random_init_ci95": self.ci95}
+
+    def headline(self) -> dict[str, float]:
+        """The figure to show while a run goes on."""
+        return {"validation": self.score}
+
+
+@dataclass(frozen=True)
+class SquaredError:
+    """Mean squared error over fixed episodes after 0, 1, … inner steps, and the half-widths of the 95% intervals.
+
+    `by_episode` (episodes, steps + 1) holds every episode's.
+    """
+
+    mse_by_step: dict[str, float]
+    ci95_by_step: dict[str, float]
+    setting: Setting
+    by_episode: Tensor
+
+    @property
+    def score(self) -> float:
+        return -self.mse_by_step[str(self.setting.inner_steps)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"mse_by_step": self.mse_by_step, "ci95_by_step": self.ci95_by_step} | asdict(self.setting)
+
+    def as_baseline(self) -> dict[str, Any]:
+        return {"random_init": self.mse_by_step, "random_init_ci95": self.ci95_by_step}
+
+    def headline(self) -> dict[str, float]:
+        return {"validation_error": -self.score}
+
+
+Evaluation = Accuracy | SquaredError
 
 
 def block(count: int, rank: int, workers: int) -> list[int]:
@@ -41,31 +105,60 @@ def block(count: int, rank: int, workers: int) -> list[int]:
     return list(range(rank * count // workers, (rank + 1) * count // workers))
 
 
-def evaluate(learner: MAML, meta_params: Params, stream: EpisodeStream, episodes: int, rank: int, workers: int) -> Evaluation:
+def accuracy(learner: Learner, meta_params: Params, stream: Stream, episodes: int, norm: str, rank: int, workers: int) -> Accuracy:
     """Adapt to the support set of each of `episodes` fixed episodes of `stream` and count correct queries.
 
     Raises the worker's own failure, or PeerFailure where another worker failed.
     """
+
+    def count(support: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor) -> Tensor:
+        logits = learner.predict(learner.adapt(meta_params, support, labels), queries)
+        return torch.stack([(kind.argmax(1) == query_labels).sum() for kind in logits])
+
+    counts = _by_episode(count, 2, meta_params, stream, episodes, rank, workers)
+    by_episode = counts.double() / (stream.task.way * stream.task.queries)
+    (transductive, ci95), (inductive, ci95_inductive) = (_mean_and_ci95(values) for values in by_episode.unbind(1))
+    return Accuracy(transductive, ci95, inductive, ci95_inductive, _setting(learner, stream, episodes, norm), by_episode)
+
+
+def squared_error(learner: Learner, meta_params: Params, stream: Stream, episodes: int, norm: str, rank: int, workers: int) -> SquaredError:
+    """The same in regression: the queries' mean squared error after 0, 1, … inner steps; a diverged one counts as 2^30."""
+
+    def errors(support: Tensor, targets: Tensor, queries: Tensor, query_targets: Tensor) -> Tensor:
+        outputs = [learner.predict(adapted, queries).inductive for adapted in learner.adaptation(meta_params, support, targets)]
+        found = torch.stack([(output - query_targets).square().mean() for output in outputs]).double()
+        return (found.nan_to_num(2.0**30, 2.0**30).clamp(max=2.0**30) / _UNIT).round().long()
+
+    steps = learner.inner_steps_eval
+    by_episode = _by_episode(errors, steps + 1, meta_params, stream, episodes, rank, workers).double() * _UNIT
+    figures = {str(step): _mean_and_ci95(by_episode[:, step]) for step in range(steps + 1)}
+    mse, ci95 = ({step: figure[part] for step, figure in figures.items()} for part in (0, 1))
+    return SquaredError(mse, ci95, _setting(learner, stream, episodes, norm), by_episode)
+
+
+def _by_episode(
+    score: Callable[..., Tensor], columns: int, meta_params: Params, stream: Stream, episodes: int, rank: int, workers: int
+) -> Tensor:
+    """(episodes, columns) integers, on every worker: `score` of each episode's support, labels, queries and query labels."""
     parameter = next(iter(meta_params.values()))
-    correct = torch.zeros(episodes, 2, dtype=torch.int64, device=parameter.device)
+    scores = torch.zeros(episodes, columns, dtype=torch.int64, device=parameter.device)
     failure = None
     try:
         for batch in stream.evaluation(block(episodes, rank, workers)):
-            for index, support, support_labels, queries, query_labels in zip(*batch.like(parameter), strict=True):
-                logits = learner.predict(learner.adapt(meta_params, support, support_labels), queries)
-                correct[index] = torch.stack([(kind.argmax(1) == query_labels).sum() for kind in logits])
+            _, indices, *tensors = batch.like(parameter)
+            for index, *episode in zip(indices, *tensors, strict=True):
+                scores[index] = score(*episode)
     except DistmetaError as error:
         failure = error
     agree(failure, parameter.device)
+    return sum_over_workers(scores).cpu()
+
+
+def _setting(learner: Learner, stream: Stream, episodes: int, norm: str) -> Setting:
     task = stream.task
-    (accuracy, ci95), (inductive, ci95_inductive) = (
-        _mean_and_ci95(counts / (task.way * task.queries)) for counts in sum_over_workers(correct).double().cpu().unbind(1)
-    )
-    return Evaluation(
-        accuracy, ci95, inductive, ci95_inductive, episodes, task.way, task.shot, task.queries, stream.seed, learner.inner_steps_eval
-    )
+    return Setting(episodes, task.way, task.shot, task.queries, stream.seed, learner.inner_steps_eval, norm)
 
 
-def _mean_and_ci95(accuracies: Tensor) -> tuple[float, float]:
-    spread = accuracies.std().item() if len(accuracies) > 1 else float("nan")
-    return accuracies.mean().item(), 1.96 * spread / len(accuracies) ** 0.5
+def _mean_and_ci95(values: Tensor) -> tuple[float, float]:
+    spread = values.std().item() if len(values) > 1 else float("nan")
+    return values.mean().item(), 1.96 * spread / len(values) ** 0.5

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import DistmetaError, RunError
-from distmeta.learners.maml import MAML, SlotMetrics
+from distmeta.learners.learner import Batch, Learner, SlotMetrics
 from distmeta.learners.params import Params
 from distmeta.train.checkpoint import Checkpoint
 from distmeta.train.evaluate import Evaluation
@@ -37,13 +36,16 @@ class Hooks(Protocol):
         """Keep one step's record."""
 
     def validate(self, meta_params: Params) -> Evaluation:
-        """Accuracy on the validation episodes, over all workers."""
+        """How good they are on the validation episodes, over all workers."""
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         """These meta_params are the best so far."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Commit a checkpoint, and the records up to it."""
+
+    def episode(self, step: int, slot: int) -> str:
+        """What the episode of (step, slot) is made of, for people."""
 
     def stop_requested(self) -> bool:
         """Whether somebody asked this worker to stop soon."""
@@ -55,11 +57,11 @@ class Progress:
 
     step: int = 0
     best_step: int = 0
-    best_accuracy: float = -1.0
+    best_score: float | None = None
     bad_steps: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        return {"best_step": self.best_step, "best_accuracy": self.best_accuracy, "bad_steps": self.bad_steps}
+        return {"best_step": self.best_step, "best_score": self.best_score, "bad_steps": self.bad_steps}
 
 
 @dataclass
@@ -75,7 +77,7 @@ class _Timer:
         self.last = now
 
 
-def train(learner: MAML, outer: OuterUpdate, batches: Iterator[EpisodeBatch], progress: Progress, plan: Plan, hooks: Hooks) -> bool:
+def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progress: Progress, plan: Plan, hooks: Hooks) -> bool:
     """Outer updates from `progress.step` to `plan.steps`; whether it got there (or was asked to stop, after a last checkpoint).
 
     Raises RunError after `max_bad_steps` steps in a row with a non-finite meta-gradient, and what `reduce` raises.
@@ -89,13 +91,13 @@ def train(learner: MAML, outer: OuterUpdate, batches: Iterator[EpisodeBatch], pr
         if reduced.meta_gradient is not None:
             gradient_norm = outer.update(reduced.meta_gradient, progress.step)
         progress.step += 1
-        count_bad(progress, plan, reduced)
+        count_bad(progress, plan, reduced, hooks)
         record = step_record(progress, reduced, gradient_norm, outer)
         if progress.step % plan.validate_every == 0 or progress.step == plan.steps:
             validation = hooks.validate(outer.meta_params)
             record["validation"] = validation.as_dict()
-            if validation.accuracy_inductive > progress.best_accuracy:
-                progress.best_step, progress.best_accuracy = progress.step, validation.accuracy_inductive
+            if progress.best_score is None or validation.score > progress.best_score:
+                progress.best_step, progress.best_score = progress.step, validation.score
                 hooks.keep_best(outer.meta_params, progress.step, validation)
         timer.mark("update")
         hooks.log(record | timer.seconds)
@@ -106,7 +108,7 @@ def train(learner: MAML, outer: OuterUpdate, batches: Iterator[EpisodeBatch], pr
     return progress.step == plan.steps
 
 
-def contribute(learner: MAML, meta_params: Params, batches: Iterator[EpisodeBatch], slots: list[int], timer: _Timer) -> Contribution:
+def contribute(learner: Learner, meta_params: Params, batches: Iterator[Batch], slots: list[int], timer: _Timer) -> Contribution:
     """This worker's meta-gradients for the next step, or the failure that kept it from them: its peers must hear of either."""
     parameter = next(iter(meta_params.values()))
     try:
@@ -120,7 +122,7 @@ def contribute(learner: MAML, meta_params: Params, batches: Iterator[EpisodeBatc
         return Contribution([], nothing.view(0, 1), SlotMetrics(nothing, nothing, nothing), failure)
 
 
-def count_bad(progress: Progress, plan: Plan, reduced: Reduced) -> None:
+def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) -> None:
     """Count steps in a row that were skipped, the same on every worker."""
     if reduced.meta_gradient is not None:
         progress.bad_steps = 0
@@ -129,7 +131,7 @@ def count_bad(progress: Progress, plan: Plan, reduced: Reduced) -> None:
     if progress.bad_steps >= plan.max_bad_steps:
         raise RunError(
             f"the meta-gradient was not finite for {progress.bad_steps} steps in a row, last at step {progress.step}, "
-            f"slot {reduced.bad_slot}",
+            f"slot {reduced.bad_slot} ({hooks.episode(progress.step - 1, reduced.bad_slot or 0)})",
             "lower learner.inner_lr or outer.lr, or set outer.clip_norm; then --resume",
         )
 
@@ -139,9 +141,8 @@ def step_record(progress: Progress, reduced: Reduced, gradient_norm: float | Non
     record: Record = {"step": progress.step, "outer_lr": outer.lr(progress.step - 1)}
     if reduced.meta_gradient is None:
         return record | {"bad_slot": reduced.bad_slot}
-    return record | {
-        "meta_loss": reduced.losses.mean().item(),
-        "accuracy": reduced.correct.sum().item() / reduced.total.sum().item(),
-        "gradient_norm": gradient_norm,
-        "ranks": reduced.ranks.tolist(),
-    }
+    classified = reduced.total.sum().item()
+    accuracy = {"accuracy": reduced.correct.sum().item() / classified} if classified else {}
+    return (
+        record | {"meta_loss": reduced.losses.mean().item()} | accuracy | {"gradient_norm": gradient_norm, "ranks": reduced.ranks.tolist()}
+    )

@@ -1,7 +1,7 @@
 """The outer update: an optimiser of torch over meta_params, its learning rate a function of the step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -11,16 +11,29 @@ from distmeta.learners.params import Params, unflatten
 
 Schedule = Callable[[int], float]
 
+_STATISTICS_RATE = 0.1  # how far running statistics move in a step: torch's own default for batch norm
 
-def schedule(name: str, lr: float, steps: int) -> Schedule:
-    """step → learning rate: "constant", or "cosine" from lr at step 0 to zero at `steps` (arXiv:1608.03983, equation 5, one period)."""
-    if name == "cosine":
-        return lambda step: lr * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
-    return lambda step: lr
+
+def schedule(name: str, lr: float, steps: int, milestones: Sequence[int] = (), decay: float = 0.1) -> Schedule:
+    """step → learning rate, from `lr` at step 0.
+
+    "constant"; "linear" to zero at `steps`; "cosine" to zero at `steps` (arXiv:1608.03983, equation 5, one period); "milestones": times
+    `decay` at each of them.
+    """
+    courses: dict[str, Schedule] = {
+        "constant": lambda step: lr,
+        "linear": lambda step: lr * max(0.0, 1 - step / steps),
+        "cosine": lambda step: lr * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))),
+        "milestones": lambda step: lr * decay ** sum(step >= milestone for milestone in milestones),
+    }
+    return courses[name]
 
 
 class OuterUpdate:
-    """Owns meta_params and changes them by meta-gradients."""
+    """Owns meta_params and changes them by meta-gradients.
+
+    `statistics` names those that are running statistics: no optimiser, decay or clipping touches them, they follow the slots' mean.
+    """
 
     def __init__(
         self,
@@ -31,12 +44,14 @@ class OuterUpdate:
         weight_decay: float = 0.0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        statistics: Collection[str] = (),
     ) -> None:
         self.meta_params = meta_params
+        self.trained = {name: value for name, value in meta_params.items() if name not in statistics}
         self.lr = lr
         self.clip_norm = clip_norm
         self.clip_value = clip_value
-        values = list(meta_params.values())
+        values = list(self.trained.values())
         self.optimizer: torch.optim.Optimizer
         if optimizer == "sgd":
             self.optimizer = torch.optim.SGD(values, lr=lr(0), momentum=momentum, weight_decay=weight_decay)
@@ -45,9 +60,13 @@ class OuterUpdate:
 
     def update(self, meta_gradient: Tensor, step: int) -> float:
         """One step with meta_gradient (P,); returns its norm before clipping."""
-        for value, gradient in zip(self.meta_params.values(), unflatten(meta_gradient, self.meta_params).values(), strict=True):
-            value.grad = torch.empty_like(value).copy_(gradient)
-        values = list(self.meta_params.values())
+        for name, gradient in unflatten(meta_gradient, self.meta_params).items():
+            value = self.meta_params[name]
+            if name in self.trained:
+                value.grad = torch.empty_like(value).copy_(gradient)
+            else:
+                value.sub_(gradient, alpha=_STATISTICS_RATE)
+        values = list(self.trained.values())
         if self.clip_value is not None:
             clip_grad_value_(values, self.clip_value)
         norm = clip_grad_norm_(values, self.clip_norm if self.clip_norm is not None else math.inf)
@@ -58,10 +77,9 @@ class OuterUpdate:
 
     def state(self) -> Params:
         """The optimiser's tensors under flat names "<parameter>.<what>"."""
-        entries = zip(self.meta_params, self.meta_params.values(), strict=True)
         return {
             f"{name}:{what}": tensor
-            for name, value in entries
+            for name, value in self.trained.items()
             for what, tensor in self.optimizer.state[value].items()
             if tensor is not None
         }

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distmeta.errors import DistmetaError, RunError
-from distmeta.learners.maml import SlotMetrics
+from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.params import Params, flatten
 
 _LOSS_UNIT = 2.0**-32

@@ -1,0 +1,80 @@
+"""Episodes of regression: each task is a function drawn from a family, its support and queries are points of it."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distmeta.data.episodes import EpisodeBatch, Task
+from distmeta.seeds import generator
+
+Points = NDArray[np.float64]
+Split = Literal["train", "val", "test"]
+
+
+class Family(NamedTuple):
+    """Functions from R^inputs to R; `draw(random, points)` draws one and gives x (points, inputs) and y (points, 1)."""
+
+    inputs: int
+    version: int
+    draw: Callable[[np.random.Generator, int], tuple[Points, Points]]
+
+
+def sinusoid(random: np.random.Generator, points: int) -> tuple[Points, Points]:
+    """y = A sin(x - p) with A in [0.1, 5], p in [0, π], x in [-5, 5], all uniform (arXiv:1703.03400, section 5.1)."""
+    amplitude, phase = random.uniform(0.1, 5.0), random.uniform(0.0, np.pi)
+    x = random.uniform(-5.0, 5.0, (points, 1))
+    return x, amplitude * np.sin(x - phase)
+
+
+def linear_sigmoid(random: np.random.Generator, points: int) -> tuple[Points, Points]:
+    """y = 1 / (1 + exp(-w·x)) with 16 inputs, x uniform in [0, 1] and w standard normal.
+
+    The network of introductory tutorials as the functions to be learned. They draw targets at random instead, which nothing could learn.
+    """
+    weights = random.normal(size=(16, 1))
+    x = random.uniform(0.0, 1.0, (points, 16))
+    return x, 1 / (1 + np.exp(-x @ weights))
+
+
+FAMILIES = {"sinusoid": Family(1, 1, sinusoid), "linear-sigmoid": Family(16, 1, linear_sigmoid)}
+
+
+class FunctionStream:
+    """Episodes of one family as pure functions of (seed, split, step, slot). An episode has N*K support and N*Q query points."""
+
+    def __init__(self, family: str, split: Split, task: Task, seed: int) -> None:
+        self.family = FAMILIES[family]
+        self.name = family
+        self.split = split
+        self.task = task
+        self.seed = seed
+
+    def training(self, slots: Sequence[int], start_step: int = 0) -> Iterator[EpisodeBatch]:
+        """For step = start_step, start_step + 1, … without end, the episodes of `slots`: inputs (B, N*K, D), targets (B, N*K, 1)."""
+        for step in count(start_step):
+            yield self._batch(step, slots, [("episode", step, slot) for slot in slots])
+
+    def evaluation(self, indices: Sequence[int], batch: int = 20) -> Iterator[EpisodeBatch]:
+        """The fixed evaluation episodes numbered `indices`, `batch` at a time."""
+        for start in range(0, len(indices), batch):
+            numbers = indices[start : start + batch]
+            yield self._batch(0, numbers, [("evaluation episode", number) for number in numbers])
+
+    def _batch(self, step: int, slots: Sequence[int], episodes: Sequence[tuple[str, *tuple[int, ...]]]) -> EpisodeBatch:
+        drawn = [
+            self.family.draw(generator(self.seed, f"{self.name} {self.split} {purpose}", *indices), self.task.images)
+            for purpose, *indices in episodes
+        ]
+        x, y = (torch.tensor(np.stack(part), dtype=torch.float32) for part in zip(*drawn, strict=True))
+        support = self.task.way * self.task.shot
+        return EpisodeBatch(step, list(slots), x[:, :support], y[:, :support], x[:, support:], y[:, support:])
+
+
+def fingerprint(family: str) -> str:
+    """What identifies a family, as a packed dataset's fingerprint identifies that."""
+    return hashlib.sha256(f"{family} {FAMILIES[family].version}".encode()).hexdigest()

@@ -1,0 +1,155 @@
+"""What every learner is: something that adapts to a support set, and turns episodes into meta-gradients, one for each slot."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from distmeta.data.episodes import EpisodeBatch, LabelledBatch
+from distmeta.errors import ConfigError
+from distmeta.learners.forward import Forward, frozen, support_statistics
+from distmeta.learners.loss import correct
+from distmeta.learners.params import Params, initial_params, persistent_buffers
+
+Batch = EpisodeBatch | LabelledBatch
+TaskBatching = Literal["loop", "vmap", "auto"]
+
+
+class SlotMetrics(NamedTuple):
+    """Per slot: mean loss (B,) float, correctly classified images (B,) and images classified (B,), both integers (0 in regression)."""
+
+    loss: Tensor
+    correct: Tensor
+    total: Tensor
+
+
+class Logits(NamedTuple):
+    """Outputs (M, N) for the queries of one task: all normalised together, and each by the support set's statistics alone."""
+
+    transductive: Tensor
+    inductive: Tensor
+
+
+class TaskGradients(NamedTuple):
+    """What T tasks give: the gradient of each with respect to each meta-parameter {name: (T, …)}, losses (T,), and the outputs
+    (T, M, N) and targets by which training accuracy is counted."""
+
+    gradients: Params
+    losses: Tensor
+    outputs: Tensor
+    targets: Tensor
+
+
+class Learner(ABC):
+    """Base of all learners. `model` is only the network's shape: every tensor a learner computes with is in meta_params.
+
+    task_batching says how the slots of a step are computed: one after another ("loop"), `tasks_per_chunk` at a time ("vmap"), or by what is
+    faster here ("auto": vmap on CUDA and for networks without convolutions). `seed` decides dropout noise.
+    """
+
+    trains_on: ClassVar[Literal["episodes", "labelled batches"]] = "episodes"
+    any_way: ClassVar[bool] = False
+    """Whether it adapts to any number of classes; otherwise only to as many as the network's head is wide."""
+    inner_steps_eval: int = 0
+    """Inner steps in evaluation and prediction."""
+
+    def __init__(self, model: nn.Module, seed: int = 0, task_batching: TaskBatching = "auto", tasks_per_chunk: int = 4) -> None:
+        self.model = model
+        self.seed = seed
+        self.task_batching = task_batching
+        self.tasks_per_chunk = tasks_per_chunk
+        self.statistics = persistent_buffers(model)
+
+    def trained(self, params: Params) -> Params:
+        """Those of meta_params that a gradient is taken of: all but running statistics."""
+        return {name: value for name, value in params.items() if name not in self.statistics}
+
+    def initial_params(self, seed: int) -> Params:
+        """Fresh meta_params from `seed` alone: the network's parameters and persistent buffers, and what else the learner learns."""
+        return initial_params(self.model, seed) | {name: buffer.detach().clone() for name, buffer in self.statistics.items()}
+
+    def slot_gradients(self, meta_params: Params, batch: Batch) -> tuple[Tensor, SlotMetrics]:
+        """One meta-gradient for each slot, (B, P) in the order of meta_params. A slot's bits never depend on its neighbours.
+
+        The entries of running statistics hold (present value - the slot's own), so that the outer update moves them by a plain step.
+        """
+        batched = self.batches_tasks(next(iter(meta_params.values())).device)
+        size = self.tasks_per_chunk if batched else 1
+        rows, losses, right, total = [], [], [], []
+        for start in range(0, len(batch.slots), size):
+            chunk = _chunk(batch, start, size)
+            kept = min(size, len(batch.slots) - start)
+            params = _task_params(meta_params, size if batched else None)
+            forward = Forward(self.model, batched, (self.seed, batch.step, chunk.slots[0]))
+            found = self.task_gradients(params, forward, chunk)
+            gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
+            rows.append(torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)[:kept])
+            losses.append(found.losses.detach()[:kept])
+            right.append(correct(found.outputs, found.targets)[:kept])
+            total.append(torch.full((kept,), 0 if found.targets.is_floating_point() else found.targets.shape[1]))
+        return torch.cat(rows), SlotMetrics(torch.cat(losses), torch.cat(right), torch.cat(total))
+
+    def batches_tasks(self, device: torch.device) -> bool:
+        """Whether slots are computed several at a time on `device`."""
+        if self.task_batching == "auto":
+            return device.type == "cuda" or not any(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        return self.task_batching == "vmap"
+
+    @abstractmethod
+    def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
+        """The meta-gradients of the T tasks of `batch`; `params` are meta_params ({name: (T, …)} if `forward` is batched), as leaves."""
+
+    @abstractmethod
+    def adaptation(self, meta_params: Params, inputs: Tensor, targets: Tensor, steps: int | None = None) -> Iterator[Params]:
+        """The network after 0, 1, … `steps` (inner_steps_eval if None) inner steps on a support set, inputs (M, …), targets (M, …)."""
+
+    def adapt(self, meta_params: Params, inputs: Tensor, targets: Tensor) -> Params:
+        """What `predict` needs for one task: the network after the last inner step, with the support set's norm statistics."""
+        *_, adapted = self.adaptation(meta_params, inputs, targets)
+        return self.with_statistics(adapted, inputs)
+
+    @torch.no_grad()
+    def with_statistics(self, adapted: Params, inputs: Tensor) -> Params:
+        return adapted | support_statistics(self.forward(), adapted, inputs)
+
+    @torch.no_grad()
+    def predict(self, adapted: Params, queries: Tensor) -> Logits:
+        """Outputs for queries (M, …) under what `adapt` returned."""
+        with frozen(self.model, running_only=True):
+            transductive = self.outputs(adapted, queries)
+        with frozen(self.model):
+            return Logits(transductive, self.outputs(adapted, queries))
+
+    def check_features(self) -> None:
+        """Raises ConfigError unless the network has `features` and `head`."""
+        missing = [part for part in ("features", "head") if not hasattr(self.model, part)]
+        if missing:
+            raise ConfigError(
+                f"learner {type(self).__name__} needs a network with features(images) and head; {type(self.model).__name__} "
+                f"has no {missing[0]}",
+                "add it, or choose a learner that adapts the whole network",
+            )
+
+    def outputs(self, adapted: Params, queries: Tensor) -> Tensor:
+        """Outputs (M, N) in the present mode of the network's norms."""
+        return self.forward()(adapted, queries[None])[0]
+
+    def forward(self) -> Forward:
+        """The network for one task, without dropout."""
+        return Forward(self.model, batched=False)
+
+
+def _chunk(batch: Batch, start: int, size: int) -> Any:
+    """Tasks start … start+size-1; past the end the last task stands again, so that every chunk is computed alike."""
+    indices = [min(i, len(batch.slots) - 1) for i in range(start, start + size)]
+    step, slots, *tensors = batch
+    return type(batch)(step, [slots[i] for i in indices], *(tensor[indices] for tensor in tensors))
+
+
+def _task_params(meta_params: Params, tasks: int | None) -> Params:
+    """meta_params as leaves to differentiate by: the same tensors, or a copy for each task."""
+    if tasks is None:
+        return {name: value.detach().requires_grad_() for name, value in meta_params.items()}
+    return {name: value.detach().expand(tasks, *value.shape).clone().requires_grad_() for name, value in meta_params.items()}

@@ -1,0 +1,113 @@
+"""Learners that classify by distance to class centroids in feature space: no inner loop, and any number of classes."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from distmeta.learners.forward import Forward, frozen
+from distmeta.learners.inner import gradients_of
+from distmeta.learners.learner import Learner, TaskGradients
+from distmeta.learners.loss import task_losses
+from distmeta.learners.params import Params
+
+_CENTROIDS = "centroids"
+
+
+class MetricLearner(Learner):
+    """Queries are compared with the means of each class's support features. Needs a network with `features`; its head is left out."""
+
+    any_way = True
+
+    def __init__(self, model: nn.Module, **common: Any) -> None:
+        super().__init__(model, **common)
+        self.check_features()
+
+    def initial_params(self, seed: int) -> Params:
+        return {name: value for name, value in super().initial_params(seed).items() if not name.startswith("head.")}
+
+    @abstractmethod
+    def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
+        """(T, M, N) for features (T, M, D) and centroids (T, N, D)."""
+
+    def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
+        centroids = class_means(forward(params, batch.support_images, 0, "features"), batch.support_labels)
+        outputs = self.logits(params, forward(params, batch.query_images, 1, "features"), centroids)
+        losses = task_losses(outputs, batch.query_labels)
+        return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.query_labels)
+
+    @torch.no_grad()
+    def adaptation(self, meta_params: Params, inputs: Tensor, targets: Tensor, steps: int | None = None) -> Iterator[Params]:
+        with frozen(self.model, running_only=True):
+            centroids = class_means(self.forward()(meta_params, inputs[None], method="features"), targets[None])[0]
+        yield meta_params | {_CENTROIDS: centroids}
+
+    def outputs(self, adapted: Params, queries: Tensor) -> Tensor:
+        features = self.forward()(adapted, queries[None], method="features")
+        return self.logits(adapted, features, adapted[_CENTROIDS][None])[0]
+
+
+def class_means(features: Tensor, labels: Tensor) -> Tensor:
+    """Mean feature of each class (T, N, D), from features (T, M, D) and labels (T, M)."""
+    members = one_hot(labels).to(features.dtype).transpose(1, 2)
+    return members @ features / members.sum(2, keepdim=True)
+
+
+def cosine(features: Tensor, centroids: Tensor) -> Tensor:
+    """Cosine of the angle between each feature and each centroid (T, M, N)."""
+    return nn.functional.normalize(features, dim=-1) @ nn.functional.normalize(centroids, dim=-1).transpose(1, 2)
+
+
+class ProtoNet(MetricLearner):
+    """Prototypical networks: logits are negative squared Euclidean distances (Snell et al. 2017, arXiv:1703.05175, equation 2)."""
+
+    def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
+        squares = features.square().sum(2, keepdim=True) + centroids.square().sum(2).unsqueeze(1)
+        return 2 * features @ centroids.transpose(1, 2) - squares
+
+
+class MetaBaseline(MetricLearner):
+    """Meta-Baseline: cosine logits times a temperature learned with the features (Chen et al. 2021, arXiv:2003.04390, equation 3).
+
+    Meant to start from a Classifier-Baseline (init_from). `temperature` is where the scale begins; the paper takes 10.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 10.0, **common: Any) -> None:
+        super().__init__(model, **common)
+        self.temperature = temperature
+
+    def initial_params(self, seed: int) -> Params:
+        params = super().initial_params(seed)
+        return params | {"temperature": next(iter(params.values())).new_tensor(self.temperature)}
+
+    def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
+        return params["temperature"].view(-1, 1, 1) * cosine(features, centroids)
+
+
+class ClassifierBaseline(MetricLearner):
+    """Classifier-Baseline: supervised on all training classes; for new ones the head is dropped and the nearest centroid by cosine taken.
+
+    (Chen et al. 2021, arXiv:2003.04390, section 3.1.) Trains on labelled batches: a slot is `images_per_slot` images of any classes,
+    normalised by themselves. The network's head is as wide as there are training classes.
+    """
+
+    trains_on: ClassVar = "labelled batches"
+    _SCALE = 10.0  # probabilities only: the order of classes does not depend on it
+
+    def __init__(self, model: nn.Module, images_per_slot: int = 32, **common: Any) -> None:
+        super().__init__(model, **common)
+        self.images_per_slot = images_per_slot
+
+    def initial_params(self, seed: int) -> Params:
+        return Learner.initial_params(self, seed)
+
+    def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
+        outputs = forward(params, batch.images)
+        losses = task_losses(outputs, batch.labels)
+        return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.labels)
+
+    def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
+        return self._SCALE * cosine(features, centroids)

@@ -1,0 +1,143 @@
+"""What a run learns from: episodes of a packed dataset (classification) or of a family of functions (regression), as its config says."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from distmeta.config import Config
+from distmeta.data import functions
+from distmeta.data.episodes import EpisodeBatch, LabelledBatch, Task
+from distmeta.data.images import Preprocessing, channels_last
+from distmeta.data.shards import Dataset, Split
+from distmeta.data.stream import EpisodeStream, LabelledStream
+from distmeta.errors import ConfigError
+from distmeta.learners import LEARNERS
+from distmeta.learners.learner import Batch
+from distmeta.train.evaluate import Evaluation, Stream, accuracy, squared_error
+
+
+def train_task(config: Config) -> Task:
+    data = config.data
+    return Task(data.way, data.shot, data.queries, data.class_rotations)
+
+
+def eval_task(config: Config) -> Task:
+    data = config.data
+    return Task(data.eval.way or data.way, data.eval.shot or data.shot, data.eval.queries or data.queries)
+
+
+class Classification:
+    """Episodes of images from the shards of a packed dataset.
+
+    `outputs` is how wide the network's head is: as an episode has classes or, trained on labelled batches, as the training split has.
+    """
+
+    evaluate: ClassVar[Callable[..., Evaluation]] = staticmethod(accuracy)
+
+    def __init__(self, config: Config) -> None:
+        assert config.data.shards is not None
+        self.config = config
+        self.dataset = Dataset(config.data.shards)
+        self.name = self.dataset.manifest.dataset
+        self.fingerprint = self.dataset.manifest.fingerprint
+        packed = self.dataset.manifest.preprocessing
+        self.preprocessing: Preprocessing | None = packed.model_copy(update={"image_size": config.data.image_size or packed.image_size})
+        self.input_shape: tuple[int, ...] = (packed.channels, self.preprocessing.image_size, self.preprocessing.image_size)
+        self.labelled = LEARNERS[config.learner.name].trains_on == "labelled batches"
+        self.outputs = len(self.dataset.class_ids("train")) if self.labelled else config.data.way
+
+    def check(self) -> None:
+        """Raises ConfigError if a split cannot serve its episodes, or these have more or fewer classes than the network's head."""
+        data = self.config.data
+        if not self.labelled:
+            self.dataset.check_task("train", train_task(self.config))
+        self.dataset.check_task("val", eval_task(self.config), "data.eval")
+        self.dataset.check_task("test", eval_task(self.config), "data.eval")
+        if eval_task(self.config).way != data.way and not LEARNERS[self.config.learner.name].any_way:
+            raise ConfigError(
+                f"data.eval.way={data.eval.way} but data.way={data.way}: the network's head is as wide as data.way",
+                "leave data.eval.way out, or set both alike",
+            )
+
+    def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
+        """The slots' episodes, or labelled batches, from `start_step` on."""
+        config, data = self.config, self.config.data
+        if self.labelled:
+            stream = LabelledStream(self.dataset, "train", self._images_per_slot, config.seed, data.image_size)
+            return stream.training(slots, start_step)
+        return EpisodeStream(self.dataset, "train", train_task(config), config.seed, data.image_size).training(slots, start_step)
+
+    def example(self, slots: int) -> Batch:
+        """A batch of zeros, shaped as those that `training` gives."""
+        numbers, task = list(range(slots)), train_task(self.config)
+        if self.labelled:
+            per_slot = self._images_per_slot
+            return LabelledBatch(0, numbers, self._blank(slots, per_slot), torch.zeros(slots, per_slot, dtype=torch.int64))
+        labels = torch.arange(task.way).expand(slots, task.way)
+        support, queries = (self._blank(slots, task.way * images) for images in (task.shot, task.queries))
+        return EpisodeBatch(0, numbers, support, labels.repeat_interleave(task.shot, 1), queries, labels.repeat_interleave(task.queries, 1))
+
+    def _blank(self, slots: int, images: int) -> Tensor:
+        return channels_last(torch.zeros(slots, images, *self.input_shape))
+
+    @property
+    def _images_per_slot(self) -> int:
+        return self.config.learner.images_per_slot or 32
+
+    def describe(self, step: int, slot: int) -> str:
+        """What the training episode of (step, slot) is made of, for people."""
+        if self.labelled:
+            return "labelled images"
+        stream = EpisodeStream(self.dataset, "train", train_task(self.config), self.config.seed, self.config.data.image_size)
+        class_ids = stream.training_episode(step, slot).class_ids
+        return "classes " + ", ".join(self.dataset.manifest.classes[class_id].name for class_id in class_ids)
+
+    def evaluation(self, split: Split) -> Stream:
+        data = self.config.data
+        return EpisodeStream(self.dataset, split, eval_task(self.config), data.eval.seed, data.image_size, section="data.eval")
+
+
+class Regression:
+    """Episodes of points from a family of functions."""
+
+    evaluate: ClassVar[Callable[..., Evaluation]] = staticmethod(squared_error)
+    preprocessing: Preprocessing | None = None
+    outputs = 1
+
+    def __init__(self, config: Config) -> None:
+        assert config.data.functions is not None
+        self.config = config
+        self.name = config.data.functions
+        self.fingerprint = functions.fingerprint(self.name)
+        self.input_shape: tuple[int, ...] = (functions.FAMILIES[self.name].inputs,)
+
+    def check(self) -> None:
+        """Raises ConfigError if the learner classifies, or a key of images is set."""
+        data, name = self.config.data, self.config.learner.name
+        if LEARNERS[name].any_way:
+            raise ConfigError(f"learner {name} classifies; data.functions={self.name} has no classes", "choose maml, reptile or transfer")
+        if data.image_size is not None or data.class_rotations:
+            raise ConfigError(f"data.functions={self.name} has no images", "leave data.image_size and data.class_rotations out")
+
+    def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
+        return functions.FunctionStream(self.name, "train", train_task(self.config), self.config.seed).training(slots, start_step)
+
+    def example(self, slots: int) -> Batch:
+        stream = functions.FunctionStream(self.name, "train", train_task(self.config), self.config.seed)
+        return next(stream.training(range(slots)))
+
+    def describe(self, step: int, slot: int) -> str:
+        return f"a {self.name}"
+
+    def evaluation(self, split: Split) -> Stream:
+        return functions.FunctionStream(self.name, split, eval_task(self.config), self.config.data.eval.seed)
+
+
+Domain = Classification | Regression
+
+
+def domain_of(config: Config) -> Domain:
+    """Raises DataError if the dataset cannot be opened."""
+    return Regression(config) if config.data.functions is not None else Classification(config)

@@ -1,0 +1,225 @@
+"""One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch
+from ray.train import Checkpoint as RayCheckpoint
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from distmeta.config import Config
+from distmeta.errors import DistmetaError, RunError
+from distmeta.learners.params import Params, weights_sha256
+from distmeta.scale.cluster import ALLOCATOR, gpus_per_worker
+from distmeta.scale.domain import domain_of
+from distmeta.scale.launch import initial_params, learner_of, model_description, outer_of, started_from
+from distmeta.scale.progress import Reporter
+from distmeta.train import checkpoint as checkpoints
+from distmeta.train.checkpoint import Checkpoint
+from distmeta.train.evaluate import Evaluation, Stream, block
+from distmeta.train.loop import Plan, Progress, train
+from distmeta.train.metrics import MetricsWriter, Record
+from distmeta.train.reduce import PeerFailure, agree
+
+CHECKPOINTS_KEPT = 2
+RESULT = "result.json"
+BY_EPISODE = "test_episodes.json"  # the test's figures of every episode, for paired comparisons
+
+
+class Worker:
+    """One worker's objects, and its answers to what the loop asks (`distmeta.train.loop.Hooks`)."""
+
+    def __init__(self, config: Config, device: torch.device, reporter: Reporter) -> None:
+        context = ray.train.get_context()
+        self.rank, self.workers = context.get_world_rank(), context.get_world_size()
+        self.config = config
+        self.device = device
+        self.dtype: torch.dtype = getattr(torch, config.train.precision)
+        self.reporter = reporter
+        self.run_folder = Path(config.run_folder)
+        self.domain = domain_of(config)
+        self.learner = learner_of(config, self.domain, device, self.dtype)
+        self.description = model_description(config, self.domain, self.learner)
+        self.random_init = initial_params(config, self.domain, self.learner)
+        start = started_from(config, self.random_init, self.learner.statistics)
+        self.outer = outer_of(config, {name: value.clone() for name, value in start.items()}, self.learner.statistics)
+        self.validation = self.domain.evaluation("val")
+        self.progress = Progress()
+        self.metrics: MetricsWriter | None = None
+        self.memory_used: int | None = None  # by the first step, beyond what was there before
+        self._memory_before = 0
+        self._clock = (time.monotonic(), 0)
+        self._validation_figure: dict[str, float] = {}
+
+    def resume(self, allow_other_hardware: bool) -> None:
+        """Go on from the newest whole checkpoint, if there is one. Raises RunError if it was written by another kind of machine."""
+        folder = checkpoints.newest(self.run_folder)
+        if folder is not None:
+            here, there = checkpoints.machine(self.config.train.threads_per_worker), checkpoints.machine_of(folder)
+            differing = [f"{name} {there.get(name)} → {value}" for name, value in here.items() if there.get(name) != value]
+            if differing and not allow_other_hardware:
+                raise RunError(
+                    f"{folder} was written on another machine ({', '.join(differing)}); the same bits cannot be promised",
+                    "resume where it ran, or give --allow-other-hardware",
+                )
+            found = checkpoints.load(folder)
+            self.outer.load(found.meta_params, found.optimizer)
+            self.progress = Progress(found.step, **found.progress)
+        if self.rank == 0:
+            self.metrics = MetricsWriter(self.run_folder, self.progress.step)
+
+    def run(self) -> None:
+        outer, train_config = self.config.outer, self.config.train
+        slots = block(outer.meta_batch_size, self.rank, self.workers)
+        plan = Plan(
+            outer.steps,
+            train_config.checkpoint_every,
+            train_config.validate_every,
+            train_config.max_bad_steps,
+            outer.meta_batch_size,
+            self.rank,
+            slots,
+        )
+        batches = self.domain.training(slots, self.progress.step)
+        self._clock = (time.monotonic(), self.progress.step)
+        self._memory_before = memory_in_use(self.device)
+        if self.rank == 0:
+            self.reporter.tell(phase="training", step=self.progress.step)
+        if train(self.learner, self.outer, batches, self.progress, plan, self):
+            self._test()
+
+    def _test(self) -> None:
+        """The final test, of the best step's meta_params, beside the same network adapted from its random initialisation."""
+        if self.rank == 0:
+            self.reporter.tell(phase="testing")
+        kept = checkpoints.load_params(self.run_folder / "best" / checkpoints.WEIGHTS)
+        best = {name: torch.empty_like(value).copy_(kept[name]) for name, value in self.outer.meta_params.items()}
+        stream, episodes = self.domain.evaluation("test"), self.config.data.eval.episodes
+        result, random_init = (self._evaluate(params, stream, episodes) for params in (best, self.random_init))
+        if self.rank == 0:
+            content = {
+                "steps": self.progress.step,
+                "best_step": self.progress.best_step,
+                "weights_sha256": weights_sha256(self.outer.meta_params),
+                "test": result.as_dict() | random_init.as_baseline(),
+            }
+            checkpoints.write_whole(self.run_folder / BY_EPISODE, json.dumps(result.by_episode.tolist()))
+            checkpoints.write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
+
+    def _evaluate(self, params: Params, stream: Stream, episodes: int) -> Evaluation:
+        return self.domain.evaluate(self.learner, params, stream, episodes, self.config.model.norm, self.rank, self.workers)
+
+    def log(self, record: Record) -> None:
+        if self.metrics is None:
+            return
+        self.metrics.add(record)
+        if self.memory_used is None:
+            self.memory_used = max(0, peak_memory(self.device) - self._memory_before)
+            self.reporter.tell(memory_used=self.memory_used)
+        since, first = self._clock
+        steps_per_s = (record["step"] - first) / max(time.monotonic() - since, 1e-9)
+        figures: Record = {key: record[key] for key in ("step", "meta_loss", "accuracy") if key in record}
+        if "validation" in record:
+            figures |= self._validation_figure
+        rates = {"steps_per_s": steps_per_s, "episodes_per_s": steps_per_s * self.config.outer.meta_batch_size}
+        tell = self.reporter.tell if "validation" in record else self.reporter.tell_sometimes
+        tell(**figures, **rates)
+
+    def validate(self, meta_params: Params) -> Evaluation:
+        validation = self._evaluate(meta_params, self.validation, self.config.data.eval.val_episodes)
+        self._validation_figure = validation.headline()
+        return validation
+
+    def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
+        if self.rank == 0:
+            found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.score}
+            checkpoints.save_best(meta_params, self.description | found, self.run_folder)
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Metrics first, then the checkpoint: whoever finds a checkpoint finds the metrics up to it."""
+        name = checkpoints.folder_name(checkpoint.step)
+        with tempfile.TemporaryDirectory(prefix="distmeta-") as scratch:
+            committed = None
+            if self.metrics is not None:
+                self.metrics.flush(checkpoint.step)
+                checkpoints.save(checkpoint, Path(scratch) / name, self.config.train.threads_per_worker)
+                committed = RayCheckpoint.from_directory(Path(scratch) / name)
+            ray.train.report({"step": checkpoint.step}, checkpoint=committed, checkpoint_dir_name=name)
+
+    def episode(self, step: int, slot: int) -> str:
+        return self.domain.describe(step, slot)
+
+    def stop_requested(self) -> bool:
+        return self.rank == 0 and self.reporter.stop_requested()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes that this process holds now: of its GPU's memory, or resident."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def run_worker(settings: dict[str, Any]) -> None:
+    """What Ray Train calls in every worker.
+
+    A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
+    """
+    config = Config.model_validate(settings["config"])
+    torch.set_num_threads(config.train.threads_per_worker)
+    device = get_device() if config.train.device == "cuda" else torch.device("cpu")
+    assert isinstance(device, torch.device)
+    reporter = Reporter(settings["board"])
+    failure: DistmetaError | None = None
+    worker: Worker | None = None
+    try:
+        try:
+            worker = Worker(config, device, reporter)
+            worker.resume(settings["allow_other_hardware"])
+        except DistmetaError as error:
+            failure = error
+        agree(failure, device)
+        assert worker is not None
+        worker.run()
+    except PeerFailure:
+        return
+    except DistmetaError as error:
+        reporter.fail(error)
+
+
+def trainer(config: Config, board: Any, allow_other_hardware: bool) -> TorchTrainer:
+    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute."""
+    train_config = config.train
+    gpus = gpus_per_worker(train_config, train_config.device)
+    resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)  # Ray has no argument for it
+    environment = ALLOCATOR | {"OMP_NUM_THREADS": str(train_config.threads_per_worker)}
+    return TorchTrainer(
+        run_worker,
+        train_loop_config={"config": config.model_dump(), "board": board, "allow_other_hardware": allow_other_hardware},
+        scaling_config=ScalingConfig(num_workers=train_config.workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=config.run_folder,
+            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            failure_config=FailureConfig(max_failures=train_config.max_failures),
+            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
+        ),
+    )

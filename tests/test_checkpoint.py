@@ -19,7 +19,7 @@ from distmeta.train.outer import OuterUpdate, schedule
 
 
 def outer_update(optimizer: str = "adam") -> OuterUpdate:
-    model = build_model("conv4", way=3, channels=1, image_size=16, filters=4)
+    model = build_model("conv4", input_shape=(1, 16, 16), outputs=3, filters=4)
     return OuterUpdate(initial_params(model, 0), optimizer, schedule("cosine", 0.01, 20), momentum=0.9, clip_norm=1.0)
 
 

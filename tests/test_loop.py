@@ -66,7 +66,7 @@ class Poisoned(MAML):
 
 
 def learner(bad_calls: Any = ()) -> Poisoned:
-    made = Poisoned(build_model("conv4", way=3, channels=1, image_size=16, filters=4), 0.1, 1, 1)
+    made = Poisoned(build_model("conv4", input_shape=(1, 16, 16), outputs=3, filters=4), 0.1, 1, 1)
     made.bad_calls = frozenset(bad_calls)
     return made
 

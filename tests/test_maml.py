@@ -16,7 +16,7 @@ WAY, SHOT, QUERIES = 3, 2, 2
 
 
 def conv4(downsample: str = "stride") -> nn.Module:
-    return build_model("conv4", way=WAY, channels=1, image_size=16, filters=4, downsample=downsample).double()
+    return build_model("conv4", input_shape=(1, 16, 16), outputs=WAY, filters=4, downsample=downsample).double()
 
 
 def mlp() -> nn.Module:
@@ -80,7 +80,7 @@ def test_meta_gradient_against_explicit_hessians(steps: int) -> None:
 
 
 def test_a_slots_bits_do_not_depend_on_its_neighbours() -> None:
-    model = build_model("conv4", way=WAY, channels=1, image_size=16, filters=8)
+    model = build_model("conv4", input_shape=(1, 16, 16), outputs=WAY, filters=8)
     learner, theta = MAML(model, 0.1, 2, 2), initial_params(model, 0)
     episodes = batch(4)
     episodes = EpisodeBatch(episodes.slots, *(t.float() if t.is_floating_point() else t for t in episodes[1:]))

@@ -24,7 +24,7 @@ WAY = 3
 TEST = {"accuracy": 0.6, "ci95": 0.01, "accuracy_inductive": 0.5, "ci95_inductive": 0.01, "episodes": 600, "queries": 15, "seed": 0}
 ON = {"episodes": 20, "seed": 0, "way": WAY, "shot": 1, "queries": 15}
 DESCRIPTION = {
-    "model": {"name": "conv4", "way": WAY, "channels": 1, "image_size": 16, "filters": 4, "downsample": "max-pool"},
+    "model": {"name": "conv4", "input_shape": [1, 16, 16], "outputs": WAY, "filters": 4, "downsample": "max-pool"},
     "learner": {"name": "maml", "inner_lr": 0.1, "inner_steps": 1, "inner_steps_eval": 2},
     "preprocessing": {"image_size": 16, "channels": 1, "resize": "squash", "mean": [0.5], "std": [0.2]},
     "norm": "batch",

@@ -5,38 +5,48 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from distmeta.models.norm import BatchNorm2d
+from distmeta.models.layers import Positive, image_shape
+from distmeta.models.norm import has_bias, make_norm
 
 
 class Conv4(nn.Module):
-    """Four blocks of 3×3 convolution, batch norm and ReLU, each halving the image, then a linear head.
+    """Four blocks of 3×3 convolution, norm and ReLU, each halving the image, then a linear head.
 
-    `downsample` is how a block halves it: "max-pool" 2×2 (as MAML does for miniImageNet) or "stride" 2 in the convolution (for Omniglot).
-    Input (B, channels, image_size, image_size), output logits (B, way).
+    `downsample` is how a block halves it: "max-pool" 2×2 (as MAML does for miniImageNet) or "stride" 2 in the convolution (for Omniglot,
+    rounding up). `filters` are 64 in most papers, 32 in MAML for miniImageNet, 48 in some.
+    Input (B, C, H, W), features (B, filters·h·w) of the last block's h×w pixels, output (B, outputs).
     """
 
     def __init__(
-        self, way: int, channels: int, image_size: int, filters: int = 64, downsample: Literal["max-pool", "stride"] = "max-pool"
+        self,
+        input_shape: tuple[int, ...],
+        outputs: int,
+        norm: str = "batch",
+        filters: Positive = 64,
+        downsample: Literal["max-pool", "stride"] = "max-pool",
     ) -> None:
         super().__init__()
-        block = StridedBlock if downsample == "stride" else PooledBlock
+        strided = downsample == "stride"
+        channels, height, width = image_shape("conv4", input_shape, halvings=0 if strided else 4)
+        block = StridedBlock if strided else PooledBlock
         widths = [channels, filters, filters, filters, filters]
-        self.blocks = nn.Sequential(*(block(inputs, outputs) for inputs, outputs in pairwise(widths)))
-        size = image_size
+        self.blocks = nn.Sequential(*(block(ins, outs, norm) for ins, outs in pairwise(widths)))
         for _ in range(4):
-            size = (size + 1) // 2 if downsample == "stride" else size // 2
-        self.head = nn.Linear(filters * size**2, way)
+            height, width = ((height + strided) // 2, (width + strided) // 2)
+        self.head = nn.Linear(filters * height * width, outputs)
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.blocks(images).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.blocks(images).flatten(1))
+        return self.head(self.features(images))
 
 
 class PooledBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: str) -> None:
         super().__init__()
-        # No bias: the batch norm behind it would subtract it again.
-        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
-        self.norm = BatchNorm2d(outputs)
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=has_bias(norm))
+        self.norm = make_norm(norm, outputs)
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -45,10 +55,10 @@ class PooledBlock(nn.Module):
 
 
 class StridedBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: str) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=False)
-        self.norm = BatchNorm2d(outputs)
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=has_bias(norm))
+        self.norm = make_norm(norm, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.norm(self.conv(images)).relu()

@@ -1,14 +1,17 @@
-"""Batch normalisation over an episode's own images, with a second derivative that MAML can afford.
+"""The norms a backbone may have, and batch normalisation over an episode's own images with a second derivative that MAML can afford.
 
 torch composes the second derivative of batch norm from some thirty-five passes over the activations; here it is one native backward
 call and two linear combinations. Formulas: differentiate Ioffe & Szegedy 2015 (arXiv:1502.03167), Algorithm 1, twice.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from distmeta.errors import ConfigError
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -19,43 +22,127 @@ class BatchNorm2d(nn.Module):
     In training mode every call normalises by the statistics of the images it is given (transductive when these are queries).
     In evaluation mode it uses `running_mean` and `running_var`, which `distmeta.learners.inner.support_statistics` takes from a support
     set.
-    Shapes: input and output (N, C, H, W); weight, bias, running_mean, running_var (C,).
+    Shapes: input and output (N, C, H, W), a vector being an image of one pixel (N, C, 1, 1); weight, bias, running_mean, running_var (C,).
     """
 
     running_mean: Tensor
     running_var: Tensor
+    # The buffers describe one support set, not what the outer loop learns.
+    persistent = False
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        # Not persistent: they describe one support set, not what the outer loop learns.
-        self.register_buffer("running_mean", torch.zeros(channels), persistent=False)
-        self.register_buffer("running_var", torch.ones(channels), persistent=False)
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.register_buffer("running_mean", torch.empty(channels), persistent=self.persistent)
+        self.register_buffer("running_var", torch.empty(channels), persistent=self.persistent)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.running_mean)
+        nn.init.ones_(self.running_var)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.training:
-            return _Normalise.apply(images, self.weight, self.bias, self.eps)
+            return self.normalise(images)[0]
         return nn.functional.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def normalise(self, images: Tensor) -> Gradients:
+        """Normalised images, and the mean (C,) and 1/√(variance + eps) (C,) they were normalised by, neither of which has a gradient."""
+        return _Normalise.apply(images, self.weight, self.bias, self.eps)
+
+
+class RunningBatchNorm2d(BatchNorm2d):
+    """Batch norm that tells the statistics it used, for a training loop that averages them into `running_mean` and `running_var`.
+
+    Each forward in training mode leaves the mean and the biased variance of its images, (C,) each and without gradient, in `batch_mean`
+    and `batch_var`; inside `torch.vmap` they must be read inside the mapped function. The module itself never changes its buffers.
+    """
+
+    batch_mean: Tensor
+    batch_var: Tensor
+    persistent = True
+
+    def normalise(self, images: Tensor) -> Gradients:
+        _, self.batch_mean, inverse_std = found = super().normalise(images)
+        # No pass over the images: exact to rounding in variance + eps, which is all that a norm needs of a variance.
+        self.batch_var = (inverse_std**-2 - self.eps).clamp_min(0)
+        return found
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of at least 16 channels, the best size in Wu & He 2018 (arXiv:1803.08494, table 3); fewer channels are one group.
+
+    Their other choice, always 32 groups, would leave Conv-4-32 one channel a group, which is constant on a feature map of one pixel.
+    """
+    groups = max(count for count in range(1, max(channels // 16, 1) + 1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": BatchNorm2d,
+    "running": RunningBatchNorm2d,
+    "group": _group_norm,
+    "none": lambda channels: nn.Identity(),
+}
+
+
+def make_norm(name: str, channels: int) -> nn.Module:
+    """The norm `name` over (N, channels, H, W): batch, running, group or none. Raises ConfigError.
+
+    A layer in front of a norm has no bias: batch norm would subtract it again, and group norm's own bias stands in for it (as in Wu &
+    He's networks). With "none", an identity, the layer has one: see `has_bias`.
+    """
+    if name not in NORMS:
+        raise ConfigError(f"model.norm={name!r} is no norm", f"choose one of {', '.join(NORMS)}")
+    return NORMS[name](channels)
+
+
+def has_bias(norm: str) -> bool:
+    """Whether a layer in front of the norm of that name needs a bias of its own."""
+    return norm == "none"
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        y, mean, inverse_std = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-        ctx.save_for_backward(x, weight, mean, inverse_std)
-        ctx.eps = eps
-        return y
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Gradients:
+        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, *grad_y: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+        x, weight, _, ctx.eps = inputs
+        _, mean, inverse_std = output
+        ctx.mark_non_differentiable(mean, inverse_std)
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Any, Any]:
+        """Tasks become channels: statistics belong to a channel, so T tasks of C channels are one batch of T·C channels.
+
+        x (N, T, C, H, W) → (N, T·C, H, W), weight and bias (T, C) → (T·C,). With tasks beside channels, where `vmap` of a convolution
+        leaves them, neither way copies. What is not mapped is repeated, so its gradient sums over tasks.
+        """
+        tasks = info.batch_size
+        x = _tasks_at(1, x, in_dims[0], tasks)
+        weight, bias = (_tasks_at(0, value, dim, tasks) for value, dim in zip((weight, bias), in_dims[1:3], strict=True))
+        y, mean, inverse_std = _Normalise.apply(x.flatten(1, 2), weight.flatten(), bias.flatten(), eps)
+        return (y.unflatten(1, x.shape[1:3]), mean.view(tasks, -1), inverse_std.view(tasks, -1)), (1, 0, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, inverse_std = ctx.saved_tensors
-        return *_NormaliseBackward.apply(grad_y[0], x, weight, mean, inverse_std, ctx.eps), None
+        return *_NormaliseBackward.apply(grads[0], x, weight, mean, inverse_std, ctx.eps), None
 
 
 class _NormaliseBackward(torch.autograd.Function):
-    """The first derivative as a function of its own, so that it can be differentiated once more."""
+    """The first derivative as a function of its own, so that it can be differentiated once more.
+
+    It has no `vmap`: tasks are batched in the forward pass alone, and autograd comes here with tasks folded into channels already.
+    Under `torch.func`'s own derivatives torch refuses it.
+    """
 
     @staticmethod
     def forward(ctx: Any, grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Gradients:
@@ -89,6 +176,11 @@ class _NormaliseBackward(torch.autograd.Function):
         grad_x = _affine(x, on_x_hat * r, constant)
         grad_x.addcmul_(h, _channels(-scale * d)).addcmul_(g, _channels(u * r - scale * c))
         return grad_g, grad_x, grad_weight, None, None, None
+
+
+def _tasks_at(place: int, value: Tensor, dim: int | None, tasks: int) -> Tensor:
+    """`value` with its task dimension at `place`, repeated there if it has none."""
+    return value.unsqueeze(place).expand(*value.shape[:place], tasks, *value.shape[place:]) if dim is None else value.movedim(dim, place)
 
 
 def _native_backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Gradients:

@@ -173,7 +173,7 @@ def load_model(uri: str, model_uri: str) -> Model:
                 )
         try:
             return _build(model_uri, json.loads((folder / MODEL).read_text()), load_file(folder / WEIGHTS))
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        except (ConfigError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
 
 
@@ -184,7 +184,7 @@ def _build(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
             raise RegistryError(
                 f"{model_uri} uses {kind} {description[kind]['name']!r}, unknown to distmeta {__version__}", "update distmeta"
             )
-    network = build_model(**description["model"])
+    network = build_model(**description["model"], allow_import=False)  # nothing received is executed
     network.to(next(iter(weights.values())).dtype)
     network.load_state_dict(weights)
     meta_params = {name: value.detach() for name, value in network.named_parameters()}

@@ -54,8 +54,8 @@ def model_description(config: Config, dataset: Dataset) -> dict[str, Any]:
     image_size = config.data.image_size or preprocessing.image_size
     learner = config.learner
     return {
-        "model": {"name": config.model.name, "way": config.data.way, "channels": preprocessing.channels, "image_size": image_size}
-        | config.model.model_dump(exclude={"name"}),
+        "model": {"input_shape": [preprocessing.channels, image_size, image_size], "outputs": config.data.way, "norm": "batch"}
+        | config.model.model_dump(),
         "learner": learner.model_dump() | {"inner_steps_eval": learner.inner_steps_eval or learner.inner_steps},
         "preprocessing": preprocessing.model_copy(update={"image_size": image_size}).model_dump(),
         "norm": "batch",

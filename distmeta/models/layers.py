@@ -1,0 +1,36 @@
+"""What several backbones share: the types of their arguments, a convolution drawn by Kaiming's rule, and the size an image shrinks to."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from distmeta.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+class KaimingConv2d(nn.Conv2d):
+    """A convolution whose weights are drawn from N(0, 2 / fan_out), fan_out counting its outputs times kernel pixels; no bias at first.
+
+    He et al. 2015 (arXiv:1502.01852), equation 14, with ReLU's gain for leaky ReLUs as well, as the few-shot ResNet-12s do.
+    """
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def image_shape(name: str, input_shape: tuple[int, ...], halvings: int) -> tuple[int, int, int]:
+    """(C, H, W) from a backbone's input_shape. Raises ConfigError unless it is an image that can be halved so often, rounding down."""
+    if len(input_shape) != 3:
+        raise ConfigError(f"model.name={name} reads images (C, H, W), not shape {input_shape}", "choose model.name=mlp for vectors")
+    channels, height, width = input_shape
+    if min(height, width) < 2**halvings:
+        raise ConfigError(
+            f"model.name={name} halves images {halvings} times; {height}×{width} pixels are fewer than {2**halvings}×{2**halvings}",
+            f"set data.image_size to {2**halvings} or more, or choose another backbone",
+        )
+    return channels, height, width

@@ -1,0 +1,54 @@
+"""The multilayer perceptron: MAML's network for sinusoids (arXiv:1703.03400, section 5.1) and the toy nets of papers on its theory."""
+
+from itertools import pairwise
+from math import prod
+from typing import Literal
+
+from torch import Tensor, nn
+
+from distmeta.models.layers import Positive
+from distmeta.models.norm import has_bias, make_norm
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "none": nn.Identity}
+
+
+class MLP(nn.Module):
+    """Hidden layers of `widths`, each linear, norm and activation, then a linear head; images are flattened.
+
+    The default is MAML's for sinusoids, which has no norm. Without hidden layers (`widths: []`) it is a linear model, and with
+    `output_activation: sigmoid` behind its head the linear-sigmoid network.
+    Input (B, D) or (B, C, H, W), features (B, widths[-1]), output (B, outputs).
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        outputs: int,
+        norm: str = "batch",
+        widths: tuple[Positive, ...] = (40, 40),
+        activation: Literal["relu", "tanh", "sigmoid"] = "relu",
+        output_activation: Literal["none", "sigmoid"] = "none",
+    ) -> None:
+        super().__init__()
+        sizes = [prod(input_shape), *widths]
+        self.layers = nn.Sequential(*(HiddenLayer(ins, outs, norm, activation) for ins, outs in pairwise(sizes)))
+        self.head = nn.Linear(sizes[-1], outputs)
+        self.output_activation = ACTIVATIONS[output_activation]()
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs.flatten(1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.output_activation(self.head(self.features(inputs)))
+
+
+class HiddenLayer(nn.Module):
+    def __init__(self, inputs: int, outputs: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=has_bias(norm))
+        self.norm = make_norm(norm, outputs)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        # A vector is an image of one pixel.
+        return self.activation(self.norm(self.linear(inputs)[:, :, None, None]).flatten(1))

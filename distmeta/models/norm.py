@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from distmeta.errors import ConfigError
 
@@ -73,19 +72,28 @@ class RunningBatchNorm2d(BatchNorm2d):
         return found
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of at least 16 channels, the best size in Wu & He 2018 (arXiv:1803.08494, table 3); fewer channels are one group.
+class GroupNorm(nn.GroupNorm):
+    """Group norm (Wu & He 2018, arXiv:1803.08494) in groups of at least 16 channels, their best size (table 3); fewer are one group.
 
     Their other choice, always 32 groups, would leave Conv-4-32 one channel a group, which is constant on a feature map of one pixel.
+    Shapes: input and output (N, C, H, W).
     """
-    groups = max(count for count in range(1, max(channels // 16, 1) + 1) if channels % count == 0)
-    return nn.GroupNorm(groups, channels)
+
+    def __init__(self, channels: int) -> None:
+        groups = max(count for count in range(1, max(channels // 16, 1) + 1) if channels % count == 0)
+        super().__init__(groups, channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        n, channels, height, width = images.shape
+        # torch's group_norm asks for the memory layout, which torch.vmap cannot answer.
+        arguments = n, channels, height * width, self.num_groups, self.eps
+        return torch.native_group_norm(images.contiguous(), self.weight, self.bias, *arguments)[0]
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": BatchNorm2d,
     "running": RunningBatchNorm2d,
-    "group": _group_norm,
+    "group": GroupNorm,
     "none": lambda channels: nn.Identity(),
 }
 
@@ -152,8 +160,32 @@ class _NormaliseBackward(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
     @staticmethod
-    @once_differentiable  # a third derivative would silently treat the saved statistics as constants
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        return *_NormaliseBackwardTwice.apply(*cotangents, *ctx.saved_tensors, ctx.eps), None, None, None
+
+
+class _NormaliseBackwardTwice(torch.autograd.Function):
+    """The second derivative as a function that refuses to be differentiated.
+
+    Another derivative would silently take the saved statistics for constants. torch's `once_differentiable` does not prevent that: it
+    hangs its refusal on a branch that `torch.autograd.grad` never visits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        u: Tensor,
+        v: Tensor,
+        g: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mean: Tensor,
+        r: Tensor,
+        sum_gx: Tensor,
+        sum_g: Tensor,
+        eps: float,
+    ) -> Gradients:
         """With g = grad_y, h, u, v the cotangents of grad_x, grad_weight, grad_bias, x̂ = (x - mean) r, <.> the mean over images and pixels,
 
         a = <h>, b = <g>, c = <h x̂>, d = <g x̂>, P = <h g>, γ = weight:
@@ -162,10 +194,8 @@ class _NormaliseBackward(torch.autograd.Function):
         grad of γ = N r (P - a b - c d)
         grad of x = -γ r² (d h + c g) + u r g + [-γ r² (P - a b - 3 c d) - u r d] x̂ + γ r² (a d + b c) - u r b
         """
-        h, u, v = cotangents
-        g, x, weight, mean, r, sum_gx, sum_g = ctx.saved_tensors
         count = x.numel() // x.shape[1]
-        first, sum_hx, sum_h = _native_backward(h.contiguous(memory_format=_layout(x)), x, weight, mean, r, ctx.eps)  # γ r (h - a - c x̂)
+        first, sum_hx, sum_h = _native_backward(h.contiguous(memory_format=_layout(x)), x, weight, mean, r, eps)  # γ r (h - a - c x̂)
         a, b, c, d = sum_h / count, sum_g / count, sum_hx / count, sum_gx / count
         p = (h * g).sum((0, 2, 3)) / count
         grad_weight = count * r * (p - a * b - c * d)
@@ -175,7 +205,11 @@ class _NormaliseBackward(torch.autograd.Function):
         constant = scale * (a * d + b * c) - u * r * b - on_x_hat * r * mean
         grad_x = _affine(x, on_x_hat * r, constant)
         grad_x.addcmul_(h, _channels(-scale * d)).addcmul_(g, _channels(u * r - scale * c))
-        return grad_g, grad_x, grad_weight, None, None, None
+        return grad_g, grad_x, grad_weight
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        raise NotImplementedError("batch norm has no third derivative here")
 
 
 def _tasks_at(place: int, value: Tensor, dim: int | None, tasks: int) -> Tensor:

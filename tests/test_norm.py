@@ -132,7 +132,7 @@ def test_evaluation_uses_the_buffers_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["batch", "running"])
 def test_evaluation_with_tasks_batched_by_vmap(name: str) -> None:
-    x, mean, weight = inputs_of_tasks((0, 0, 0))
+    x, mean, weight = (value.detach() for value in inputs_of_tasks((0, 0, 0)))
     norm = make_norm(name, 3).double().eval()
     state = {"weight": weight, "bias": mean + 1, "running_mean": mean, "running_var": weight**2}
     batched = torch.vmap(lambda values, images: functional_call(norm, values, (images,)))(state, x)

@@ -103,6 +103,11 @@ def test_features_are_as_wide_as_published() -> None:
     assert build_model("resnet12", (3, 84, 84), 5).head.in_features == 640
 
 
+def test_every_stage_halves_its_image() -> None:
+    assert build("vgg", input_shape=(2, 13, 9)).stages(torch.zeros(2, 2, 13, 9)).shape[2:] == (3, 2)
+    assert build("resnet12", input_shape=(2, 84, 50)).blocks(torch.zeros(2, 2, 84, 50)).shape[2:] == (5, 3)
+
+
 def test_the_linear_sigmoid_network() -> None:
     model = build("mlp", "none", widths=[], output_activation="sigmoid").double()
     inputs = drawn(4, 3)
@@ -278,9 +283,8 @@ def dropping(side: int, noise: tuple[int, ...] = (0, 0), rate: float = 0.2) -> D
     return layer
 
 
-@pytest.mark.parametrize("small", ["resnet12"])
-def test_masks_are_a_function_of_seed_and_indices(small: str) -> None:
-    model = build(small, drop_rate=0.3, drop_block=2).double()
+def test_masks_are_a_function_of_seed_and_indices() -> None:
+    model = build("resnet12", drop_rate=0.3, drop_block=2).double()
     images = drawn(4, 2, 16, 17)
     plain = model(images)
 
@@ -295,6 +299,11 @@ def test_masks_are_a_function_of_seed_and_indices(small: str) -> None:
     assert not torch.equal(first, plain)
     set_noise(model, None)
     assert torch.equal(model(images), plain)
+
+
+def test_resnet_drops_squares_in_its_last_two_blocks_only() -> None:
+    model = build("resnet12", drop_rate=0.1, drop_block=4)
+    assert [(block[1].side, block[1].rate) for block in model.blocks] == [(1, 0.1), (1, 0.1), (4, 0.1), (4, 0.1)]
 
 
 def test_every_layer_has_its_own_mask() -> None:
@@ -323,7 +332,7 @@ def test_the_share_of_features_dropped(side: int, size: int) -> None:
 
 
 def test_whole_squares_are_dropped() -> None:
-    """Closing the dropped features with a 3×3 square changes nothing: they are a union of such squares."""
+    """Opening (eroding, then dilating) by a 3×3 square changes nothing: what is dropped is a union of such squares."""
     dropped = 1 - dropping(3).mask(torch.Size((20, 4, 9, 9)))
     eroded = -nn.functional.max_pool2d(-dropped, 3, stride=1)
     opened = nn.functional.max_pool2d(nn.functional.pad(eroded, (2, 2, 2, 2)), 3, stride=1)

@@ -145,7 +145,7 @@ def test_evaluation_counts_what_it_says(dataset: Dataset) -> None:
     result = evaluate(maml, theta, stream, 10, 0, 1)
     accuracies = []
     for batch in stream.evaluation(range(10)):
-        for support, labels, queries, query_labels in zip(*batch[1:], strict=True):
+        for support, labels, queries, query_labels in zip(*batch[2:], strict=True):
             logits = maml.predict(maml.adapt(theta, support, labels), queries)
             accuracies.append([(kind.argmax(1) == query_labels).double().mean().item() for kind in logits])
     by_hand = torch.tensor(accuracies)

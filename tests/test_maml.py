@@ -28,7 +28,7 @@ def batch(slots: int, seed: int = 0) -> EpisodeBatch:
     images = torch.randn(slots, WAY * (SHOT + QUERIES), 1, 16, 16, generator=random, dtype=torch.float64)
     labels = torch.arange(WAY).expand(slots, WAY)
     support, queries = images[:, : WAY * SHOT], images[:, WAY * SHOT :]
-    return EpisodeBatch(list(range(slots)), support, labels.repeat_interleave(SHOT, 1), queries, labels.repeat_interleave(QUERIES, 1))
+    return EpisodeBatch(0, list(range(slots)), support, labels.repeat_interleave(SHOT, 1), queries, labels.repeat_interleave(QUERIES, 1))
 
 
 def query_loss(learner: MAML, theta: Params, episodes: EpisodeBatch, slot: int) -> float:
@@ -62,7 +62,7 @@ def test_meta_gradient_against_explicit_hessians(steps: int) -> None:
     """(I - αH₀)(I - αH₁)…(I - αH₍ₖ₋₁₎) ∇L_query(φₖ), with Hessians written out."""
     model, alpha = mlp(), 0.3
     theta, episodes = initial_params(model, 2), batch(1)
-    support, labels, queries, query_labels = (part[0] for part in episodes[1:])
+    support, labels, queries, query_labels = (part[0] for part in episodes[2:])
 
     def loss(vector: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(functional_call(model, unflatten(vector, theta), (images,)), targets)
@@ -83,10 +83,10 @@ def test_a_slots_bits_do_not_depend_on_its_neighbours() -> None:
     model = build_model("conv4", way=WAY, channels=1, image_size=16, filters=8)
     learner, theta = MAML(model, 0.1, 2, 2), initial_params(model, 0)
     episodes = batch(4)
-    episodes = EpisodeBatch(episodes.slots, *(t.float() if t.is_floating_point() else t for t in episodes[1:]))
+    episodes = EpisodeBatch(0, episodes.slots, *(t.float() if t.is_floating_point() else t for t in episodes[2:]))
     together, metrics = learner.slot_gradients(theta, episodes)
     for order in ([2], [3, 1], [1, 0, 3]):
-        subset = EpisodeBatch(order, *(t[order] for t in episodes[1:]))
+        subset = EpisodeBatch(0, order, *(t[order] for t in episodes[2:]))
         gradients, own = learner.slot_gradients(theta, subset)
         assert torch.equal(gradients, together[order])
         assert torch.equal(own.loss, metrics.loss[order])

@@ -47,7 +47,7 @@ class MAML:
         """
         parameters = {name: value.detach().requires_grad_() for name, value in meta_params.items()}
         gradients, losses, correct = [], [], []
-        for support, support_labels, queries, query_labels in zip(*episodes[1:], strict=True):
+        for support, support_labels, queries, query_labels in zip(*episodes[2:], strict=True):
             fast_weights = inner.adapt(self.model, parameters, support, support_labels, self.inner_lr, self.inner_steps, create_graph=True)
             logits = functional_call(self.model, fast_weights, (queries,))
             loss = cross_entropy(logits, query_labels)

@@ -15,7 +15,10 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from safetensors.torch import load_file
 
 from distmeta.config import Config
+from distmeta.data.augment import Augment
+from distmeta.data.cache import ShardCache
 from distmeta.data.episodes import Task
+from distmeta.data.location import Reading
 from distmeta.data.shards import Dataset, Split
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import DistmetaError, RunError
@@ -36,6 +39,12 @@ from distmeta.train.reduce import PeerFailure, agree
 
 CHECKPOINTS_KEPT = 2
 RESULT = "result.json"
+
+
+def open_dataset(config: Config) -> Dataset:
+    data = config.data
+    cache = ShardCache(Path(data.cache.folder), round(data.cache.limit_gb * 1e9)) if data.cache.folder else None
+    return Dataset(data.shards, Reading(data.read_timeout_s, data.read_attempts), cache)
 
 
 def train_task(config: Config) -> Task:
@@ -66,11 +75,18 @@ def model_description(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def eval_stream(config: Config, dataset: Dataset, split: Split) -> EpisodeStream:
-    return EpisodeStream(dataset, split, eval_task(config), config.data.eval.seed, config.data.image_size, section="data.eval")
+    data = config.data
+    return EpisodeStream(
+        dataset, split, eval_task(config), data.eval.seed, data.image_size, section="data.eval", max_bad_fraction=data.max_bad_fraction
+    )
 
 
 def train_stream(config: Config, dataset: Dataset) -> EpisodeStream:
-    return EpisodeStream(dataset, "train", train_task(config), config.seed, config.data.image_size)
+    data = config.data
+    augment = Augment(**data.augment.model_dump())
+    return EpisodeStream(
+        dataset, "train", train_task(config), config.seed, data.image_size, augment=augment, max_bad_fraction=data.max_bad_fraction
+    )
 
 
 class Worker:
@@ -84,7 +100,7 @@ class Worker:
         self.dtype: torch.dtype = getattr(torch, config.train.precision)
         self.reporter = reporter
         self.run_folder = Path(config.run_folder)
-        self.dataset = Dataset(config.data.shards)
+        self.dataset = open_dataset(config)
         self.description = model_description(config, self.dataset)
         self.learner = self._learner()
         self.outer = self._outer(self.initial_params())

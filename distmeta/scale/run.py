@@ -20,7 +20,7 @@ from distmeta.data.shards import Dataset
 from distmeta.errors import ClusterError, ConfigError, DistmetaError, RegistryError, Stopped
 from distmeta.registry import models, tracking
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
-from distmeta.scale.launch import RESULT, eval_task, model_description, train_task, trainer
+from distmeta.scale.launch import RESULT, eval_task, model_description, open_dataset, train_task, trainer
 from distmeta.scale.progress import Board, Display, raised
 from distmeta.train import checkpoint as checkpoints
 
@@ -42,7 +42,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     """
     config = absolute(config)
     run_folder = Path(config.run_folder)
-    dataset = Dataset(config.data.shards)
+    dataset = open_dataset(config)
     check_tasks(config, dataset)
     check_slots(config)
     check_run_folder(config, dataset, resume)
@@ -63,13 +63,16 @@ def absolute(config: Config) -> Config:
     """`config` with local paths made absolute: workers run in folders of their own. Raises ConfigError if run_folder is a URL."""
 
     def path(location: str) -> str:
-        return location if "://" in location else str(Path(location).absolute())
+        return location if "://" in location or location.startswith("pipe:") else str(Path(location).absolute())
 
     if "://" in config.run_folder:
         raise ConfigError(
             f"run_folder={config.run_folder} is a URL; a run is written to a folder", "give a local path, or one all nodes share"
         )
-    data = config.data.model_copy(update={"shards": path(config.data.shards)})
+    cache = config.data.cache
+    if cache.folder:
+        cache = cache.model_copy(update={"folder": path(cache.folder)})
+    data = config.data.model_copy(update={"shards": path(config.data.shards), "cache": cache})
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
 
 

@@ -51,7 +51,7 @@ def evaluate(learner: MAML, meta_params: Params, stream: EpisodeStream, episodes
     failure = None
     try:
         for batch in stream.evaluation(block(episodes, rank, workers)):
-            for index, support, support_labels, queries, query_labels in zip(*batch.like(parameter), strict=True):
+            for index, support, support_labels, queries, query_labels in zip(*batch.like(parameter)[1:], strict=True):
                 logits = learner.predict(learner.adapt(meta_params, support, support_labels), queries)
                 correct[index] = torch.stack([(kind.argmax(1) == query_labels).sum() for kind in logits])
     except DistmetaError as error:

@@ -35,9 +35,27 @@ class EvalConfig(Section):
     """Seed of validation and test episodes: they stay the same whatever the training seed."""
 
 
+class CacheConfig(Section):
+    folder: str | None = None
+    """Folder on each node in which its workers share shards read from a URL; none is kept if absent."""
+    limit_gb: PositiveFloat = 20.0
+    """Size in GB (10⁹ bytes) that the folder may reach; shards used least recently go first."""
+
+
+class AugmentConfig(Section):
+    rotation: Fraction = 0.0
+    """Probability that all images of an episode are turned alike, by 90° or 270°."""
+    flip: Fraction = 0.0
+    """Probability for each image to be mirrored left to right."""
+    crop: Count = 0
+    """Pixels by which each image may move up, down, left or right, its border reflected."""
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Brightness, contrast and saturation of each image are multiplied by numbers between 1 - jitter and 1 + jitter."""
+
+
 class DataConfig(Section):
     shards: str | None = None
-    """Folder or URL of a packed dataset."""
+    """A packed dataset: a folder, a URL (http, https, s3, gs), or `pipe:` and a shell command with {name} for a file's name."""
     functions: Literal["sinusoid", "linear-sigmoid"] | None = None
     """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
     way: Positive = 5
@@ -50,6 +68,16 @@ class DataConfig(Section):
     """Side in pixels that the network sees; the packed size if absent."""
     class_rotations: bool = False
     """In training, a class turned by 90°, 180° or 270° is another class."""
+    augment: AugmentConfig = AugmentConfig()
+    """Changes to the images of training."""
+    max_bad_fraction: Fraction = 0.0
+    """Part of the images read that may fail to decode; another image of the class takes the place of each."""
+    read_timeout_s: PositiveFloat = 60.0
+    """Seconds without an answer after which a connection is cut; of a `pipe:` command, its whole duration."""
+    read_attempts: Positive = 5
+    """Attempts to read a file when an error may pass."""
+    cache: CacheConfig = CacheConfig()
+    """Shards from a URL, kept on each node."""
     eval: EvalConfig = EvalConfig()
     """Validation and test episodes."""
 

@@ -1,6 +1,6 @@
 """Episodes in two stages: first which classes and images (integers), then the images themselves.
 
-The first stage is a pure function of (seed, purpose, step, slot) and the composition of one shard; it never sees a pixel.
+The first stage is a pure function of (seed, purpose, step, slot) and the composition of one window of shards; it never sees a pixel.
 """
 
 from dataclasses import dataclass
@@ -34,19 +34,22 @@ class Task:
 class Episode(NamedTuple):
     """What one episode is made of, in integers.
 
-    `class_ids` (N,); `quarter_turns` (N,) in 0..3; `members` (N, K+Q): positions in the shard, the first K of each row are support.
+    `class_ids` (N,); `quarter_turns` (N,) in 0..3; `members` (N, K+Q): positions in the window, the first K of each row are support;
+    `spares`: for each class the images not drawn, in the order in which they stand in for those that do not decode.
     """
 
     class_ids: NDArray[np.int64]
     quarter_turns: NDArray[np.int64]
     members: NDArray[np.int64]
+    spares: list[NDArray[np.int64]]
 
 
 class EpisodeBatch(NamedTuple):
     """B episodes with their images.
 
+    step: of training, 0 in evaluation;
     support_images (B, N*K, C, H, W) and query_images (B, N*Q, C, H, W), normalised float32, grouped by label;
-    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1; step: of training; slots: the B positions in the meta-batch.
+    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1; slots: the B positions in the meta-batch.
     """
 
     step: int
@@ -70,7 +73,10 @@ class EpisodeBatch(NamedTuple):
 
 
 class LabelledBatch(NamedTuple):
-    """B slots of M labelled images, for supervised training: images (B, M, C, H, W), labels (B, M) in 0..classes-1."""
+    """B slots of M images each, for supervised training.
+
+    images (B, M, C, H, W), normalised float32; labels (B, M): the position of each image's class among the classes of the split.
+    """
 
     step: int
     slots: list[int]
@@ -79,13 +85,13 @@ class LabelledBatch(NamedTuple):
 
     def like(self, parameter: Tensor) -> "LabelledBatch":
         """The same batch on `parameter`'s device, images in its type."""
-        return LabelledBatch(self.step, self.slots, self.images.to(parameter.device, parameter.dtype), self.labels.to(parameter.device))
+        return self._replace(images=self.images.to(parameter.device, parameter.dtype), labels=self.labels.to(parameter.device))
 
 
 def compose(task: Task, members_of_class: dict[int, NDArray[np.int64]], seed: int, purpose: str, *indices: int) -> Episode:
     """Draw one episode uniformly: N different classes, then K+Q different images of each.
 
-    `members_of_class` maps class_id → positions in the shard; it must hold at least N classes (a quarter of that with `class_rotations`)
+    `members_of_class` maps class_id → positions in the window; it must hold at least N classes (a quarter of that with `class_rotations`)
     of at least K+Q images, which `distmeta.data.shards.Dataset.check_task` has made sure of.
     """
     random = generator(seed, purpose, *indices)
@@ -93,5 +99,6 @@ def compose(task: Task, members_of_class: dict[int, NDArray[np.int64]], seed: in
     turns = 4 if task.class_rotations else 1
     chosen = random.permutation(len(class_ids) * turns)[: task.way]
     chosen_ids = class_ids[chosen // turns]
-    members = np.stack([random.permutation(members_of_class[class_id])[: task.images_per_class] for class_id in chosen_ids.tolist()])
-    return Episode(chosen_ids, chosen % turns, members)
+    drawn = [random.permutation(members_of_class[class_id]) for class_id in chosen_ids.tolist()]
+    count = task.images_per_class
+    return Episode(chosen_ids, chosen % turns, np.stack([order[:count] for order in drawn]), [order[count:] for order in drawn])

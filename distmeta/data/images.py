@@ -4,6 +4,7 @@ import io
 from typing import Literal
 
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
@@ -14,6 +15,8 @@ from distmeta.errors import DataError
 
 Resize = Literal["squash", "center-crop"]
 Pixels = NDArray[np.uint8]
+
+_JPEG = b"\xff\xd8"
 
 
 class Preprocessing(BaseModel):
@@ -32,9 +35,9 @@ class Preprocessing(BaseModel):
     std: list[float]
 
     def network_input(self, pixels: Pixels) -> Tensor:
-        """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W)."""
+        """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W), laid out in memory as the pixels are."""
         scale, shift = 255.0 * torch.tensor(self.std), torch.tensor(self.mean) / torch.tensor(self.std)
-        return torch.tensor(pixels) / scale[:, None, None] - shift[:, None, None]
+        return torch.from_numpy(pixels.astype(np.float32)).div_(scale[:, None, None]).sub_(shift[:, None, None])
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -75,7 +78,25 @@ def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
 
 
 def decode(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:
-    """Encoded file → uint8 pixels (C, H, W) of the size and mode that `preprocessing` names. Raises DataError as `open_image`."""
-    picture = fit(open_image(image, preprocessing.channels, origin), preprocessing.image_size, preprocessing.resize)
+    """Any encoded file → uint8 pixels (C, H, W) of the size and mode that `preprocessing` names. Raises DataError as `open_image`."""
+    return _channels_first(fit(open_image(image, preprocessing.channels, origin), preprocessing.image_size, preprocessing.resize))
+
+
+def decode_packed(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:
+    """As `decode`, for an image of a packed dataset: JPEG by a decoder three times as fast, which every reader of a dataset must use,
+    since decoders may differ in the last bit. Raises DataError if the image does not decode."""
+    if not image.startswith(_JPEG):
+        return decode(image, preprocessing, origin)
+    try:
+        pixels = simplejpeg.decode_jpeg(image, "GRAY" if preprocessing.channels == 1 else "RGB")
+    except ValueError as error:
+        raise DataError(f"{origin} does not decode as an image ({error})", "replace or remove that file") from None
+    if pixels.shape[:2] != (preprocessing.image_size,) * 2:
+        picture = Image.fromarray(pixels.squeeze(2) if preprocessing.channels == 1 else pixels)
+        return _channels_first(fit(picture, preprocessing.image_size, preprocessing.resize))
+    return pixels.transpose(2, 0, 1)
+
+
+def _channels_first(picture: Image.Image) -> Pixels:
     pixels = np.asarray(picture)
-    return pixels[None] if preprocessing.channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -175,7 +175,7 @@ def _write_shard(name: str, split: Split, samples: list[tuple[int, _Spooled]], s
         split=split,
         bytes=path.stat().st_size,
         sha256=digest,
-        class_ids=[class_id for class_id, _ in samples],
-        offsets=offsets,
-        sizes=[spooled.size for _, spooled in samples],
+        class_ids=np.array([class_id for class_id, _ in samples]),
+        offsets=np.array(offsets),
+        sizes=np.array([spooled.size for _, spooled in samples]),
     )

@@ -1,132 +1,156 @@
 """Episodes in order, read ahead of use: first composed (integers), then shards fetched, images decoded, tensors made."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count, islice
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain, count
+from operator import attrgetter
+from threading import Lock
 
 import cachetools
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from distmeta.data.ahead import ahead
+from distmeta.data.augment import Augment, augmented
 from distmeta.data.episodes import Episode, EpisodeBatch, Task, compose
-from distmeta.data.images import Pixels, Preprocessing, channels_last, decode
-from distmeta.data.shards import Dataset, Shard, ShardInfo, Split, members_of_class
+from distmeta.data.images import Pixels, channels_last
+from distmeta.data.reader import ImageReader, ImageRef
+from distmeta.data.shards import Dataset, Split, members_of_class
 from distmeta.seeds import generator
 
-_PIXEL_CACHE_BYTES = 256 << 20
-_SHARD_CACHE_BYTES = 256 << 20
-_AHEAD = 2  # batches made before they are asked for
+_WINDOWS_KEPT = 256  # whose members are remembered
+
+Members = dict[int, NDArray[np.int64]]  # class_id → positions
+Window = tuple[int, ...]  # numbers of shards
 
 
 class EpisodeStream:
     """Episodes of one split as pure functions of (seed, step, slot): of no rank, worker count, restart or thread.
 
-    `image_size` may be smaller than the packed one. Raises ConfigError if the split cannot serve `task`.
+    An episode is drawn from a window of shards: one shard where shards hold all classes, else two, replaced one at a time.
+    `image_size` may be smaller than the packed one; `augment` changes training images. Images that do not decode are replaced by others
+    of their class from the same window, up to `max_bad_fraction` of those in the shards read; `bad` lists their keys.
+    Raises ConfigError if the split cannot serve `task`.
     """
 
-    def __init__(self, dataset: Dataset, split: Split, task: Task, seed: int, image_size: int | None = None, section: str = "data") -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        task: Task,
+        seed: int,
+        image_size: int | None = None,
+        section: str = "data",
+        augment: Augment | None = None,
+        max_bad_fraction: float = 0.0,
+    ) -> None:
         dataset.check_task(split, task, section)
         self.dataset = dataset
         self.split = split
         self.task = task
         self.seed = seed
-        packed = dataset.manifest.preprocessing
-        self.preprocessing = packed.model_copy(update={"image_size": image_size or packed.image_size})
+        self.augment = augment
+        self.preprocessing = dataset.preprocessing(image_size)
         self._infos = dataset.shards(split)
-        self._visit = max(1, min(len(info.class_ids) for info in self._infos) // task.images)  # episodes a shard serves before the next
-        self._members = [members_of_class(info) for info in self._infos]
-        self._images = _Images(dataset, self._infos, self.preprocessing)
+        self._width = dataset.window_width(split)
+        self._visit = max(1, min(len(info.class_ids) for info in self._infos) // task.images)  # episodes of a slot before its next window
+        self._reader = ImageReader(dataset, split, self.preprocessing, max_bad_fraction)
+        self._known_members: cachetools.LRUCache[Window, Members] = cachetools.LRUCache(_WINDOWS_KEPT)
+        self._lock = Lock()
+
+    @property
+    def bad(self) -> list[str]:
+        return self._reader.bad
 
     def training(self, slots: Sequence[int], start_step: int = 0) -> Iterator[EpisodeBatch]:
         """For step = start_step, start_step + 1, … without end, the episodes of `slots`."""
-        return _ahead(lambda step: self._batch([self._training_episode(step, slot) for slot in slots], slots), count(start_step))
+
+        def make(step: int) -> EpisodeBatch:
+            self._reader.expect(chain.from_iterable(self.window(at, slot) for at in (step, step + self._visit) for slot in slots))
+            return self._batch(step, slots, [self._training_pixels(step, slot) for slot in slots])
+
+        return ahead(make, count(start_step))
 
     def evaluation(self, indices: Sequence[int], batch: int = 4) -> Iterator[EpisodeBatch]:
-        """The fixed evaluation episodes numbered `indices`, `batch` at a time; episode i reads shard i mod S, in order of shards."""
+        """The fixed evaluation episodes numbered `indices`, `batch` at a time, in order of shards; episode i reads shard i mod S."""
         ordered = sorted(indices, key=lambda i: (i % len(self._infos), i))
         groups = [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
-        return _ahead(lambda n: self._batch([self._evaluation_episode(i) for i in groups[n]], groups[n]), range(len(groups)))
+
+        def make(number: int) -> EpisodeBatch:
+            self._reader.expect(chain.from_iterable(self._evaluation_window(i) for group in groups[number : number + 2] for i in group))
+            return self._batch(0, groups[number], [self._evaluation_pixels(i) for i in groups[number]])
+
+        return ahead(make, range(len(groups)))
 
     def training_episode(self, step: int, slot: int) -> Episode:
         """Which classes and images the episode of (step, slot) is made of."""
-        return self._training_episode(step, slot)[1]
+        return compose(self.task, self._members(self.window(step, slot)), self.seed, f"{self.split} episode", step, slot)
 
-    def _training_episode(self, step: int, slot: int) -> tuple[int, Episode]:
-        shard = self.shard_of(step, slot)
-        return shard, compose(self.task, self._members[shard], self.seed, f"{self.split} episode", step, slot)
+    def evaluation_episode(self, index: int) -> Episode:
+        members = self._members(self._evaluation_window(index))
+        return compose(self.task, members, self.seed, f"{self.split} evaluation episode", index)
 
-    def _evaluation_episode(self, index: int) -> tuple[int, Episode]:
-        shard = index % len(self._infos)
-        return shard, compose(self.task, self._members[shard], self.seed, f"{self.split} evaluation episode", index)
-
-    def shard_of(self, step: int, slot: int) -> int:
-        """The shard that serves (step, slot).
+    def window(self, step: int, slot: int) -> Window:
+        """The shards that serve (step, slot).
 
         Each slot visits the shards in an order of its own, a new one each time round, and stays for a visit's episodes.
         """
-        round_, position = divmod(step // self._visit, len(self._infos))
-        return int(generator(self.seed, "shard order", slot, round_).permutation(len(self._infos))[position])
+        visit = step // self._visit
+        if len(self._infos) == self._width == 2:
+            return 0, 1
+        return tuple(self._visited(slot, visit + i) for i in range(self._width))
 
-    def _batch(self, episodes: list[tuple[int, Episode]], slots: Sequence[int]) -> EpisodeBatch:
+    def _visited(self, slot: int, visit: int) -> int:
+        round_, position = divmod(visit, len(self._infos))
+        return _shard_order(self.seed, slot, round_, len(self._infos), self._width)[position]
+
+    def _evaluation_window(self, index: int) -> Window:
+        return tuple((index + i) % len(self._infos) for i in range(self._width))
+
+    @cachetools.cachedmethod(attrgetter("_known_members"), lock=attrgetter("_lock"))
+    def _members(self, window: Window) -> Members:
+        return members_of_class(*(self._infos[shard] for shard in window))
+
+    def _training_pixels(self, step: int, slot: int) -> Pixels:
+        pixels = self._pixels(self.window(step, slot), self.training_episode(step, slot))
+        return augmented(pixels, self.augment, self.seed, step, slot)
+
+    def _evaluation_pixels(self, index: int) -> Pixels:
+        return self._pixels(self._evaluation_window(index), self.evaluation_episode(index))
+
+    def _pixels(self, window: Window, episode: Episode) -> Pixels:
+        """(N, K+Q, C, H, W), each class turned as its episode says."""
+        first = len(self._infos[window[0]].class_ids)
+
+        def images(members: NDArray[np.int64]) -> Iterator[ImageRef]:
+            return ((window[0], member) if member < first else (window[1], member - first) for member in members.tolist())
+
+        rows = []
+        for members, spares, turns in zip(episode.members, episode.spares, episode.quarter_turns.tolist(), strict=True):
+            stand_ins = images(spares)
+            row = [self._reader.first(chain([image], stand_ins)) for image in images(members)]
+            rows.append(np.rot90(np.stack(row), turns, axes=(-2, -1)))
+        return np.stack(rows)
+
+    def _batch(self, step: int, slots: Sequence[int], pixels: list[Pixels]) -> EpisodeBatch:
         shot, way = self.task.shot, self.task.way
-        pixels = np.stack([self._pixels(shard, episode) for shard, episode in episodes])  # (B, N, K+Q, C, H, W)
-        images = self.preprocessing.network_input(pixels)
-        labels = torch.arange(way).expand(len(episodes), way)
+        images = self.preprocessing.network_input(np.stack(pixels))  # (B, N, K+Q, C, H, W)
+        labels = torch.arange(way).expand(len(pixels), way)
         return EpisodeBatch(
-            0,
+            step,
             list(slots),
-            channels_last(images[:, :, :shot].flatten(1, 2)),
+            channels_last(images[:, :, :shot]).flatten(1, 2),
             labels.repeat_interleave(shot, 1),
-            channels_last(images[:, :, shot:].flatten(1, 2)),
+            channels_last(images[:, :, shot:]).flatten(1, 2),
             labels.repeat_interleave(self.task.queries, 1),
         )
 
-    def _pixels(self, shard: int, episode: Episode) -> Pixels:
-        """(N, K+Q, C, H, W), each class turned as its episode says."""
-        rows = [
-            np.rot90(np.stack([self._images.pixels(shard, member) for member in members]), turns, axes=(-2, -1))
-            for members, turns in zip(episode.members.tolist(), episode.quarter_turns.tolist(), strict=True)
-        ]
-        return np.stack(rows)
 
-
-class _Images:
-    """Decoded images of the shards in use. Shards and pixels used least recently are dropped first."""
-
-    def __init__(self, dataset: Dataset, infos: list[ShardInfo], preprocessing: Preprocessing) -> None:
-        self._dataset = dataset
-        self._infos = infos
-        self._preprocessing = preprocessing
-        shard_bytes = max(_SHARD_CACHE_BYTES, 2 * max(info.bytes for info in infos))
-        self._shards: cachetools.LRUCache[int, Shard] = cachetools.LRUCache(shard_bytes, getsizeof=lambda shard: shard.info.bytes)
-        self._pixels: cachetools.LRUCache[tuple[int, int], Pixels] = cachetools.LRUCache(_PIXEL_CACHE_BYTES, getsizeof=lambda p: p.nbytes)
-
-    def pixels(self, shard: int, member: int) -> Pixels:
-        """Image `member` of shard number `shard`, uint8 (C, H, W). Raises DataError if it cannot be read or decoded."""
-        key = (shard, member)
-        if key not in self._pixels:
-            info = self._infos[shard]
-            if shard not in self._shards:
-                self._shards[shard] = self._dataset.fetch(info)
-            self._pixels[key] = decode(self._shards[shard].image(member), self._preprocessing, f"image {member} of {info.name}")
-        return self._pixels[key]
-
-
-def _ahead(make: Callable[[int], EpisodeBatch], indices: Iterable[int]) -> Iterator[EpisodeBatch]:
-    """make(i) for every index, computed by one thread up to `_AHEAD` calls before they are asked for."""
-    remaining = iter(indices)
-    pending: deque[Future[EpisodeBatch]] = deque()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="episodes") as thread:
-        try:
-            pending.extend(thread.submit(make, i) for i in islice(remaining, _AHEAD))
-            while pending:
-                batch = pending.popleft().result()
-                pending.extend(thread.submit(make, i) for i in islice(remaining, 1))
-                yield batch
-        finally:
-            thread.shutdown(wait=False, cancel_futures=True)
-
-
-class LabelledStream:
-    pass
+@lru_cache(maxsize=4096)
+def _shard_order(seed: int, slot: int, round_: int, shards: int, width: int) -> tuple[int, ...]:
+    """In which order a slot visits the shards in a round. In windows of two, no round begins with the shard that ended the last one."""
+    order = generator(seed, "shard order", slot, round_).permutation(shards).tolist()
+    if width == 2 and round_ > 0 and order[0] == _shard_order(seed, slot, round_ - 1, shards, width)[-1]:
+        order[:2] = order[1::-1]  # there are three or more: the end, which the next round asks for, stays
+    return tuple(order)

@@ -33,7 +33,7 @@ def verify(dataset: Dataset, quick: bool = False) -> Iterator[Finding]:
 
 
 def _check_content(dataset: Dataset, shard: Shard) -> Iterator[Finding]:
-    if hashlib.sha256(shard.content).hexdigest() != shard.info.sha256:
+    if hashlib.sha256(shard.content[:]).hexdigest() != shard.info.sha256:
         yield Finding(shard.info.name, "", "does not match its SHA-256")
     labels = _labels(shard)
     for member, class_id in enumerate(shard.info.class_ids):
@@ -50,7 +50,7 @@ def _labels(shard: Shard) -> dict[str, bytes]:
     """key → content of its .cls member, as far as the tar file can be read."""
     labels = {}
     try:
-        with tarfile.open(fileobj=io.BytesIO(shard.content)) as archive:
+        with tarfile.open(fileobj=io.BytesIO(shard.content[:])) as archive:
             for member in archive:
                 content = archive.extractfile(member)
                 if member.name.endswith(".cls") and content is not None:

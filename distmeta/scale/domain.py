@@ -1,21 +1,34 @@
 """What a run learns from: episodes of a packed dataset (classification) or of a family of functions (regression), as its config says."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from distmeta.config import Config
+from distmeta.config import AugmentConfig, Config
 from distmeta.data import functions
+from distmeta.data.augment import Augment
+from distmeta.data.cache import ShardCache
 from distmeta.data.episodes import EpisodeBatch, LabelledBatch, Task
 from distmeta.data.images import Preprocessing, channels_last
+from distmeta.data.labelled import LabelledStream
+from distmeta.data.location import Reading
 from distmeta.data.shards import Dataset, Split
-from distmeta.data.stream import EpisodeStream, LabelledStream
+from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Batch
 from distmeta.train.evaluate import Evaluation, Stream, accuracy, squared_error
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Raises DataError if there is no packed dataset at data.shards."""
+    data = config.data
+    assert data.shards is not None
+    cache = ShardCache(Path(data.cache.folder), round(data.cache.limit_gb * 1e9)) if data.cache.folder else None
+    return Dataset(data.shards, Reading(data.read_timeout_s, data.read_attempts), cache)
 
 
 def train_task(config: Config) -> Task:
@@ -37,9 +50,8 @@ class Classification:
     evaluate: ClassVar[Callable[..., Evaluation]] = staticmethod(accuracy)
 
     def __init__(self, config: Config) -> None:
-        assert config.data.shards is not None
         self.config = config
-        self.dataset = Dataset(config.data.shards)
+        self.dataset = open_dataset(config)
         self.name = self.dataset.manifest.dataset
         self.fingerprint = self.dataset.manifest.fingerprint
         packed = self.dataset.manifest.preprocessing
@@ -63,11 +75,15 @@ class Classification:
 
     def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
         """The slots' episodes, or labelled batches, from `start_step` on."""
+        return self._training_stream().training(slots, start_step)
+
+    def _training_stream(self) -> EpisodeStream | LabelledStream:
         config, data = self.config, self.config.data
+        changes: Any = {"augment": Augment(**data.augment.model_dump()), "max_bad_fraction": data.max_bad_fraction}
         if self.labelled:
-            stream = LabelledStream(self.dataset, "train", self._images_per_slot, config.seed, data.image_size)
-            return stream.training(slots, start_step)
-        return EpisodeStream(self.dataset, "train", train_task(config), config.seed, data.image_size).training(slots, start_step)
+            slots_per_step = config.outer.meta_batch_size
+            return LabelledStream(self.dataset, "train", self._images_per_slot, slots_per_step, config.seed, data.image_size, **changes)
+        return EpisodeStream(self.dataset, "train", train_task(config), config.seed, data.image_size, **changes)
 
     def example(self, slots: int) -> Batch:
         """A batch of zeros, shaped as those that `training` gives."""
@@ -88,15 +104,23 @@ class Classification:
 
     def describe(self, step: int, slot: int) -> str:
         """What the training episode of (step, slot) is made of, for people."""
-        if self.labelled:
+        stream = self._training_stream()
+        if isinstance(stream, LabelledStream):
             return "labelled images"
-        stream = EpisodeStream(self.dataset, "train", train_task(self.config), self.config.seed, self.config.data.image_size)
         class_ids = stream.training_episode(step, slot).class_ids
         return "classes " + ", ".join(self.dataset.manifest.classes[class_id].name for class_id in class_ids)
 
     def evaluation(self, split: Split) -> Stream:
         data = self.config.data
-        return EpisodeStream(self.dataset, split, eval_task(self.config), data.eval.seed, data.image_size, section="data.eval")
+        return EpisodeStream(
+            self.dataset,
+            split,
+            eval_task(self.config),
+            data.eval.seed,
+            data.image_size,
+            section="data.eval",
+            max_bad_fraction=data.max_bad_fraction,
+        )
 
 
 class Regression:
@@ -118,8 +142,10 @@ class Regression:
         data, name = self.config.data, self.config.learner.name
         if LEARNERS[name].any_way:
             raise ConfigError(f"learner {name} classifies; data.functions={self.name} has no classes", "choose maml, reptile or transfer")
-        if data.image_size is not None or data.class_rotations:
-            raise ConfigError(f"data.functions={self.name} has no images", "leave data.image_size and data.class_rotations out")
+        if data.image_size is not None or data.class_rotations or data.augment != AugmentConfig():
+            raise ConfigError(
+                f"data.functions={self.name} has no images", "leave data.image_size, data.class_rotations and data.augment out"
+            )
 
     def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
         return functions.FunctionStream(self.name, "train", train_task(self.config), self.config.seed).training(slots, start_step)

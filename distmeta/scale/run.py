@@ -76,13 +76,15 @@ def absolute(config: Config) -> Config:
     """`config` with local paths made absolute: workers run in folders of their own. Raises ConfigError if run_folder is a URL."""
 
     def path(location: str) -> str:
-        return location if "://" in location else str(Path(location).absolute())
+        return location if "://" in location or location.startswith("pipe:") else str(Path(location).absolute())
 
     if "://" in config.run_folder:
         raise ConfigError(
             f"run_folder={config.run_folder} is a URL; a run is written to a folder", "give a local path, or one all nodes share"
         )
-    data = config.data.model_copy(update={"shards": config.data.shards and path(config.data.shards)})
+    cache = config.data.cache
+    cache = cache.model_copy(update={"folder": cache.folder and path(cache.folder)})
+    data = config.data.model_copy(update={"shards": config.data.shards and path(config.data.shards), "cache": cache})
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
 
 

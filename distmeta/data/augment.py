@@ -1,0 +1,68 @@
+"""Changes to training images that keep their class: each a function of the pixels and a generator, on uint8 arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmeta.data.images import Pixels
+from distmeta.seeds import generator
+
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What may happen to the images of one slot.
+
+    `rotation`: probability that all of them are turned alike, by 90° or 270°; `flip`: probability for each image to be mirrored left to
+    right; `crop`: pixels by which each image may move in either direction, its border reflected; `jitter`: brightness, contrast and
+    saturation of each image are multiplied by numbers between 1 - `jitter` and 1 + `jitter`.
+    """
+
+    rotation: float = 0.0
+    flip: float = 0.0
+    crop: int = 0
+    jitter: float = 0.0
+
+    def __call__(self, pixels: Pixels, random: np.random.Generator) -> Pixels:
+        """Images (n, C, H, W) of one slot, changed; H = W."""
+        if self.rotation and random.random() < self.rotation:
+            pixels = np.rot90(pixels, 1 + 2 * int(random.integers(2)), axes=(-2, -1))
+        if self.flip:
+            mirrored = random.random(len(pixels)) < self.flip
+            pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+        if self.crop:
+            pixels = _crop(pixels, self.crop, random)
+        if self.jitter:
+            pixels = _jitter(pixels, random.uniform(1 - self.jitter, 1 + self.jitter, (3, len(pixels), 1, 1, 1)).astype(np.float32))
+        return pixels
+
+
+def augmented(pixels: Pixels, augment: Augment | None, seed: int, step: int, slot: int) -> Pixels:
+    """The images (…, C, H, W) of a slot as `augment` changes them at that step."""
+    if augment is None or augment == Augment():
+        return pixels
+    return augment(pixels.reshape(-1, *pixels.shape[-3:]), generator(seed, "augmentation", step, slot)).reshape(pixels.shape)
+
+
+def _crop(pixels: Pixels, border: int, random: np.random.Generator) -> Pixels:
+    height, width = pixels.shape[-2:]
+    padded = np.pad(pixels, [(0, 0), (0, 0), (border, border), (border, border)], mode="reflect")
+    corners = random.integers(0, 2 * border + 1, (len(pixels), 2)).tolist()
+    return np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)])
+
+
+def _jitter(pixels: Pixels, factors: NDArray[np.float32]) -> Pixels:
+    """`factors` (3, n, 1, 1, 1): of brightness; of contrast, about the image's mean grey; of saturation, about each pixel's grey."""
+    brightness, contrast, saturation = factors
+    images = pixels * brightness
+    mean = _grey(images).mean((1, 2, 3), keepdims=True)
+    images = mean + contrast * (images - mean)
+    grey = _grey(images)
+    images = grey + saturation * (images - grey)
+    return images.clip(0, 255).round().astype(np.uint8)
+
+
+def _grey(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    return images if images.shape[1] == 1 else np.einsum("nchw,c->nhw", images, _GREY)[:, None]

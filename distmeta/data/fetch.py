@@ -1,0 +1,112 @@
+"""A dataset's files, whole and checked, brought to this machine if they are not there: to the cache, a temporary file, or memory."""
+
+import hashlib
+import logging
+import tempfile
+from pathlib import Path
+from typing import Protocol
+
+from distmeta.data.cache import ShardCache, StoredBytes
+from distmeta.data.location import NO_ROOM, Location
+from distmeta.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+
+class Content(Protocol):
+    """`bytes`, or what is sliced like them."""
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+class Fetcher:
+    """Fetches files of one location. `cache`, if there is one, keeps those that do not lie on a file system of this machine."""
+
+    def __init__(self, location: Location, cache: ShardCache | None) -> None:
+        self._location = location
+        self._cache = cache
+        self._whole: set[tuple[int, int, int, int]] = set()  # signatures of files whose SHA-256 was right
+
+    def fetch(self, name: str, size: int, sha256: str) -> Content:
+        """The file `name`, of `size` bytes and that SHA-256, without taking memory.
+
+        Without a cache, a file from afar has no name here, and goes when it is no longer used. Raises FileNotFoundError, or DataError
+        naming the file if it cannot be had or is not the one described.
+        """
+        try:
+            local = self._location.local(name)
+            if local is not None:
+                content = StoredBytes(local)
+                self._check(content, name, size, sha256)
+                return content
+            return (
+                self._from_cache(name, size, sha256) or self._from_temporary_file(name, size, sha256) or self._in_memory(name, size, sha256)
+            )
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DataError(f"{self._location.path(name)} cannot be read: {error}", "check the location and your access to it") from None
+
+    def _from_cache(self, name: str, size: int, sha256: str) -> StoredBytes | None:
+        """None where the cache fails or has no room: then it is not asked again."""
+        if self._cache is None:
+            return None
+        content, reason = None, "its limit is full of shards in use"
+        try:
+            content = self._cache.get(
+                sha256,
+                size,
+                download=lambda to: self._download(name, size, sha256, to),
+                check=lambda found: self._is_whole(found, name, size, sha256),
+            )
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            reason = str(error)
+        if content is None:
+            self._cache = None
+            _log.warning("going on without the shard cache: %s", reason)
+        return content
+
+    def _from_temporary_file(self, name: str, size: int, sha256: str) -> StoredBytes | None:
+        """None where there is no room."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="distmeta-") as folder:
+                path = Path(folder) / name
+                self._download(name, size, sha256, path)
+                return StoredBytes(path)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            _log.warning("%s is kept in memory: %s", name, error)
+            return None
+
+    def _in_memory(self, name: str, size: int, sha256: str) -> bytes:
+        content = self._location.read(name)
+        self._compare(name, (len(content), hashlib.sha256(content).hexdigest()), (size, sha256))
+        return content
+
+    def _download(self, name: str, size: int, sha256: str, to: Path) -> None:
+        self._location.download(name, size, to)
+        self._check(StoredBytes(to), name, size, sha256)
+
+    def _is_whole(self, content: StoredBytes, name: str, size: int, sha256: str) -> bool:
+        try:
+            self._check(content, name, size, sha256)
+        except DataError:
+            return False
+        return True
+
+    def _check(self, content: StoredBytes, name: str, size: int, sha256: str) -> None:
+        """Compare with what is wanted; an unchanged file only once."""
+        signature = content.signature()
+        if signature not in self._whole:
+            self._compare(name, (len(content), content.sha256() if len(content) == size else ""), (size, sha256))
+            self._whole.add(signature)
+
+    def _compare(self, name: str, found: tuple[int, str], wanted: tuple[int, str]) -> None:
+        path, remedy = self._location.path(name), "copy it again or pack again"
+        if found[0] != wanted[0]:
+            raise DataError(f"shard {path} has {found[0]} bytes; the manifest says {wanted[0]}", remedy)
+        if found != wanted:
+            raise DataError(f"shard {path} does not match its SHA-256 in the manifest", remedy)

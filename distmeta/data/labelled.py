@@ -1,0 +1,114 @@
+"""A split's images in ordinary shuffled batches, for supervised training."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import chain, count
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distmeta.data.ahead import ahead
+from distmeta.data.augment import Augment, augmented
+from distmeta.data.episodes import LabelledBatch
+from distmeta.data.images import Pixels, channels_last
+from distmeta.data.reader import ImageReader, ImageRef
+from distmeta.data.shards import Dataset, Split
+from distmeta.errors import ConfigError
+from distmeta.seeds import generator
+
+
+class LabelledStream:
+    """Slots of `images_per_slot` images as pure functions of (seed, step, slot), where a step has `slots_per_step` over all workers.
+
+    Slots are numbered through the steps. An epoch is as many as the split fills: it uses every image once, but for the last few. Each epoch
+    is shuffled anew, its shards and the images inside them; every slot reads a stretch of it, one shard after the other.
+    `image_size`, `augment`, `max_bad_fraction` and `bad` as in `EpisodeStream`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        images_per_slot: int,
+        slots_per_step: int,
+        seed: int,
+        image_size: int | None = None,
+        augment: Augment | None = None,
+        max_bad_fraction: float = 0.0,
+    ) -> None:
+        """Raises ConfigError if the split cannot fill a slot."""
+        self.split = split
+        self.seed = seed
+        self.augment = augment
+        self.preprocessing = dataset.preprocessing(image_size)
+        self._images_per_slot = images_per_slot
+        self._slots_per_step = slots_per_step
+        self._infos = dataset.shards(split)
+        self._class_ids = np.array(dataset.class_ids(split))
+        self._sizes = np.array([len(info.class_ids) for info in self._infos])
+        self._slots_per_epoch = int(self._sizes.sum()) // images_per_slot
+        if not self._slots_per_epoch:
+            raise ConfigError(
+                f"{images_per_slot} images in a slot but split '{split}' of {dataset.location} has {self._sizes.sum()}",
+                "make slots smaller",
+            )
+        self._half_a_shard = max(1, int(self._sizes.min()) // images_per_slot // 2)  # in steps
+        self._reader = ImageReader(dataset, split, self.preprocessing, max_bad_fraction)
+
+    @property
+    def bad(self) -> list[str]:
+        return self._reader.bad
+
+    def training(self, slots: Sequence[int], start_step: int = 0) -> Iterator[LabelledBatch]:
+        """For step = start_step, start_step + 1, … without end, the images of `slots`."""
+
+        def make(step: int) -> LabelledBatch:
+            chosen = [self.images(step, slot) for slot in slots]
+            soon = (image for slot in slots for image in self.images(step + self._half_a_shard, slot))
+            self._reader.expect(shard for shard, _ in chain(*chosen, soon))
+            pixels = [
+                augmented(np.stack([self._pixels(image) for image in images]), self.augment, self.seed, step, slot)
+                for slot, images in zip(slots, chosen, strict=True)
+            ]
+            labels = [[self._label(image) for image in images] for images in chosen]
+            images = self.preprocessing.network_input(np.stack(pixels))  # (B, M, C, H, W)
+            return LabelledBatch(step, list(slots), channels_last(images), torch.tensor(labels))
+
+        return ahead(make, count(start_step))
+
+    def images(self, step: int, slot: int) -> list[ImageRef]:
+        """Which images (shard, member) the slot holds."""
+        epoch, number = divmod(step * self._slots_per_step + slot, self._slots_per_epoch)
+        # The epoch's row of images is cut into a stretch for each slot of a step, so that these read different shards.
+        position, stretch = divmod(number, self._slots_per_step)
+        short, longer = divmod(self._slots_per_epoch, self._slots_per_step)
+        first = (stretch * short + min(stretch, longer) + position) * self._images_per_slot
+        order = _shuffled(self.seed, "labelled shards", len(self._infos), epoch)
+        ends = self._sizes[order].cumsum()
+        images = []
+        for i in range(first, first + self._images_per_slot):
+            at = int(np.searchsorted(ends, i, side="right"))
+            shard = int(order[at])
+            inside = _shuffled(self.seed, "labelled images", int(self._sizes[shard]), epoch, shard)
+            images.append((shard, int(inside[i - ends[at]])))  # counted from the end of the shard
+        return images
+
+    def _label(self, image: ImageRef) -> int:
+        shard, member = image
+        return int(np.searchsorted(self._class_ids, self._infos[shard].class_ids[member]))
+
+    def _pixels(self, image: ImageRef) -> Pixels:
+        return self._reader.first(chain([image], self._stand_ins(image)))
+
+    def _stand_ins(self, image: ImageRef) -> Iterator[ImageRef]:
+        """The other images of its class in its shard, beginning with the one after it."""
+        shard, member = image
+        alike = np.flatnonzero(self._infos[shard].class_ids == self._infos[shard].class_ids[member])
+        after = np.roll(alike, -int(np.searchsorted(alike, member)))[1:]
+        yield from ((shard, other) for other in after.tolist())
+
+
+@lru_cache(maxsize=128)
+def _shuffled(seed: int, purpose: str, count: int, *indices: int) -> NDArray[np.int64]:
+    return generator(seed, purpose, *indices).permutation(count)

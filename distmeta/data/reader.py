@@ -1,0 +1,108 @@
+"""Pixels of a split's images: shards fetched ahead of use, images decoded one by one, those that do not decode replaced and counted."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+
+import cachetools
+
+from distmeta.data.images import Pixels, Preprocessing, decode_packed
+from distmeta.data.shards import Dataset, Shard, Split
+from distmeta.errors import DataError
+
+ImageRef = tuple[int, int]  # number of the shard in its split, member in the shard
+
+_PIXEL_CACHE_BYTES = 64 << 20  # holds small datasets whole; of large ones a visit sees most images once
+_SPARE_SHARD_BYTES = 256 << 20  # of shards kept open though no slot uses them: on disk, not in memory
+_FETCHERS = 4  # threads
+_log = logging.getLogger(__name__)
+
+
+class ImageReader:
+    """Images of one split as uint8 pixels.
+
+    Of the images in the shards read so far, up to `max_bad_fraction` may fail to decode; `bad` lists them by key. Safe between threads.
+    """
+
+    def __init__(self, dataset: Dataset, split: Split, preprocessing: Preprocessing, max_bad_fraction: float) -> None:
+        self.bad: list[str] = []
+        self._dataset = dataset
+        self._infos = dataset.shards(split)
+        self._preprocessing = preprocessing
+        self._max_bad_fraction = max_bad_fraction
+        self._read: set[int] = set()
+        self._shards: dict[int, Future[Shard]] = {}  # used least recently first
+        self._pixels: cachetools.LRUCache[ImageRef, Pixels] = cachetools.LRUCache(_PIXEL_CACHE_BYTES, getsizeof=lambda p: p.nbytes)
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="shards")
+
+    def expect(self, shards: Iterable[int]) -> None:
+        """Begin to fetch the shards that will be needed, in that order, and let go of others used least recently."""
+        needed = list(dict.fromkeys(shards))
+        with self._lock:
+            for number in needed:
+                self._future(number)
+            spare = sum(self._infos[number].bytes for number in self._shards if number not in needed)
+            for number in [number for number in self._shards if number not in needed]:
+                if spare <= _SPARE_SHARD_BYTES:
+                    break
+                self._shards.pop(number).cancel()
+                spare -= self._infos[number].bytes
+
+    def first(self, choices: Iterator[ImageRef]) -> Pixels:
+        """The first of `choices` that decodes, uint8 (C, H, W). Raises DataError if none does, or too many others did not."""
+        last = None
+        for image in choices:
+            with self._lock:
+                pixels = self._pixels.get(image)
+            if pixels is not None:
+                return pixels
+            try:
+                return self._decode(image)
+            except _BadImage as error:
+                self._count(error)
+                last = error
+        raise DataError(f"{last}, and no image of its class is left to replace it", "distmeta verify names the images to mend")
+
+    def _future(self, number: int) -> Future[Shard]:
+        """Of a shard, which becomes the one used most recently; one that failed is fetched again."""
+        future = self._shards.pop(number, None)
+        if future is None or future.cancelled() or (future.done() and future.exception()):
+            future = self._threads.submit(self._dataset.fetch, self._infos[number])
+        self._shards[number] = future
+        return future
+
+    def _decode(self, image: ImageRef) -> Pixels:
+        number, member = image
+        key = self._infos[number].key(member)
+        if key in self.bad:
+            raise _BadImage(key, "was found before")
+        with self._lock:
+            future = self._future(number)
+        shard = future.result()
+        self._read.add(number)
+        try:
+            pixels = decode_packed(shard.image(member), self._preprocessing, key)
+        except DataError as error:
+            raise _BadImage(key, error.message) from None
+        with self._lock:
+            self._pixels[image] = pixels
+        return pixels
+
+    def _count(self, bad: "_BadImage") -> None:
+        with self._lock:
+            if bad.key in self.bad:
+                return
+            self.bad.append(bad.key)
+        seen = sum(len(self._infos[number].sizes) for number in self._read)
+        if len(self.bad) > self._max_bad_fraction * seen:
+            others = f"; {len(self.bad)} of {seen} images do not decode, more than data.max_bad_fraction={self._max_bad_fraction:g}"
+            raise DataError(f"{bad}{others if len(self.bad) > 1 else ''}", "pack the dataset again, or raise data.max_bad_fraction")
+        _log.warning("%s; another image of its class takes its place", bad)
+
+
+class _BadImage(Exception):
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key

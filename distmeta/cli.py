@@ -244,10 +244,13 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
 
 def _show_test(test: dict[str, Any]) -> None:
     """The final test as a table."""
+    beside = test.get("beside", {})
     if "mse_by_step" in test:
         columns = ["inner steps", "squared error, meta-trained", "not meta-trained (random initialisation, adapted)"]
-        both = ("mse_by_step", "ci95_by_step"), ("random_init", "random_init_ci95")
-        rows = [[step, *(f"{test[mse][step]:.3f} ± {test[ci95][step]:.3f}" for mse, ci95 in both)] for step in test["mse_by_step"]]
+        curves = [(test["mse_by_step"], test["ci95_by_step"]), (test["random_init"], test["random_init_ci95"])]
+        curves += [(other["mse_by_step"], other["ci95_by_step"]) for other in beside.values()]
+        columns += list(beside)
+        rows = [[step, *(f"{mse[step]:.3f} ± {ci95[step]:.3f}" if step in mse else "" for mse, ci95 in curves)] for step in curves[0][0]]
         _say(f"test, {test['shot'] * test['way']}-shot, {test['episodes']} tasks (seed {test['seed']}), norm {test['norm']}:")
     else:
         columns = ["network", "accuracy"]
@@ -256,6 +259,9 @@ def _show_test(test: dict[str, Any]) -> None:
             ["meta-trained, inductive", _percent(test["accuracy_inductive"], test["ci95_inductive"])],
             ["not meta-trained (random initialisation, adapted), transductive", _percent(test["random_init"], test["random_init_ci95"])],
         ]
+        for name, other in beside.items():
+            difference = f"{100 * other['difference']:+.1f} ± {100 * other['difference_ci95']:.1f} points"
+            rows.append([f"{name}, transductive", f"{_percent(other['accuracy'], other['ci95'])}; this run {difference}"])
         _say(
             f"test, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes (seed {test['seed']}), "
             f"{test['inner_steps']} inner steps, norm {test['norm']}:"

@@ -33,6 +33,8 @@ class EvalConfig(Section):
     """Episodes of each validation during training."""
     seed: Count = 0
     """Seed of validation and test episodes: they stay the same whatever the training seed."""
+    beside: list[str] = []
+    """Registered models (models:/NAME@ALIAS) to try on the test's episodes as well, each with its paired difference to the run's own."""
 
 
 class CacheConfig(Section):

@@ -166,13 +166,19 @@ def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
         step = result["steps"]
         metrics = []
         for key, value in result["test"].items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and key != "beside":
                 metrics += [Metric(f"test/{key}", figure, int(inner), int(inner)) for inner, figure in value.items()]
             elif isinstance(value, float):
                 metrics.append(Metric(f"test/{key}", value, step, step))
         mlflow.log_batch(run_id, metrics=metrics)
         mlflow.set_tag(run_id, "weights_sha256", result["weights_sha256"])
         mlflow.set_tag(run_id, "best_step", str(result["best_step"]))
+
+
+def log_file(uri: str, run_id: str, path: Path) -> None:
+    """Keep a file with the run. Raises RegistryError."""
+    with answers(uri):
+        client(uri).log_artifact(run_id, str(path))
 
 
 def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

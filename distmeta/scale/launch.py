@@ -1,5 +1,6 @@
 """From a config to objects: the network and its learner, the outer update, and what a published model says of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from distmeta.learners.params import Params, warm_start
 from distmeta.models import build_model
 from distmeta.scale.domain import Domain
 from distmeta.seeds import torch_seed
-from distmeta.train.checkpoint import WEIGHTS, load_params
+from distmeta.train.checkpoint import MODEL, WEIGHTS, load_params
 from distmeta.train.outer import OuterUpdate, schedule
 
 INIT = "init_from"  # folder in the run folder: the registered model that training starts from
+BESIDE = "beside"  # folder of folders: those that the test is made beside, numbered as in data.eval.beside
 
 
 def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
@@ -46,6 +48,22 @@ def started_from(config: Config, params: Params, statistics: Params) -> Params:
         return params
     given = load_params(Path(config.run_folder) / INIT / WEIGHTS)
     return warm_start(params, given, config.init_from, optional=set(statistics))
+
+
+def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
+    """The learner, meta_params and norm of a registered model that lies in `folder`, on `like`'s device and in its type.
+
+    Raises ConfigError if it does not read the domain's inputs. Nothing in the folder is executed.
+    """
+    description = json.loads((folder / MODEL).read_text())
+    if tuple(description["model"]["input_shape"]) != domain.input_shape:
+        raise ConfigError(
+            f"{origin} reads inputs of shape {tuple(description['model']['input_shape'])}; this run has {domain.input_shape}",
+            "leave it out of data.eval.beside",
+        )
+    network = build_model(**description["model"], allow_import=False).to(like.device, like.dtype)
+    weights = {name: value.to(like.device, like.dtype) for name, value in load_params(folder / WEIGHTS).items()}
+    return build_learner(model=network, **description["learner"]), weights, description["norm"]
 
 
 def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUpdate:

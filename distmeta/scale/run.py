@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 import yaml
 from ray.exceptions import RayError
 from ray.train import ControllerError, TrainingFailedError
 
 from distmeta.config import Config, validate
 from distmeta.errors import ClusterError, ConfigError, DistmetaError, RegistryError, Stopped
-from distmeta.learners.learner import Learner
 from distmeta.registry import models, tracking
+from distmeta.report.adaptation import draw_adaptation
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.domain import Domain, domain_of
-from distmeta.scale.launch import INIT, check_outputs, learner_of, model_description, started_from, worker_bytes
+from distmeta.scale.launch import BESIDE, INIT, check_outputs, learner_of, model_description, published_learner, started_from, worker_bytes
 from distmeta.scale.progress import Board, Display, raised
 from distmeta.scale.worker import RESULT, trainer
 from distmeta.train import checkpoint as checkpoints
@@ -57,8 +58,10 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         models.check_name(uri, name, description)
-        if config.init_from is not None:
-            fetch_start(config, domain, learner, uri)
+        fetch_models(config, uri)
+        started_from(config, learner.initial_params(0), learner.statistics)
+        for number, origin in enumerate(config.data.eval.beside):
+            published_learner(run_folder / BESIDE / str(number), domain, origin, torch.zeros(()))
         if not (run_folder / RESULT).exists():
             display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
             _train(config, domain, uri, address, allow_other_hardware, display)
@@ -88,15 +91,17 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
 
 
-def fetch_start(config: Config, domain: Domain, learner: Learner, uri: str) -> None:
-    """Put the registered model that the run starts from into its folder, once. Raises ConfigError if its weights do not fit."""
-    assert config.init_from is not None
-    folder = Path(config.run_folder) / INIT
-    if not checkpoints.is_whole(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        models.download(uri, config.init_from, folder)
-        checkpoints.seal(folder)
-    started_from(config, learner.initial_params(0), learner.statistics)
+def fetch_models(config: Config, uri: str) -> None:
+    """Put the registered models that the run starts from or is tested beside into its folder, once, for aliases may move."""
+    run_folder = Path(config.run_folder)
+    wanted = {run_folder / BESIDE / str(number): origin for number, origin in enumerate(config.data.eval.beside)}
+    if config.init_from is not None:
+        wanted[run_folder / INIT] = config.init_from
+    for folder, origin in wanted.items():
+        if not checkpoints.is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            models.download(uri, origin, folder)
+            checkpoints.seal(folder)
 
 
 def check_slots(config: Config) -> None:
@@ -268,6 +273,9 @@ def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
     held = json.loads(held_path.read_text())
     if "model" not in held:
         tracking.log_result(uri, held["run_id"], result)
+        if "mse_by_step" in result["test"]:
+            draw_adaptation(result["test"], run_folder.name, run_folder / "adaptation.png")
+            tracking.log_file(uri, held["run_id"], run_folder / "adaptation.png")
         tracking.end_run(uri, held["run_id"], "FINISHED")
         published = models.publish(uri, held["run_id"], run_folder / "best", name, result["test"])
         held["model"] = published.uri

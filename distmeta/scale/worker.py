@@ -18,14 +18,15 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
+from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
 from distmeta.scale.cluster import ALLOCATOR, gpus_per_worker
 from distmeta.scale.domain import domain_of
-from distmeta.scale.launch import initial_params, learner_of, model_description, outer_of, started_from
+from distmeta.scale.launch import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
 from distmeta.scale.progress import Reporter
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.checkpoint import Checkpoint
-from distmeta.train.evaluate import Evaluation, Stream, block
+from distmeta.train.evaluate import Evaluation, Stream, block, paired_difference
 from distmeta.train.loop import Plan, Progress, train
 from distmeta.train.metrics import MetricsWriter, Record
 from distmeta.train.reduce import PeerFailure, agree
@@ -103,20 +104,25 @@ class Worker:
             self.reporter.tell(phase="testing")
         kept = checkpoints.load_params(self.run_folder / "best" / checkpoints.WEIGHTS)
         best = {name: torch.empty_like(value).copy_(kept[name]) for name, value in self.outer.meta_params.items()}
-        stream, episodes = self.domain.evaluation("test"), self.config.data.eval.episodes
-        result, random_init = (self._evaluate(params, stream, episodes) for params in (best, self.random_init))
+        stream, episodes, norm = self.domain.evaluation("test"), self.config.data.eval.episodes, self.config.model.norm
+        result, random_init = (self._evaluate(self.learner, params, norm, stream, episodes) for params in (best, self.random_init))
+        beside = {}
+        for number, origin in enumerate(self.config.data.eval.beside):
+            folder = self.run_folder / BESIDE / str(number)
+            other = self._evaluate(*published_learner(folder, self.domain, origin, next(iter(best.values()))), stream, episodes)
+            beside[origin] = other.as_dict() | paired_difference(result, other)
         if self.rank == 0:
             content = {
                 "steps": self.progress.step,
                 "best_step": self.progress.best_step,
                 "weights_sha256": weights_sha256(self.outer.meta_params),
-                "test": result.as_dict() | random_init.as_baseline(),
+                "test": result.as_dict() | random_init.as_baseline() | ({"beside": beside} if beside else {}),
             }
             checkpoints.write_whole(self.run_folder / BY_EPISODE, json.dumps(result.by_episode.tolist()))
             checkpoints.write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
 
-    def _evaluate(self, params: Params, stream: Stream, episodes: int) -> Evaluation:
-        return self.domain.evaluate(self.learner, params, stream, episodes, self.config.model.norm, self.rank, self.workers)
+    def _evaluate(self, learner: Learner, params: Params, norm: str, stream: Stream, episodes: int) -> Evaluation:
+        return self.domain.evaluate(learner, params, stream, episodes, norm, self.rank, self.workers)
 
     def log(self, record: Record) -> None:
         if self.metrics is None:
@@ -135,7 +141,7 @@ class Worker:
         tell(**figures, **rates)
 
     def validate(self, meta_params: Params) -> Evaluation:
-        validation = self._evaluate(meta_params, self.validation, self.config.data.eval.val_episodes)
+        validation = self._evaluate(self.learner, meta_params, self.config.model.norm, self.validation, self.config.data.eval.val_episodes)
         self._validation_figure = validation.headline()
         return validation
 

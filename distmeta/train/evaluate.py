@@ -136,6 +136,16 @@ def squared_error(learner: Learner, meta_params: Params, stream: Stream, episode
     return SquaredError(mse, ci95, _setting(learner, stream, episodes, norm), by_episode)
 
 
+def paired_difference(ours: Evaluation, theirs: Evaluation) -> dict[str, float]:
+    """Mean over episodes of (ours - theirs), each on the same episode, with the half-width of its 95% interval.
+
+    Of the transductive accuracy; in regression, of the squared error after the last inner step.
+    """
+    column = 0 if isinstance(ours, Accuracy) else -1
+    difference, ci95 = _mean_and_ci95(ours.by_episode[:, column] - theirs.by_episode[:, column])
+    return {"difference": difference, "difference_ci95": ci95}
+
+
 def _by_episode(
     score: Callable[..., Tensor], columns: int, meta_params: Params, stream: Stream, episodes: int, rank: int, workers: int
 ) -> Tensor:

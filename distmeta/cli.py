@@ -1,19 +1,23 @@
 """The command line: one verb for each procedure, nothing else."""
 
+import csv
 import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from distmeta.errors import DistmetaError
+from distmeta.errors import DataError, DistmetaError
+
+if TYPE_CHECKING:
+    from distmeta.registry.predict import Prediction
 
 T = TypeVar("T")
 
@@ -174,17 +178,23 @@ def train(
 
 @app.command()
 def models(
+    name: Annotated[str | None, typer.Option(help="Only models of this name; * and ? stand for any characters.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Only those with this alias.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only those trained on this dataset.")] = None,
+    learner: Annotated[str | None, typer.Option(help="Only those of this learner.")] = None,
+    way: Annotated[int | None, typer.Option(min=1, help="Only those trained for so many classes.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Only those trained for so many support images per class.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """List the registered models.
 
-    Example: distmeta models
+    Example: distmeta models --alias champion --dataset omniglot
     """
-    from distmeta.registry.models import list_models
+    from distmeta.registry.models import list_models, matching
     from distmeta.registry.tracking import tracking_uri as resolve
 
-    rows = list_models(resolve(tracking_uri))
+    rows = matching(list_models(resolve(tracking_uri)), name, alias, dataset=dataset, learner=learner, way=way, shot=shot)
     if as_json:
         print(json.dumps(rows))
         return
@@ -205,26 +215,123 @@ def models(
 
 
 @app.command()
+def publish(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    name: Annotated[str | None, typer.Option(help="Name in the registry; <dataset>-<way>way-<shot>shot if absent.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Name this version so, such as 'candidate'.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Register a run's best model as a new version.
+
+    Example: distmeta publish runs/omniglot_5way_1shot_maml --name characters --alias candidate
+    """
+    from distmeta.registry.models import publish as register
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    published = register(resolve(tracking_uri), run_folder, name, alias)
+    _say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
+    if as_json:
+        print(json.dumps({"model": published.uri, "version": published.version, "champion": published.champion}))
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    alias: Annotated[str, typer.Option(help="What it is to be called.")] = "champion",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Give a registered version an alias, which leaves the version that had it.
+
+    Example: distmeta promote models:/omniglot-5way-1shot/3 --alias champion
+    """
+    from distmeta.registry.models import promote as give
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    _say(f"{give(resolve(tracking_uri), model, alias)} is now {model}")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    b: Annotated[str, typer.Argument(help="Another, tested on the same episodes.")],
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Is model B better than model A? The paired difference over the episodes both were tested on.
+
+    Example: distmeta compare models:/omniglot-5way-1shot/1 models:/omniglot-5way-1shot/2
+    """
+    from distmeta.registry.compare import compare as paired
+    from distmeta.registry.compare import verdict
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    found = paired(resolve(tracking_uri), a, b)
+    if as_json:
+        print(json.dumps(found))
+        return
+    _table(["model", found["figure"]], [[a, f"{found['a']:.4f}"], [b, f"{found['b']:.4f}"]])
+    print(verdict(found))
+
+
+@app.command()
 def predict(
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
     support: Annotated[Path, typer.Option(help="Folder with a folder of labelled images for each class.")],
-    query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image.")],
+    query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image, or - for paths on standard input.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
+    form: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="csv and jsonl are written as they come.")] = "table",
+    explain: Annotated[Path | None, typer.Option(help="Draw support, queries and predictions into this PNG.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Adapt a registered model to a few labelled images and classify others.
 
+    Queries in folders named as the classes are counted: right or wrong. Images that do not decode are named and left out (exit code 1).
+
     Example: distmeta predict --model models:/omniglot-5way-1shot@champion --support episode/support --query episode/query
     """
     from distmeta.registry.models import load_model
-    from distmeta.registry.predict import predict_folder
+    from distmeta.registry.predict import Score, adapt_to_folder, predict_files, query_files
     from distmeta.registry.tracking import tracking_uri as resolve
 
-    predictions = list(predict_folder(load_model(resolve(tracking_uri), model), support, query))
-    if as_json:
-        print(json.dumps(predictions))
-        return
-    _table(["file", "class", "probability"], [[p["file"], p["class"], f"{p['probability']:.3f}"] for p in predictions])
+    adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model), support, steps)
+    bad: list[DistmetaError] = []
+    score = Score()
+    files = _counted(query_files(query, sys.stdin), "classifying")
+    predictions = score.count(predict_files(adapted, files, shown, bad.append))
+    kept = _write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
+    if explain is not None:
+        from distmeta.report.explain import draw
+
+        draw(support, kept, explain)
+        _say(f"drew {explain}")
+    if score.known:
+        accuracy, low, high = score.accuracy()
+        interval = f"95% interval {100 * low:.1f} to {100 * high:.1f} %"
+        _say(f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, {interval}, this support set alone")
+    if bad:
+        raise DataError(f"{len(bad)} of {len(bad) + score.asked} images were left out; the first: {bad[0].message}", bad[0].remedy)
+
+
+def _write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
+    """Print predictions, in csv and jsonl as they come; returns those printed so far as they are needed again."""
+    kept = []
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["file", "class", "probability"])
+    for prediction in predictions:
+        if form == "csv":
+            writer.writerow(prediction.as_dict().values())
+        elif form == "jsonl":
+            print(json.dumps(prediction.as_dict()))
+        if keep or form in ("table", "json"):
+            kept.append(prediction)
+    if form == "json":
+        print(json.dumps([prediction.as_dict() for prediction in kept]))
+    elif form == "table":
+        _table(["file", "class", "probability"], [[str(p.file), p.label, f"{p.probability:.3f}"] for p in kept])
+    return kept
 
 
 def _say(text: str) -> None:

@@ -1,49 +1,34 @@
-"""Publishing, looking up and predicting, against a real MLflow store in SQLite."""
+"""Adapting a published model to images, and classifying others with it."""
 
-import hashlib
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import png
-from mlflow import MlflowClient
+from PIL import Image
+from registered import DESCRIPTION, PROTONET, WAY, publish
 
-from distmeta.config import Config, validate
+from distmeta import cli
 from distmeta.data.episodes import Task
+from distmeta.data.images import decode
 from distmeta.data.inspect import export_episode
 from distmeta.data.shards import Dataset
-from distmeta.errors import ConfigError, DataError, RegistryError
-from distmeta.learners.params import initial_params
-from distmeta.models import build_model
-from distmeta.registry import models, tracking
-from distmeta.registry.predict import predict_folder
-from distmeta.train.checkpoint import save_best
+from distmeta.errors import ConfigError, DataError
+from distmeta.registry import models
+from distmeta.registry.model import Adapted, Model, network_input
+from distmeta.registry.predict import Prediction, Score, adapt_to_folder, predict_files, query_files
 
-WAY = 3
-TEST = {"accuracy": 0.6, "ci95": 0.01, "accuracy_inductive": 0.5, "ci95_inductive": 0.01, "episodes": 600, "queries": 15, "seed": 0}
-ON = {"episodes": 20, "seed": 0, "way": WAY, "shot": 1, "queries": 15}
-DESCRIPTION = {
-    "model": {"name": "conv4", "input_shape": [1, 16, 16], "outputs": WAY, "filters": 4, "downsample": "max-pool"},
-    "learner": {"name": "maml", "inner_lr": 0.1, "inner_steps": 1, "inner_steps_eval": 2},
-    "preprocessing": {"image_size": 16, "channels": 1, "resize": "squash", "mean": [0.5], "std": [0.2]},
-    "norm": "batch",
-    "dataset": "patterns",
-    "fingerprint": "f" * 64,
-    "task": {"way": WAY, "shot": 1, "queries": 15},
-}
-
-
-def config(folder: Path, uri: str) -> Config:
-    return validate({"run_folder": str(folder), "data": {"shards": "x"}, "tracking": {"uri": uri}}, "test")
-
-
-def best_of_a_run(run_folder: Path, accuracy_inductive: float, seed: int = 0) -> Path:
-    meta_params = initial_params(build_model(**DESCRIPTION["model"]), seed)
-    found = {"step": 10, "validation": ON | {"accuracy_inductive": accuracy_inductive}, "validation_score": accuracy_inductive}
-    save_best(meta_params, DESCRIPTION | found, run_folder)
-    (run_folder / "config.yaml").write_text("{}")
-    return run_folder / "best"
+MAMLPP = DESCRIPTION | {"learner": {"name": "maml++", "inner_steps": 2}}
+GROUP = DESCRIPTION | {"model": DESCRIPTION["model"] | {"norm": "group"}, "norm": "group"}
+LEARNERS = {"maml": DESCRIPTION, "protonet": PROTONET, "maml++": MAMLPP, "group": GROUP}
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +36,15 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
-def publish(uri: str, folder: Path, name: str, accuracy_inductive: float = 0.5) -> models.Published:
-    best = best_of_a_run(folder, accuracy_inductive)
-    return models.publish(uri, tracking.start_run(config(folder, uri), folder, {}), best, name, TEST)
+@pytest.fixture(scope="module")
+def published(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, models.Published]:
+    home = tmp_path_factory.mktemp("runs")
+    return {name: publish(uri, home / name, name.replace("+", "p"), description=about) for name, about in LEARNERS.items()}
 
 
 @pytest.fixture(scope="module")
-def published(uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return publish(uri, tmp_path_factory.mktemp("run"), "patterns-3way-1shot").uri
+def loaded(uri: str, published: dict[str, models.Published]) -> dict[str, Model]:
+    return {name: models.load_model(uri, version.uri) for name, version in published.items()}
 
 
 @pytest.fixture
@@ -67,78 +53,121 @@ def episode(dataset: Dataset, tmp_path: Path) -> Path:
     return tmp_path / "episode"
 
 
-def test_law_8_alone_shuffled_and_in_company(uri: str, published: str, episode: Path, tmp_path: Path) -> None:
-    model = models.load_model(uri, published)
-    together = {p["file"]: p for p in predict_folder(model, episode / "support", episode / "query")}
+def predict(model: Model, support: Path, query: Path, steps: int | None = None) -> list[Prediction]:
+    adapted, shown = adapt_to_folder(model, support, steps)
+
+    def refused(error: DataError) -> None:
+        raise error
+
+    return list(predict_files(adapted, query_files(query, io.StringIO()), shown, refused))
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_law_8_alone_shuffled_and_in_company(learner: str, loaded: dict[str, Model], episode: Path, tmp_path: Path) -> None:
+    model = loaded[learner]
+    together = {p.file: p for p in predict(model, episode / "support", episode / "query")}
     assert len(together) == WAY * 3
     for file, prediction in together.items():
-        assert list(predict_folder(model, episode / "support", Path(file))) == [prediction]
-        assert prediction["class"] in {path.name for path in (episode / "support").iterdir()}
-        assert 1 / WAY <= prediction["probability"] <= 1
-    crowd = tmp_path / "crowd"
-    for i, file in enumerate(sorted(together, reverse=True)):
-        for copy in range(20):  # more than one chunk, in another order
-            crowd.mkdir(exist_ok=True)
-            shutil.copy(file, crowd / f"{i:02d}-{copy:02d}.png")
-    for prediction in predict_folder(model, episode / "support", crowd):
-        original = together[sorted(together, reverse=True)[int(Path(prediction["file"]).name[:2])]]
-        assert (prediction["class"], prediction["probability"]) == (original["class"], original["probability"])
+        assert predict(model, episode / "support", file) == [prediction]
+        assert prediction.label in {path.name for path in (episode / "support").iterdir()}
+        assert 1 / WAY <= prediction.probability <= 1
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    adapted, shown = adapt_to_folder(model, episode / "support")
+    shuffled = sorted(together, reverse=True) * 8 + list(together)[:3]  # 75: several chunks, in another order
+    for prediction in predict_files(adapted, shuffled, shown, pytest.fail):
+        assert prediction == together[prediction.file]
+    in_sevens = torch.cat([adapted.predict(shuffled[i : i + 7]) for i in range(0, 75, 7)])
+    assert torch.equal(adapted.predict(shuffled), in_sevens)
 
 
-def test_champion_goes_to_the_best_inductive_validation_accuracy(uri: str, tmp_path: Path) -> None:
-    published = [publish(uri, tmp_path / str(i), "race", accuracy) for i, accuracy in enumerate((0.5, 0.4, 0.6, 0.6))]
-    assert [p.champion for p in published] == [True, False, True, False]
-    assert MlflowClient(uri).get_model_version_by_alias("race", "champion").version == int(published[2].version)
-    row = next(row for row in models.list_models(uri) if row["uri"] == f"models:/race/{published[2].version}")
-    assert (row["aliases"], row["accuracy"], row["ci95"]) == (["champion"], 0.6, 0.01)
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_an_adapted_model_is_plain_torch(learner: str, loaded: dict[str, Model], episode: Path, tmp_path: Path) -> None:
+    adapted, _ = adapt_to_folder(loaded[learner], episode / "support")
+    queries = list(query_files(episode / "query", io.StringIO()))
+    probabilities = adapted.predict(queries)
+    adapted.save(tmp_path / "adapted")
+    again = Adapted.load(tmp_path / "adapted")
+    assert again.classes == adapted.classes
+    assert torch.equal(again.predict(queries), probabilities)
+    assert {path.suffix for path in (tmp_path / "adapted").iterdir()} == {".json", ".safetensors"}
+    # Its state alone, through torch.save, into a module made from other images of other classes.
+    torch.save(adapted.state_dict(), tmp_path / "state.pt")
+    other, _ = adapt_to_folder(loaded[learner], episode / "query")
+    assert not torch.equal(other.predict(queries), probabilities)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(other.predict(queries), probabilities)
+    # And it is a module like any other: logits of a batch, the same as image by image.
+    inputs = network_input(queries, adapted.preprocessing, torch.zeros(()))
+    torch.testing.assert_close(adapted(inputs).softmax(1), probabilities)
+    with pytest.raises(DataError, match="holds no adapted model"):
+        Adapted.load(episode)
 
 
-def test_a_name_belongs_to_one_dataset_and_task(uri: str, published: str) -> None:
-    name = "patterns-3way-1shot"
-    models.check_name(uri, name, DESCRIPTION)
-    models.check_name(uri, "fresh", DESCRIPTION | {"fingerprint": "0" * 64})
-    with pytest.raises(
-        ConfigError, match=r"holds models with fingerprint ffffffffffff; this run has fingerprint 000000000000\nchoose another"
+@pytest.mark.slow  # the exporter takes seconds to import
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_an_adapted_model_in_onnx_says_the_same(learner: str, loaded: dict[str, Model], episode: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    adapted, _ = adapt_to_folder(loaded[learner], episode / "support")
+    adapted.export_onnx(tmp_path / "adapted.onnx")
+    inputs = network_input(list(query_files(episode / "query", io.StringIO())), adapted.preprocessing, torch.zeros(()))
+    (logits,) = ReferenceEvaluator(str(tmp_path / "adapted.onnx")).run(None, {"images": inputs.contiguous().numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), adapted(inputs), rtol=1e-4, atol=1e-4)
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "adapted.onnx").metadata_props}
+    assert json.loads(metadata["classes"]) == adapted.classes
+    assert json.loads(metadata["preprocessing"])["image_size"] == 16
+
+
+def test_every_kind_of_image_is_the_same_image(loaded: dict[str, Model], episode: Path) -> None:
+    model = loaded["maml"]
+    files = sorted((episode / "support").rglob("*.png"))
+    labels = [path.parent.name for path in files]
+    queries = list(query_files(episode / "query", io.StringIO()))
+    expected = model.adapt(files, labels).predict(queries)
+    pixels = np.stack([decode(path.read_bytes(), model.preprocessing, "") for path in files])[:, 0]
+    normalised = model.preprocessing.network_input(pixels[:, None])
+    rgb = [np.repeat(image[..., None], 3, 2) for image in pixels]
+    for images in ([p.read_bytes() for p in files], [str(p) for p in files], pixels, pixels[..., None], list(pixels), rgb, normalised):
+        assert torch.equal(model.adapt(images, labels).predict(queries), expected)
+    numbered = model.adapt(files, torch.tensor([labels.index(label) for label in labels]))
+    assert torch.equal(numbered.predict(queries), expected)
+    for bad in (pixels.astype(np.float64), pixels[:, None, None], np.zeros((6, 0, 4), np.uint8), normalised[:, :, 1:]):
+        with pytest.raises(DataError, match="is needed\n"):
+            model.adapt(bad, labels)
+    with pytest.raises(DataError, match="5 images but 6 labels"):
+        model.adapt(files[1:], labels)
+    with pytest.raises(DataError, match="the support set has 2 classes but the model was trained for 3-way"):
+        model.adapt(files[:4], labels[:4])
+
+
+def test_inner_steps_are_free_where_the_learner_can(loaded: dict[str, Model], episode: Path) -> None:
+    support, query = episode / "support", episode / "query"
+    assert predict(loaded["maml"], support, query, 2) == predict(loaded["maml"], support, query)
+    assert predict(loaded["maml"], support, query, 9) != predict(loaded["maml"], support, query)
+    assert loaded["maml"].learner.inner_steps_eval == 2, "the model itself was changed"
+    for learner, steps, message in (
+        ("protonet", 2, "ProtoNet adapts without any"),
+        ("maml++", 3, "3 inner steps: 2 inner_lr of each"),
+        ("maml", 0, "at least one"),
     ):
-        models.check_name(uri, name, DESCRIPTION | {"fingerprint": "0" * 64})
-    with pytest.raises(ConfigError, match="holds models with way 3; this run has way 5"):
-        models.check_name(uri, name, DESCRIPTION | {"task": {"way": 5, "shot": 1, "queries": 15}})
-    for bad in ("", "../x", "a/b", "a b", "x" * 200, "-x'"):
-        with pytest.raises(ConfigError, match="is no model name"):
-            models.check_name(uri, bad, DESCRIPTION)
+        with pytest.raises(ConfigError, match=message):
+            predict(loaded[learner], support, query, steps)
 
 
-@pytest.mark.parametrize(
-    ("model_uri", "error", "message"),
-    [
-        ("models:/nobody@champion", RegistryError, r"no model 'nobody' is registered \(there are: .*patterns-3way-1shot"),
-        ("models:/patterns-3way-1shot@winner", RegistryError, r"no alias 'winner' \(it has: champion\)"),
-        ("models:/patterns-3way-1shot/77", RegistryError, r"no version 77"),
-        ("patterns", ConfigError, r"is no registry address\nwrite models:/NAME@ALIAS"),
-    ],
-)
-def test_names_that_are_not_there(model_uri: str, error: type[Exception], message: str, uri: str, published: str) -> None:
-    with pytest.raises(error, match=message):
-        models.load_model(uri, model_uri)
+def test_way_and_shot_are_free_where_the_learner_can(loaded: dict[str, Model], dataset: Dataset, tmp_path: Path) -> None:
+    export_episode(dataset, "test", Task(5, 3, 2), 0, tmp_path / "wide")
+    assert len(predict(loaded["protonet"], tmp_path / "wide" / "support", tmp_path / "wide" / "query")) == 10
+    with pytest.raises(DataError, match=r"has 5 classes but the model was trained for 3-way tasks \(maml adapts a head.*\ngive 3 classes"):
+        adapt_to_folder(loaded["maml"], tmp_path / "wide" / "support")
 
 
-@pytest.mark.parametrize("file", ["meta_params.safetensors", "model.json"])
-def test_a_changed_artifact_is_refused(file: str, uri: str, tmp_path: Path) -> None:
-    published = publish(uri, tmp_path / "run", f"tampered-{hashlib.sha256(file.encode()).hexdigest()[:6]}")
-    source = Path(MlflowClient(uri).get_model_version(published.name, published.version).source.removeprefix("file://"))
-    content = bytearray((source / file).read_bytes())
-    content[-2] ^= 1
-    (source / file).write_bytes(content)
-    with pytest.raises(RegistryError, match=f"{file} of .* is not what was published"):
-        models.load_model(uri, published.uri)
-
-
-def test_bad_support_and_query_folders(uri: str, published: str, episode: Path, tmp_path: Path) -> None:
-    model = models.load_model(uri, published)
+def test_bad_support_and_query_folders(loaded: dict[str, Model], episode: Path, tmp_path: Path) -> None:
+    model = loaded["maml"]
 
     def refused(support: Path, query: Path, message: str) -> None:
         with pytest.raises(DataError, match=message):
-            list(predict_folder(model, support, query))
+            predict(model, support, query)
 
     support, query = episode / "support", episode / "query"
     refused(tmp_path / "absent", query, "does not exist\ngive a folder")
@@ -150,47 +179,144 @@ def test_bad_support_and_query_folders(uri: str, published: str, episode: Path, 
     refused(empty, query, "has one class folder, 'cat'; at least two")
     (empty / "dog").mkdir()
     refused(empty, query, "class folder .*cat holds no image")
-    shutil.copytree(support, tmp_path / "more")
-    shutil.copytree(next(support.iterdir()), tmp_path / "more" / "extra")
-    refused(tmp_path / "more", query, "has 4 classes but the model was trained for 3-way tasks\ngive 3 classes")
+    refused(support, support, "is a query and a support image, too")
+    refused(support, episode, "is a query and a support image, too")
     (query / "broken.png").write_bytes(b"no image")
     refused(support, query, "broken.png does not decode")
+    next(support.rglob("*.png")).write_bytes(b"no image")
+    refused(support, query / "class-0000", "does not decode|holds no image")
 
 
-def test_other_sizes_and_modes_are_understood(uri: str, published: str, episode: Path) -> None:
-    import numpy as np
-    from PIL import Image
-
-    model = models.load_model(uri, published)
+def test_other_sizes_and_modes_are_understood(loaded: dict[str, Model], episode: Path) -> None:
     query = episode / "modes"
     query.mkdir()
     original = Image.open(next((episode / "query").rglob("*.png")))
     for mode in ("L", "RGB", "RGBA", "LA", "P", "1"):
         original.convert(mode).save(query / f"{mode}.png")
     original.convert("CMYK").save(query / "CMYK.jpg")
+    original.save(query / "animated.gif", save_all=True, append_images=[Image.new("L", original.size)])
     (query / "16 bit.png").write_bytes(png(np.asarray(original).astype(np.uint16) * 257))
     original.resize((50, 31)).save(query / "wide.png")
-    answers = {Path(p["file"]).stem: p for p in predict_folder(model, episode / "support", query)}
-    assert len(answers) == 9
-    for mode in ("RGB", "RGBA", "LA", "16 bit"):
-        assert answers[mode]["probability"] == pytest.approx(answers["L"]["probability"], abs=1e-6), mode
+    answers = {p.file.stem: p.probability for p in predict(loaded["maml"], episode / "support", query)}
+    assert len(answers) == 10
+    for mode in ("RGB", "RGBA", "LA", "16 bit", "animated"):
+        assert answers[mode] == pytest.approx(answers["L"], abs=1e-6), mode
 
 
-def test_mlflow_out_of_reach_is_said_in_seconds(tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9/: .*\ncheck tracking.uri"):
-        models.list_models("http://user:secret@127.0.0.1:9/")
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["distmeta", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
 
 
-def test_credentials_are_not_shown() -> None:
-    assert tracking.without_credentials("https://me:secret@host:8080/x") == "https://host:8080/x"
-    assert tracking.without_credentials("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"
+def test_the_verb(
+    uri: str,
+    published: dict[str, models.Published],
+    loaded: dict[str, Model],
+    episode: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    ask = ["predict", "--tracking-uri", uri, "--model", published["maml"].uri, "--support", episode / "support"]
+    expected = [p.as_dict() for p in predict(loaded["maml"], episode / "support", episode / "query")]
+    right = sum(Path(p["file"]).parent.name == p["class"] for p in expected)
+    code, out, err = call(monkeypatch, capsys, *ask, "--query", episode / "query", "--json")
+    assert (code, json.loads(out)) == (0, expected)
+    assert f"{right} of 9 right, 95% interval" in err
+    # The same from a list on standard input, as lines of JSON.
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(p["file"] for p in expected)))
+    code, out, _ = call(monkeypatch, capsys, *ask, "--query", "-", "--format", "jsonl")
+    assert (code, [json.loads(line) for line in out.splitlines()]) == (0, expected)
+    # A broken file is named and left out; without labels nothing is said of accuracy. A name may hold anything.
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    strange = loose / 'a,"b"\n$x_{$ <b>.png'
+    shutil.copy(expected[0]["file"], strange)
+    (loose / "bomb.png").write_bytes(bomb())
+    (loose / "broken.png").write_bytes(b"no image")
+    picture = tmp_path / "explained.png"
+    code, out, err = call(monkeypatch, capsys, *ask, "--query", loose, "--format", "csv", "--explain", picture)
+    assert code == 1
+    assert (
+        out
+        == f'file,class,probability\n"{str(strange).replace(chr(34), chr(34) * 2)}",{expected[0]["class"]},{expected[0]["probability"]}\n'
+    )
+    reason, remedy = err.splitlines()[-2:]
+    assert reason.startswith(f"distmeta: 2 of 3 images were left out; the first: {loose / 'bomb.png'} does not decode")
+    assert remedy == "  replace or remove that file"
+    assert "accuracy" not in err
+    assert Image.open(picture).size[0] > 1000
 
 
-def test_a_model_json_with_another_learner_is_refused(uri: str, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    best = best_of_a_run(folder, 0.5)
-    content = json.loads((best / "model.json").read_text())
-    (best / "model.json").write_text(json.dumps(content | {"learner": content["learner"] | {"name": "future"}}))
-    published = models.publish(uri, tracking.start_run(config(folder, uri), folder, {}), best, "from-the-future", TEST)
-    with pytest.raises(RegistryError, match=r"uses learner 'future', unknown to distmeta .*\nupdate distmeta"):
-        models.load_model(uri, published.uri)
+def bomb() -> bytes:
+    """A PNG of a few bytes that says it unpacks to 10 gigapixels."""
+    import struct
+    import zlib
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def test_predictions_of_any_number_of_queries_stream(loaded: dict[str, Model], episode: Path) -> None:
+    """Nothing is read far ahead, nothing is kept."""
+    asked = 0
+    file = next((episode / "query").rglob("*.png"))
+
+    def files() -> Iterator[Path]:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield file
+
+    adapted, shown = adapt_to_folder(loaded["maml"], episode / "support")
+    score = Score()
+    predictions = score.count(predict_files(adapted, files(), shown, pytest.fail))
+    for _ in range(100):
+        next(predictions)
+    assert 100 <= asked <= 116
+    assert score.asked == 100
+
+
+STRANGER = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"ray", "webdataset", "typer", "fontTools", "s3fs"}:
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Blocked())
+import json
+import mlflow, numpy as np, pandas as pd
+uri, model_uri, rows = json.load(open(sys.argv[1]))
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model(model_uri)
+table = pd.DataFrame([{"image": open(path, "rb").read(), "label": label} for path, label in rows])
+answer = model.predict(table).to_dict("records")
+shuffled = pd.concat([table[table.label.notna()], table[table.label.isna()][::-1]])
+import distmeta
+others = [model.predict(shuffled), model.predict(table, params={"inner_steps": 1})]
+print(json.dumps([answer, *(other.to_dict("records") for other in others), distmeta.__file__]))
+"""
+
+
+def test_a_stranger_who_knows_only_mlflow(
+    uri: str, published: dict[str, models.Published], loaded: dict[str, Model], episode: Path, tmp_path: Path
+) -> None:
+    """In a process that has neither Ray nor our package: the model brings its code along. Law 8 holds there, too."""
+    support, queries = sorted((episode / "support").rglob("*.png")), sorted((episode / "query").rglob("*.png"))
+    rows = [(str(path), path.parent.name) for path in support] + [(str(path), None) for path in queries]
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    (tmp_path / "ask.json").write_text(json.dumps([uri, published["maml"].uri, rows]))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "stranger.py", "ask.json"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    answer, shuffled, one_step, code = json.loads(done.stdout.splitlines()[-1])
+    expected = predict(loaded["maml"], episode / "support", episode / "query")
+    assert [(row["class"], row["probability"], row["probabilities"]) for row in answer] == [p[1:4] for p in expected]
+    assert shuffled == answer[::-1]
+    assert one_step != answer
+    assert Path(code).parts[-3:] == ("code", "distmeta", "__init__.py")

@@ -54,15 +54,19 @@ def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
     Raises DataError if the bytes are not a whole image or would unpack to an absurd number of pixels.
     """
     try:
-        picture: Image.Image = Image.open(io.BytesIO(image))
-        if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
-            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("L" if channels == 1 else "RGB")
+        return with_channels(Image.open(io.BytesIO(image)), channels)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{origin} does not decode as an image ({error})", "replace or remove that file") from None
+
+
+def with_channels(picture: Image.Image, channels: int) -> Image.Image:
+    """A picture of any mode in grey (`channels` 1) or RGB (3); transparency becomes white."""
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("L" if channels == 1 else "RGB")
 
 
 def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
@@ -79,7 +83,12 @@ def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
 
 def decode(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:
     """Any encoded file → uint8 pixels (C, H, W) of the size and mode that `preprocessing` names. Raises DataError as `open_image`."""
-    return _channels_first(fit(open_image(image, preprocessing.channels, origin), preprocessing.image_size, preprocessing.resize))
+    return pixels_of(open_image(image, preprocessing.channels, origin), preprocessing)
+
+
+def pixels_of(picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """A picture of any size and mode → uint8 pixels (C, H, W) as `preprocessing` names them."""
+    return _channels_first(fit(with_channels(picture, preprocessing.channels), preprocessing.image_size, preprocessing.resize))
 
 
 def decode_packed(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:

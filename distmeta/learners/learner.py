@@ -122,6 +122,13 @@ class Learner(ABC):
         with frozen(self.model):
             return Logits(transductive, self.outputs(adapted, queries))
 
+    def check_steps(self, meta_params: Params, steps: int) -> None:
+        """Raises ConfigError unless the learner can adapt by `steps` inner steps."""
+        if self.inner_steps_eval == 0:
+            raise ConfigError(f"{steps} inner steps: {type(self).__name__} adapts without any", "leave the inner steps out")
+        if steps < 1:
+            raise ConfigError(f"{steps} inner steps: at least one is needed to adapt", "give 1 or more")
+
     def check_features(self) -> None:
         """Raises ConfigError unless the network has `features` and `head`."""
         missing = [part for part in ("features", "head") if not hasattr(self.model, part)]

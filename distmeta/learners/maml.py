@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distmeta.data.episodes import EpisodeBatch
+from distmeta.errors import ConfigError
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Forward, Head
 from distmeta.learners.inner import InnerLoop, checkpointed, unrolled
@@ -108,6 +109,12 @@ class MAMLPlusPlus(MAML):
     def rate(self, params: Params, name: str, step: int) -> Tensor:
         rate = params[_layer_rate(name)][..., step]
         return rate.view(rate.shape + (1,) * (params[name].dim() - rate.dim()))
+
+    def check_steps(self, meta_params: Params, steps: int) -> None:
+        super().check_steps(meta_params, steps)
+        held = min(len(value) for name, value in meta_params.items() if name.startswith("inner_lr."))
+        if steps > held:
+            raise ConfigError(f"{steps} inner steps: {held} inner_lr of each layer were learned, one a step", f"give at most {held}")
 
     def loss_weights(self, step: int) -> list[float]:
         share = max(0.0, 1 - step / self.multi_step_loss) / self.inner_steps if self.multi_step_loss else 0.0

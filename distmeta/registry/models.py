@@ -1,5 +1,6 @@
 """The model registry: publish what a run found best, list what is there, look one up and check it before use."""
 
+import fnmatch
 import json
 import re
 import shutil
@@ -18,17 +19,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distmeta import __version__
-from distmeta.data.images import Preprocessing
-from distmeta.errors import ConfigError, RegistryError
-from distmeta.learners import LEARNERS, build_learner
+from distmeta.errors import ConfigError, RegistryError, RunError
+from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
-from distmeta.models import MODELS, build_model
-from distmeta.registry.tracking import answers, client
+from distmeta.models import MODELS
+from distmeta.registry.model import Model, build
+from distmeta.registry.package import ARTIFACTS, FILES, write_package
+from distmeta.registry.tracking import RUN_FILE, answers, client
 from distmeta.train.checkpoint import MODEL, WEIGHTS, sha256
+from distmeta.train.evaluate import BY_EPISODE, RESULT
 
 CHAMPION = "champion"
-_FILES = (WEIGHTS, MODEL)
+_PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
 _SCORE = "validation_score"
 _FIGURES = ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "mse_by_step", "ci95_by_step", "episodes", "queries", "seed")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -76,29 +79,63 @@ def _registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | Non
         return None
 
 
-def publish(uri: str, run_id: str, best: Path, name: str, test: dict[str, Any]) -> Published:
-    """Register the model in the folder `best` as a new version of `name`.
+def publish(uri: str, run_folder: Path, name: str | None = None, alias: str | None = None) -> Published:
+    """Register the best model of a finished run as a new version of `name` (<dataset>-<way>way-<shot>shot, if None).
 
     It becomes `champion` if its validation score (inductive accuracy; in regression, minus the squared error) is the highest so far on
-    the same validation episodes.
+    the same validation episodes; and `alias` in any case, if one is given. Raises RunError if the folder holds no finished run.
     """
-    content = json.loads((best / MODEL).read_text())
-    description = content | {"test": test, "distmeta": __version__}
+    description, by_episode, run_id = _finished(run_folder)
+    name = name or default_name(description)
+    check_name(uri, name, description)
+    if alias is not None:
+        _check_alias(alias)
     identity = _identity(description)
     with answers(uri), tempfile.TemporaryDirectory() as scratch:
         mlflow_client = client(uri)
-        folder = Path(scratch)
-        (folder / WEIGHTS).write_bytes((best / WEIGHTS).read_bytes())
-        (folder / MODEL).write_text(json.dumps(description, indent=1))
-        mlflow_client.log_artifacts(run_id, scratch, "model")
+        folder = Path(scratch) / "model"
+        write_package(folder, run_folder / "best", description, by_episode)
+        mlflow_client.log_artifacts(run_id, str(folder), "model")
         held = _registered(mlflow_client, name) or mlflow_client.create_registered_model(name, tags=identity)
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
-        tags = identity | _version_tags(description) | {f"sha256:{file}": sha256(folder / file) for file in _FILES}
-        version = mlflow_client.create_model_version(name, source, run_id, tags=tags)
+        hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in FILES}
+        version = mlflow_client.create_model_version(name, source, run_id, tags=identity | _version_tags(description) | hashes)
         champion = _is_champion(mlflow_client, held, version)
-        if champion:
-            mlflow_client.set_registered_model_alias(name, CHAMPION, version.version)
+        for given in ([CHAMPION] if champion else []) + ([alias] if alias else []):
+            mlflow_client.set_registered_model_alias(name, given, version.version)
     return Published(name, str(version.version), champion)
+
+
+def _finished(run_folder: Path) -> tuple[dict[str, Any], list[list[float]], str]:
+    """Of a finished run: the best model's description with its test, the test's figures by episode, and the MLflow run's id."""
+    try:
+        result, by_episode, held, best = (
+            json.loads((run_folder / name).read_text()) for name in (RESULT, BY_EPISODE, RUN_FILE, f"best/{MODEL}")
+        )
+        return best | {"test": result["test"], "distmeta": __version__}, by_episode, held["run_id"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{run_folder} holds no finished run: {error}", "give the run_folder of a run that ended with its test") from None
+
+
+def default_name(description: dict[str, Any]) -> str:
+    """The model's name where nobody gives one."""
+    task = description["task"]
+    way = f"-{task['way']}way" if task["way"] > 1 else ""
+    return f"{description['dataset']}{way}-{task['shot']}shot"
+
+
+def promote(uri: str, model_uri: str, alias: str) -> str:
+    """Let `alias` name this version from now on; returns models:/NAME@ALIAS. Raises ConfigError, RegistryError."""
+    _check_alias(alias)
+    version = look_up(uri, model_uri)
+    with answers(uri):
+        client(uri).set_registered_model_alias(version.name, alias, version.version)
+    return f"models:/{version.name}@{alias}"
+
+
+def _check_alias(alias: str) -> None:
+    if not _NAME.fullmatch(alias) or re.fullmatch(r"[vV]\d+|latest", alias):
+        raise ConfigError(f"{alias!r} is no alias", "use letters, digits, '.', '_' and '-'; v1 and latest have a meaning of their own")
 
 
 def _version_tags(description: dict[str, Any]) -> dict[str, str]:
@@ -151,36 +188,40 @@ def list_models(uri: str) -> list[dict[str, Any]]:
     return rows
 
 
-class Model(NamedTuple):
-    """A meta-trained model, ready to adapt; `way` is the number of classes it adapts to, or None for any."""
-
-    uri: str
-    learner: Learner
-    meta_params: Params
-    preprocessing: Preprocessing
-    way: int | None
+def matching(rows: list[dict[str, Any]], name: str | None, alias: str | None, **equal: Any) -> list[dict[str, Any]]:
+    """Those rows of `list_models` whose name fits the pattern, that have the alias, and whose other values are as given; None: any."""
+    wanted = {key: value for key, value in equal.items() if value is not None}
+    return [
+        row
+        for row in rows
+        if fnmatch.fnmatchcase(row["uri"].removeprefix("models:/").partition("/")[0], name or "*")
+        and (alias is None or alias in row["aliases"])
+        and all(row[key] == value for key, value in wanted.items())
+    ]
 
 
 def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
-    """Fetch models:/NAME@ALIAS or models:/NAME/VERSION into `folder` and return what its model.json says.
+    """Fetch the data of models:/NAME@ALIAS or models:/NAME/VERSION into `folder` and return what its model.json says.
 
-    Raises RegistryError, also if the files are not those whose SHA-256 stand in the version's tags.
+    Raises RegistryError, also if the files are not those whose SHA-256 stand in the version's tags. Code and whatever else lies beside
+    them is left where it is.
     """
-    version = _look_up(uri, model_uri)
+    version = look_up(uri, model_uri)
+    if not any(tag.startswith("sha256:") for tag in version.tags):
+        raise RegistryError(f"{model_uri} was not published by distmeta", "distmeta models lists those that were")
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        with answers(uri):
-            found = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=scratch, tracking_uri=uri))
-        for file in _FILES:
-            if not (found / file).is_file() or sha256(found / file) != version.tags.get(f"sha256:{file}"):
-                raise RegistryError(
-                    f"{file} of {model_uri} is not what was published (SHA-256 differs)", "publish it again from its run folder"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(found / file, folder / file)
+        for file in FILES:
+            with answers(uri):
+                address = f"{version.source}/{ARTIFACTS}/{file}"
+                found = mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=uri)
+            if sha256(Path(found)) != version.tags.get(f"sha256:{file}"):
+                raise RegistryError(f"{file} of {model_uri} is not what was published (SHA-256 differs)", _PUBLISH_AGAIN)
+            shutil.copy(found, folder / file)
     try:
         return json.loads((folder / MODEL).read_text())
     except ValueError as error:
-        raise RegistryError(f"{model_uri} cannot be read: {error!r}", "publish it again from its run folder") from None
+        raise RegistryError(f"{model_uri} cannot be read: {error!r}", _PUBLISH_AGAIN) from None
 
 
 def load_model(uri: str, model_uri: str) -> Model:
@@ -191,12 +232,12 @@ def load_model(uri: str, model_uri: str) -> Model:
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
         try:
-            return _build(model_uri, description, load_file(Path(scratch) / WEIGHTS))
+            return _built(model_uri, description, load_file(Path(scratch) / WEIGHTS))
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
 
 
-def _build(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor]) -> Model:
+def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor]) -> Model:
     kinds = (("model", MODELS), ("learner", LEARNERS))
     for kind, known in kinds:
         if description[kind]["name"] not in known:
@@ -205,22 +246,20 @@ def _build(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
             )
     if description["preprocessing"] is None:
         raise RegistryError(f"{model_uri} does regression on {description['dataset']}, not on images", "distmeta models lists the others")
-    # Nothing that came from a registry names what is imported: law 6.
-    network = build_model(**description["model"], allow_import=False).to(next(iter(weights.values())).dtype)
-    learner = build_learner(model=network, **description["learner"])
+    learner = build(description, weights)
     check_weights(learner, weights, model_uri)
-    way = None if learner.any_way else description["task"]["way"]
-    return Model(model_uri, learner, weights, Preprocessing.model_validate(description["preprocessing"]), way)
+    return Model(model_uri, description, learner, weights)
 
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
     """Raises RegistryError unless `weights` are named and shaped as the learner's own."""
     expected = {name: value.shape for name, value in learner.initial_params(0).items()}
     if {name: value.shape for name, value in weights.items()} != expected:
-        raise RegistryError(f"the weights of {model_uri} are not those of its network", "publish it again from its run folder")
+        raise RegistryError(f"the weights of {model_uri} are not those of its network", _PUBLISH_AGAIN)
 
 
-def _look_up(uri: str, model_uri: str) -> ModelVersion:
+def look_up(uri: str, model_uri: str) -> ModelVersion:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names. Raises ConfigError, RegistryError."""
     match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", model_uri)
     if match is None:
         raise ConfigError(f"model {model_uri!r} is no registry address", "write models:/NAME@ALIAS or models:/NAME/VERSION")

@@ -1,26 +1,21 @@
-"""Adapt a published model to a folder of labelled images and classify others."""
+"""Adapt a published model to a folder of labelled images and classify others, however many."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TextIO
 
-import numpy as np
-import torch
-from torch import Tensor
+from scipy.stats import binomtest
 
-from distmeta.data.images import channels_last, decode
 from distmeta.errors import DataError
-from distmeta.registry.models import Model
+from distmeta.registry.model import CHUNK, Adapted, Model
 
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
-_CHUNK = 64
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+_NAMED = ".jpg, .png"
 
 
-def support_set(folder: Path, way: int | None) -> dict[str, list[Path]]:
-    """class name → image files, from folder/class_name/*.
-
-    Raises DataError unless there are `way` classes (two or more if None) with an image each.
-    """
+def support_set(folder: Path) -> dict[str, list[Path]]:
+    """class name → image files, from folder/class_name/*. Raises DataError unless two or more classes have an image each."""
     if not folder.is_dir():
         raise DataError(f"support folder {folder} does not exist", "give a folder that holds a folder of images for each class")
     classes = {sub.name: _images_in(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
@@ -31,49 +26,107 @@ def support_set(folder: Path, way: int | None) -> dict[str, list[Path]]:
         )
     empty = [name for name, images in classes.items() if not images]
     if empty:
-        raise DataError(f"class folder {folder / empty[0]} holds no image", f"put {', '.join(sorted(_SUFFIXES))} files there, or remove it")
-    if way is not None and len(classes) != way:
-        raise DataError(
-            f"support folder {folder} has {len(classes)} classes but the model was trained for {way}-way tasks",
-            f"give {way} classes, or train with data.way={len(classes)}",
-        )
+        raise DataError(f"class folder {folder / empty[0]} holds no image", f"put {_NAMED} files there, or remove it")
     return classes
 
 
-def query_files(folder: Path) -> list[Path]:
-    """All image files under `folder`, sorted. Raises DataError if there are none."""
-    files = _images_in(folder) if folder.is_dir() else [folder] if folder.is_file() else []
-    if not files:
-        raise DataError(f"{folder} holds no image to classify", f"give a folder with {', '.join(sorted(_SUFFIXES))} files")
-    return files
+def query_files(query: Path, listed: TextIO) -> Iterator[Path]:
+    """Images to classify: all under a folder, sorted; one file; or, for `-`, the paths that `listed` gives line by line.
+
+    Raises DataError if there are none.
+    """
+    if str(query) == "-":
+        files: Iterator[Path] = (Path(line.rstrip("\n")) for line in listed if line.strip())
+    else:
+        files = iter(_images_in(query) if query.is_dir() else [query] if query.is_file() else [])
+    first = next(files, None)
+    if first is None:
+        raise DataError(f"{query} holds no image to classify", f"give a folder with {_NAMED} files, or - and their paths on standard input")
+    yield first
+    yield from files
 
 
 def _images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
 
 
-def predict_folder(model: Model, support: Path, query: Path) -> Iterator[dict[str, Any]]:
-    """For each image under `query`, {"file", "class", "probability"} after adapting `model` to support/class_name/*.
+class Prediction(NamedTuple):
+    """For one query: its most probable class, all probabilities, and the class whose folder it lies in, if that is one of them."""
 
-    The answer for an image does not depend on which others are asked. Raises DataError.
+    file: Path
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    truth: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"file": str(self.file), "class": self.label, "probability": self.probability}
+
+
+def adapt_to_folder(model: Model, support: Path, steps: int | None = None) -> tuple[Adapted, list[Path]]:
+    """`model` adapted to support/class_name/*, by `steps` inner steps (those it was evaluated with, if None), and the files it saw.
+
+    Raises DataError, ConfigError.
     """
-    classes = support_set(support, model.way)
-    files = query_files(query)
-    names = list(classes)
-    images = _read([path for paths in classes.values() for path in paths], model)
-    labels = torch.arange(len(names)).repeat_interleave(torch.tensor([len(paths) for paths in classes.values()]))
-    adapted = model.learner.adapt(model.meta_params, images, labels)
-    for start in range(0, len(files), _CHUNK):
-        chunk = files[start : start + _CHUNK]
-        # Padded to one size, so that a query meets the same arithmetic in every company.
-        queries = _read(chunk, model)
-        padded = torch.cat([queries, queries[:1].expand(_CHUNK - len(queries), *queries.shape[1:])])
-        probabilities = model.learner.predict(adapted, channels_last(padded)).inductive.softmax(1)
-        for path, row in zip(chunk, probabilities[: len(chunk)], strict=True):
-            yield {"file": str(path), "class": names[int(row.argmax())], "probability": row.max().item()}
+    classes = support_set(support)
+    model.check_classes(len(classes), f"support folder {support}")
+    files = [path for paths in classes.values() for path in paths]
+    return model.adapt(files, [name for name, paths in classes.items() for _ in paths], steps), files
 
 
-def _read(paths: list[Path], model: Model) -> Tensor:
-    pixels = np.stack([decode(path.read_bytes(), model.preprocessing, str(path)) for path in paths])
-    dtype = next(iter(model.meta_params.values())).dtype
-    return channels_last(model.preprocessing.network_input(pixels).to(dtype))
+def predict_files(
+    adapted: Adapted, files: Iterable[Path], support: Iterable[Path], bad: Callable[[DataError], None]
+) -> Iterator[Prediction]:
+    """A prediction for each of `files`, as they come. The answer for an image does not depend on which others are asked.
+
+    A file that is no whole image is told to `bad` and left out. Raises DataError where a query is one of the `support` images.
+    """
+    seen = {path.resolve() for path in support}
+    remaining = iter(files)
+    while chunk := list(islice(remaining, CHUNK)):
+        for path in chunk:
+            if path.resolve() in seen:
+                raise DataError(
+                    f"{path} is a query and a support image, too: what the model was shown says nothing of what it knows",
+                    "keep queries apart from the support folder",
+                )
+        for path, row in _probabilities(adapted, chunk, bad):
+            probabilities = dict(zip(adapted.classes, row, strict=True))
+            label = max(probabilities, key=lambda name: probabilities[name])
+            truth = path.parent.name if path.parent.name in probabilities else None
+            yield Prediction(path, label, probabilities[label], probabilities, truth)
+
+
+def _probabilities(adapted: Adapted, chunk: list[Path], bad: Callable[[DataError], None]) -> list[tuple[Path, list[float]]]:
+    try:
+        return list(zip(chunk, adapted.predict(chunk).tolist(), strict=True))
+    except DataError as error:
+        if len(chunk) == 1:
+            bad(error)
+            return []
+    return [found for path in chunk for found in _probabilities(adapted, [path], bad)]
+
+
+class Score:
+    """Counts predictions whose truth is known."""
+
+    def __init__(self) -> None:
+        self.asked = self.labelled = self.right = 0
+
+    def count(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+        """Pass predictions through, counted."""
+        for prediction in predictions:
+            self.asked += 1
+            self.labelled += prediction.truth is not None
+            self.right += prediction.label == prediction.truth
+            yield prediction
+
+    @property
+    def known(self) -> bool:
+        """Whether the truth of every query was known."""
+        return self.labelled == self.asked > 0
+
+    def accuracy(self) -> tuple[float, float, float]:
+        """Part that was right, and its 95% interval (Wilson 1927, as scipy gives it)."""
+        interval = binomtest(self.right, self.labelled).proportion_ci(method="wilson")
+        return self.right / self.labelled, float(interval.low), float(interval.high)

@@ -25,8 +25,9 @@ from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_dev
 from distmeta.scale.domain import Domain, domain_of
 from distmeta.scale.launch import BESIDE, INIT, check_outputs, learner_of, model_description, published_learner, started_from, worker_bytes
 from distmeta.scale.progress import Board, Display, raised
-from distmeta.scale.worker import RESULT, trainer
+from distmeta.scale.worker import trainer
 from distmeta.train import checkpoint as checkpoints
+from distmeta.train.evaluate import RESULT
 
 _POLL_S = 0.5
 # What may differ between a run and its continuation: none of it changes the result.
@@ -52,8 +53,8 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     check_outputs(config, domain, learner)
     check_slots(config)
     check_run_folder(config, domain, resume)
-    name = config.tracking.model or default_name(config, domain)
     description = model_description(config, domain, learner)
+    name = config.tracking.model or models.default_name(description)
     with _new_folder(run_folder), quiet(run_folder / "log.txt") as terminal, Display(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
@@ -67,12 +68,6 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
             _train(config, domain, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
         return _conclude(config, uri, name)
-
-
-def default_name(config: Config, domain: Domain) -> str:
-    """The model's name in the registry where the config gives none."""
-    way = f"-{config.data.way}way" if config.data.way > 1 else ""
-    return f"{domain.name}{way}-{config.data.shot}shot"
 
 
 def absolute(config: Config) -> Config:
@@ -277,7 +272,7 @@ def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
             draw_adaptation(result["test"], run_folder.name, run_folder / "adaptation.png")
             tracking.log_file(uri, held["run_id"], run_folder / "adaptation.png")
         tracking.end_run(uri, held["run_id"], "FINISHED")
-        published = models.publish(uri, held["run_id"], run_folder / "best", name, result["test"])
+        published = models.publish(uri, run_folder, name)
         held["model"] = published.uri
         checkpoints.write_whole(held_path, json.dumps(held))
     keys = ("steps", "best_step", "weights_sha256")

@@ -26,14 +26,12 @@ from distmeta.scale.launch import BESIDE, initial_params, learner_of, model_desc
 from distmeta.scale.progress import Reporter
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.checkpoint import Checkpoint
-from distmeta.train.evaluate import Evaluation, Stream, block, paired_difference
+from distmeta.train.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
 from distmeta.train.loop import Plan, Progress, train
 from distmeta.train.metrics import MetricsWriter, Record
 from distmeta.train.reduce import PeerFailure, agree
 
 CHECKPOINTS_KEPT = 2
-RESULT = "result.json"
-BY_EPISODE = "test_episodes.json"  # the test's figures of every episode, for paired comparisons
 
 
 class Worker:

@@ -13,6 +13,9 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.train.reduce import agree, sum_over_workers
 
+RESULT = "result.json"  # in the run folder, once the final test was made
+BY_EPISODE = "test_episodes.json"  # the test's figures of every episode, for paired comparisons
+
 _UNIT = 2.0**-32  # of squared errors, which travel as integers
 
 

@@ -1,0 +1,103 @@
+"""What is published: an MLflow pyfunc model of safetensors, JSON and code, which needs nothing of distmeta installed."""
+
+import base64
+import io
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType, Map
+from PIL import Image
+
+from distmeta.train.checkpoint import MODEL, WEIGHTS
+from distmeta.train.evaluate import BY_EPISODE
+
+FILES = (WEIGHTS, MODEL, BY_EPISODE)  # of a model, without its code
+ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
+_PACKAGE = Path(__file__).parent.parent
+# The floors 0 to 2 that adapting needs, and the model itself.
+_CARRIED = [
+    *("__init__.py", "errors.py", "seeds.py", "data/__init__.py", "data/images.py", "data/episodes.py"),
+    *("models", "learners", "registry/__init__.py", "registry/model.py"),
+]
+_REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg")
+
+
+def write_package(folder: Path, best: Path, description: dict[str, Any], by_episode: list[list[float]]) -> None:
+    """Write the model whose weights lie in `best` into `folder`, new, as `mlflow.pyfunc.load_model` and our own verbs read it.
+
+    A model of images becomes a pyfunc; one of regression, which has no images to send, is its data alone.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / "data"
+        data.mkdir()
+        shutil.copy(best / WEIGHTS, data / WEIGHTS)
+        (data / MODEL).write_text(json.dumps(description, indent=1))
+        (data / BY_EPISODE).write_text(json.dumps(by_episode))
+        if description["preprocessing"] is None:
+            shutil.copytree(data, folder / ARTIFACTS)
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on type hints
+            logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=str(_PACKAGE / "registry" / "pyfunc.py"),
+                artifacts={Path(name).stem: str(data / name) for name in FILES},
+                code_paths=[str(_carried(Path(scratch)))],
+                signature=_signature(description["learner"].get("inner_steps_eval")),
+                input_example=_example(description),
+                pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS],
+            )
+
+
+def _carried(scratch: Path) -> Path:
+    """A copy of the code that a model brings along."""
+    package = scratch / "distmeta"
+    for name in _CARRIED:
+        source, copied = _PACKAGE / name, package / name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, copied, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, copied)
+    return package
+
+
+def _signature(inner_steps: int | None) -> ModelSignature:
+    """A table of images and labels in, classes and probabilities out; inner_steps for learners that make some."""
+    params = [] if inner_steps is None else [ParamSpec("inner_steps", DataType.integer, inner_steps)]
+    return ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(DataType.string, "label", required=False)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+        params=ParamSchema(params),
+    )
+
+
+def _example(description: dict[str, Any]) -> pd.DataFrame:
+    """One support image for each class, in shades of grey, and a query."""
+    way, size = description["task"]["way"], description["preprocessing"]["image_size"]
+    rows = [(255 * i // way, f"class {i}") for i in range(way)] + [(100, "")]
+    return pd.DataFrame([{"image": _flat_png(shade, size), "label": label} for shade, label in rows])
+
+
+def _flat_png(shade: int, size: int) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((size, size), shade, np.uint8)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,218 @@
+"""Publishing, listing, promoting, comparing and looking up, against a real MLflow store in SQLite."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from registered import DESCRIPTION, PROTONET, by_episode, finished_run, publish
+from scipy.stats import ttest_rel
+
+from distmeta.errors import ConfigError, RegistryError, RunError
+from distmeta.registry import models, tracking
+from distmeta.registry.compare import compare, verdict
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="module")
+def published(uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return publish(uri, tmp_path_factory.mktemp("run"), "patterns-3way-1shot").uri
+
+
+def source_of(uri: str, published: models.Published) -> Path:
+    return Path(MlflowClient(uri).get_model_version(published.name, published.version).source.removeprefix("file://"))
+
+
+def test_champion_goes_to_the_best_inductive_validation_accuracy(uri: str, tmp_path: Path) -> None:
+    published = [publish(uri, tmp_path / str(i), "race", accuracy) for i, accuracy in enumerate((0.5, 0.4, 0.6, 0.6))]
+    assert [p.champion for p in published] == [True, False, True, False]
+    assert MlflowClient(uri).get_model_version_by_alias("race", "champion").version == int(published[2].version)
+    row = next(row for row in models.list_models(uri) if row["uri"] == f"models:/race/{published[2].version}")
+    test = json.loads((tmp_path / "2" / "result.json").read_text())["test"]
+    assert (row["aliases"], row["accuracy"], row["ci95"]) == (["champion"], test["accuracy"], 0.01)
+
+
+def test_a_name_belongs_to_one_dataset_and_task(uri: str, published: str) -> None:
+    name = "patterns-3way-1shot"
+    models.check_name(uri, name, DESCRIPTION)
+    models.check_name(uri, "fresh", DESCRIPTION | {"fingerprint": "0" * 64})
+    with pytest.raises(
+        ConfigError, match=r"holds models with fingerprint ffffffffffff; this run has fingerprint 000000000000\nchoose another"
+    ):
+        models.check_name(uri, name, DESCRIPTION | {"fingerprint": "0" * 64})
+    with pytest.raises(ConfigError, match="holds models with way 3; this run has way 5"):
+        models.check_name(uri, name, DESCRIPTION | {"task": {"way": 5, "shot": 1, "queries": 15}})
+    for bad in ("", "../x", "a/b", "a b", "x" * 200, "-x'", "<b>", "é"):
+        with pytest.raises(ConfigError, match="is no model name"):
+            models.check_name(uri, bad, DESCRIPTION)
+
+
+def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", uri)
+    first, second = (models.publish(uri, run, "again", alias) for alias in (None, "candidate"))
+    assert (first.champion, second.champion) == (True, False)
+    held = MlflowClient(uri).get_registered_model("again").aliases
+    assert {alias: int(number) for alias, number in held.items()} == {"champion": 1, "candidate": 2}
+    assert models.promote(uri, "models:/again@candidate", "champion") == "models:/again@champion"
+    assert models.look_up(uri, "models:/again@champion").version == int(second.version)
+    for alias in ("", "latest", "v3", "a b"):
+        with pytest.raises(ConfigError, match="is no alias"):
+            models.promote(uri, "models:/again/1", alias)
+    with pytest.raises(RegistryError, match="no version 9"):
+        models.promote(uri, "models:/again/9", "champion")
+    (run / "result.json").unlink()
+    with pytest.raises(RunError, match=r"holds no finished run: .*result.json"):
+        models.publish(uri, run)
+
+
+def test_the_table_can_be_filtered(uri: str, tmp_path: Path) -> None:
+    publish(uri, tmp_path / "a", "filter-a")
+    publish(uri, tmp_path / "b", "filter-b", description=PROTONET)
+    rows = models.list_models(uri)
+
+    def found(name: str | None = "filter-*", alias: str | None = None, **equal: Any) -> list[str]:
+        return sorted(row["uri"] for row in models.matching(rows, name, alias, **equal))
+
+    assert found() == ["models:/filter-a/1", "models:/filter-b/1"]
+    assert found(learner="protonet") == ["models:/filter-b/1"]
+    assert found(learner="protonet", way=5) == []
+    assert found(dataset="patterns", alias="champion", shot=1) == found()
+    assert found(alias="candidate") == []
+    assert len(found(name=None)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("model_uri", "error", "message"),
+    [
+        ("models:/nobody@champion", RegistryError, r"no model 'nobody' is registered \(there are: .*patterns-3way-1shot"),
+        ("models:/patterns-3way-1shot@winner", RegistryError, r"no alias 'winner' \(it has: champion\)"),
+        ("models:/patterns-3way-1shot/77", RegistryError, r"no version 77"),
+        ("patterns", ConfigError, r"is no registry address\nwrite models:/NAME@ALIAS"),
+    ],
+)
+def test_names_that_are_not_there(model_uri: str, error: type[Exception], message: str, uri: str, published: str) -> None:
+    with pytest.raises(error, match=message):
+        models.load_model(uri, model_uri)
+
+
+@pytest.mark.parametrize("file", ["meta_params.safetensors", "model.json", "test_episodes.json"])
+def test_a_changed_artifact_is_refused(file: str, uri: str, tmp_path: Path) -> None:
+    published = publish(uri, tmp_path / "run", f"tampered-{file[:4]}")
+    changed = source_of(uri, published) / "artifacts" / file
+    content = bytearray(changed.read_bytes())
+    content[-2] ^= 1
+    changed.write_bytes(content)
+    with pytest.raises(RegistryError, match=rf"{file} of .* is not what was published.*\npublish it again: distmeta publish"):
+        models.load_model(uri, published.uri)
+
+
+class _Trap:
+    """A pickle that leaves a mark when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+def test_nothing_received_is_executed(uri: str, tmp_path: Path) -> None:
+    published = publish(uri, tmp_path / "run", "trapped")
+    source, mark = source_of(uri, published), tmp_path / "mark"
+    assert not [path for path in source.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth")], "a pickle was published"
+    for code in source.rglob("*.py"):
+        code.write_text(f"open({str(mark)!r}, 'w')")
+    for name in ("python_model.pkl", "artifacts/model.pkl", "code/distmeta/errors.pkl"):
+        (source / name).write_bytes(pickle.dumps(_Trap(mark)))
+    assert pickle.loads((source / "python_model.pkl").read_bytes()) is None
+    assert mark.exists(), "the trap does not work"
+    mark.unlink()
+    models.load_model(uri, published.uri)
+    compare(uri, published.uri, published.uri)
+    assert not mark.exists()
+
+
+def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", uri)
+    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    client = MlflowClient(uri)
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", f"{client.get_run(run_id).info.artifact_uri}/model", run_id)
+    with pytest.raises(RegistryError, match="models:/foreign/1 was not published by distmeta"):
+        models.load_model(uri, "models:/foreign/1")
+    assert not models.matching(models.list_models(uri), "foreign", None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learner": {"name": "future"}}, r"uses learner 'future', unknown to distmeta .*\nupdate distmeta"),
+        ({"model": DESCRIPTION["model"] | {"name": "os.system"}}, r"uses model 'os.system', unknown to distmeta"),
+        ({"learner": DESCRIPTION["learner"] | {"warp": 9}}, r"cannot be read: .*warp.*\nwas it published by a newer distmeta"),
+        ({"model": DESCRIPTION["model"] | {"filters": 8}}, r"the weights of .* are not those of its network"),
+    ],
+)
+def test_what_a_newer_version_published_is_refused(change: dict[str, Any], message: str, uri: str, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", uri)
+    best = run / "best" / "model.json"
+    best.write_text(json.dumps(json.loads(best.read_text()) | change))
+    with pytest.raises(RegistryError, match=message):
+        models.load_model(uri, models.publish(uri, run, "from-the-future").uri)
+
+
+def test_compare_is_scipys_paired_test(uri: str, tmp_path: Path) -> None:
+    figures = by_episode(0.6, seed=1), by_episode(0.7, seed=2)
+    a, b = (publish(uri, tmp_path / str(i), "compared", figures=rows) for i, rows in enumerate(figures))
+    addresses = [f"models:/compared/{version.version}" for version in (a, b)]
+    found = compare(uri, *addresses)
+    inductive = [np.array(rows)[:, 1] for rows in figures]
+    test = ttest_rel(inductive[1], inductive[0])
+    assert found["difference"] == pytest.approx(np.mean(inductive[1] - inductive[0]))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found["p"] == pytest.approx(test.pvalue)
+    assert found["episodes"] == 50
+    assert verdict(found).startswith("B is better than A over 50 paired episodes: +")
+    back = compare(uri, *reversed(addresses))
+    assert back["difference"] == pytest.approx(-found["difference"])
+    assert verdict(back).startswith("B is worse than A")
+    same = compare(uri, addresses[0], addresses[0])
+    assert (same["difference"], same["p"]) == (0, 1)
+    assert verdict(same).startswith("no difference is shown")
+
+
+def test_compare_refuses_other_episodes(uri: str, published: str, tmp_path: Path) -> None:
+    other = publish(uri, tmp_path / "run", "other-seed", test={"seed": 7})
+    with pytest.raises(RegistryError, match="were not tested on the same episodes: seed 0 and 7"):
+        compare(uri, published, other.uri)
+
+
+def test_compare_counts_a_smaller_error_as_better(uri: str, tmp_path: Path) -> None:
+    functions = {"model": {"name": "mlp", "input_shape": [1], "outputs": 1, "norm": "none"}, "preprocessing": None}
+    for i, error in enumerate((3.0, 2.0)):
+        rows = (error + np.random.default_rng(i).random((40, 3))).tolist()
+        mse = {str(step): value for step, value in enumerate(np.mean(rows, 0).tolist())}
+        run = finished_run(tmp_path / str(i), uri, figures=rows, description=DESCRIPTION | functions, test={"mse_by_step": mse})
+        models.publish(uri, run, "functions")
+    found = compare(uri, "models:/functions/1", "models:/functions/2")
+    assert found["figure"] == "squared error"
+    assert found["difference"] < 0
+    assert verdict(found).startswith("B is better than A")
+    with pytest.raises(RegistryError, match="does regression on patterns, not on images"):
+        models.load_model(uri, "models:/functions/1")
+
+
+def test_mlflow_out_of_reach_is_said_in_seconds() -> None:
+    with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9/: .*\ncheck tracking.uri"):
+        models.list_models("http://user:secret@127.0.0.1:9/")
+
+
+def test_credentials_are_not_shown() -> None:
+    assert tracking.without_credentials("https://me:secret@host:8080/x") == "https://host:8080/x"
+    assert tracking.without_credentials("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"

@@ -36,8 +36,8 @@ class MetricLearner(Learner):
     def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
         # As many places as there are support images: how many of them are classes is not asked, which would wait for a GPU.
         places = batch.support_labels.shape[1]
-        centroids, present = class_means(forward(params, batch.support_images, 0, "features"), batch.support_labels, places)
-        outputs = self.logits(params, forward(params, batch.query_images, 1, "features"), centroids)
+        centroids, present = class_means(forward(params, batch.support_images, 0, "features", outer=True), batch.support_labels, places)
+        outputs = self.logits(params, forward(params, batch.query_images, 1, "features", outer=True), centroids)
         outputs = outputs.masked_fill(~present.unsqueeze(1), float("-inf"))
         losses = task_losses(outputs, batch.query_labels)
         return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.query_labels)
@@ -110,7 +110,7 @@ class ClassifierBaseline(MetricLearner):
         return Learner.initial_params(self, seed)
 
     def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
-        outputs = forward(params, batch.images)
+        outputs = forward(params, batch.images, outer=True)
         losses = task_losses(outputs, batch.labels)
         return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.labels)
 

@@ -44,7 +44,7 @@ class Worker:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.config = config
         self.device = device
-        self.dtype: torch.dtype = getattr(torch, config.train.precision)
+        self.dtype: torch.dtype = getattr(torch, config.train.weights)
         self.reporter = reporter
         self.run_folder = Path(config.run_folder)
         self.domain = domain_of(config)

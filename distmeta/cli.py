@@ -162,6 +162,7 @@ def train(
     """
     from distmeta.config import load_config
 
+    sys.path.append(os.getcwd())  # for a network of the user's own, given by import path
     settings = load_config(config, sets)
     _say(f"training {config}")  # before Ray and MLflow are imported: that takes seconds
     from distmeta.scale.run import run

@@ -187,8 +187,14 @@ class TrainConfig(Section):
     """CPU threads that torch uses in a worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
-    precision: Literal["float32", "float64"] = "float32"
-    """Type of weights and images."""
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Type of weights and images; bfloat16 keeps both in float32 and computes the outer pass (query loss) in bfloat16, for GPUs."""
+
+    @property
+    def weights(self) -> Literal["float32", "float64"]:
+        """Type of weights and images."""
+        return "float64" if self.precision == "float64" else "float32"
+
     checkpoint_every: Positive = 100
     """Steps between checkpoints."""
     validate_every: Positive = 100

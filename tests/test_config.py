@@ -1,6 +1,7 @@
 """A config is read whole or refused with key, value, rule and remedy."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from distmeta.config import Config, known_keys, load_config
 from distmeta.errors import ConfigError
+from distmeta.learners import check_settings
+from distmeta.models import build_model
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -95,3 +98,13 @@ def test_every_key_is_documented() -> None:
                 assert field.description, name
 
     walk(Config)
+
+
+RECIPES = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parent.parent / "docs" / "learners.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: yaml.safe_load(recipe)["run_folder"])
+def test_recipes_in_the_docs_are_valid(recipe: str, tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, recipe))
+    check_settings(config.learner.name, config.learner.settings)
+    build_model(config.model.name, (3, 84, 84), config.data.way, config.model.norm, **config.model.own)

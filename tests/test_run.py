@@ -15,9 +15,11 @@ import pytest
 import ray
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
 
 from distmeta.config import Config, validate
 from distmeta.errors import ClusterError, ConfigError, DataError, Stopped
+from distmeta.learners.params import weights_sha256
 from distmeta.scale.run import run
 from distmeta.train.metrics import read_metrics
 
@@ -87,6 +89,74 @@ def test_any_number_of_workers_ends_in_the_same_weights(
         assert sorted(set(ranks)) == list(range(workers))
         assert ranks == sorted(ranks), "slots are dealt in contiguous blocks"
         assert len(ranks) == SLOTS
+
+
+def short(config: Config, **sections: dict[str, Any]) -> Config:
+    """Six steps of something else."""
+    content = config.model_dump(exclude_none=True)
+    content["outer"] |= {"steps": 6}
+    content["learner"] = {}
+    for section, keys in sections.items():
+        content[section] |= keys
+    return validate(content, "test")
+
+
+def test_pretrain_publish_meta_train_from_the_registry(home: Path, packed: Path, address: str) -> None:
+    """Classifier-Baseline on one and two workers with running statistics: the same bits; then Meta-Baseline and MAML begin with its body,
+    and the test stands beside it."""
+    pretrain = {"learner": {"name": "classifier-baseline", "images_per_slot": 6}, "model": {"norm": "running"}}
+    name = {"tracking": {"model": "base"}}
+    first, second = (
+        run(short(config(home, packed, f"base-{workers}", workers=workers), **pretrain, **name), address=address) for workers in (1, 2)
+    )
+    assert first["weights_sha256"] == second["weights_sha256"]
+    assert first["model"] == "models:/base@champion"
+    assert second["model"] == "models:/base/2"
+    for learner in ("meta-baseline", "maml"):
+        made = short(
+            config(home, packed, f"from-base-{learner}"),
+            learner={"name": learner},
+            data={"eval": {"queries": 3, "episodes": 20, "val_episodes": 10, "beside": ["models:/base@champion", "models:/base/2"]}},
+        )
+        result = run(made.model_copy(update={"init_from": "models:/base@champion"}), address=address)
+        started = load_file(Path(result["run_folder"]) / "init_from" / "meta_params.safetensors")
+        assert weights_sha256(started) == json.loads((home / "base-1" / "result.json").read_text())["weights_sha256"]
+        beside = result["test"]["beside"]
+        assert beside["models:/base/2"]["accuracy"] == second["test"]["accuracy"] == beside["models:/base@champion"]["accuracy"]
+        assert beside["models:/base/2"]["norm"] == "running"
+        difference = result["test"]["accuracy"] - second["test"]["accuracy"]
+        assert beside["models:/base/2"]["difference"] == pytest.approx(difference)
+    wide = short(config(home, packed, "wide"), model={"filters": 9}).model_copy(update={"init_from": "models:/base@champion"})
+    with pytest.raises(
+        ConfigError, match=r"this network has blocks.0.conv.weight \(9, 1, 3, 3\); init_from=models:/base@champion has \(8, 1"
+    ):
+        run(wide, address=address)
+    assert not Path(wide.run_folder).exists()
+
+
+def test_regression_batched_by_vmap_on_any_number_of_workers(home: Path, packed: Path, address: str) -> None:
+    functions = {
+        "data": {"shards": None, "functions": "sinusoid", "way": 1, "shot": 5, "queries": 5},
+        "model": {"name": "mlp", "norm": "none"},
+        "learner": {"inner_lr": 0.01, "inner_steps": 1, "inner_steps_eval": 3},
+    }
+    results = []
+    for workers in (1, 2):
+        made = config(home, packed, f"sinusoid-{workers}", workers=workers).model_dump(exclude_none=True)
+        made["model"] = {}
+        for section, keys in functions.items():
+            made[section] |= keys
+        made["outer"]["steps"] = 20
+        results.append(run(validate(made, "test"), address=address))
+    first, second = results
+    assert first["weights_sha256"] == second["weights_sha256"]
+    assert first["test"] == second["test"]
+    assert list(first["test"]["mse_by_step"]) == ["0", "1", "2", "3"]
+    assert first["model"] == "models:/sinusoid-5shot@champion"
+    mlflow = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    curve = mlflow.get_metric_history(first["run_id"], "test/mse_by_step")
+    assert {str(point.step): point.value for point in curve} == first["test"]["mse_by_step"]
+    assert "adaptation.png" in {file.path for file in mlflow.list_artifacts(first["run_id"])}
 
 
 def at_checkpoint(run_folder: Path, step: int, act: Callable[[], None]) -> threading.Thread:

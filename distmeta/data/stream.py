@@ -140,9 +140,9 @@ class EpisodeStream:
         return EpisodeBatch(
             step,
             list(slots),
-            channels_last(images[:, :, :shot]).flatten(1, 2),
+            channels_last(images[:, :, :shot].flatten(1, 2)),
             labels.repeat_interleave(shot, 1),
-            channels_last(images[:, :, shot:]).flatten(1, 2),
+            channels_last(images[:, :, shot:].flatten(1, 2)),
             labels.repeat_interleave(self.task.queries, 1),
         )
 

@@ -71,6 +71,6 @@ class TransferBaseline(FineTuning):
     def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
         inputs = torch.cat([batch.support_images, batch.query_images], 1)
         targets = torch.cat([batch.support_labels, batch.query_labels], 1)
-        outputs = forward(params, inputs)
+        outputs = forward(params, inputs, outer=True)
         losses = task_losses(outputs, targets)
         return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), targets)

@@ -20,19 +20,26 @@ class Forward:
 
     `batched`: params carry the leading T as well, {name: (T, …)}, and tasks are computed together; otherwise T is 1 and params are bare.
     `noise` (seed, step, slot) and `phase`, the call's number in the task, decide what dropout drops; without noise nothing is dropped.
+    `bfloat16` lets torch's autocast compute outer passes in that type; outputs come in the inputs' own.
     `statistics` holds what running norms saw in the call of the last phase, in training mode: {name: (T, C)} or, for bare params, (C,).
     """
 
-    def __init__(self, model: nn.Module, batched: bool, noise: tuple[int, int, int] | None = None) -> None:
+    def __init__(self, model: nn.Module, batched: bool, noise: tuple[int, int, int] | None = None, bfloat16: bool = False) -> None:
         self.model = model
         self.batched = batched
         self.noise = noise
+        self.bfloat16 = bfloat16
         self.statistics: Params = {}
         self._last_phase = 0
         self._names = model.state_dict().keys() | {name for name, _ in model.named_buffers()}
         self._running = {name: module for name, module in model.named_modules() if isinstance(module, RunningBatchNorm2d)}
 
-    def __call__(self, params: Params, inputs: Tensor, phase: int = 0, method: Method = "forward") -> Tensor:
+    def __call__(self, params: Params, inputs: Tensor, phase: int = 0, method: Method = "forward", outer: bool = False) -> Tensor:
+        """`outer` says that no inner step depends on the outputs: this pass may be computed in bfloat16."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bfloat16 and outer):
+            return self._call(params, inputs, phase, method).to(inputs.dtype)
+
+    def _call(self, params: Params, inputs: Tensor, phase: int, method: Method) -> Tensor:
         set_noise(self.model, *(self.noise or (None,)), phase)
         if self.batched:
             outputs, statistics = torch.vmap(lambda one, of: self._one_task(one, of, method))(params, inputs)

@@ -42,7 +42,7 @@ class InnerLoop(NamedTuple):
 
     def query(self, params: Params, fast_weights: Params, batch: EpisodeBatch, step: int) -> tuple[Tensor, Tensor]:
         """Query losses (T,) after `step` inner steps, and the outputs (T, M, N)."""
-        outputs = self.forward(params | fast_weights, batch.query_images, 2 * step + 1)
+        outputs = self.forward(params | fast_weights, batch.query_images, 2 * step + 1, outer=True)
         return task_losses(outputs, batch.query_labels), outputs
 
 

@@ -46,7 +46,8 @@ class Learner(ABC):
     """Base of all learners. `model` is only the network's shape: every tensor a learner computes with is in meta_params.
 
     task_batching says how the slots of a step are computed: one after another ("loop"), `tasks_per_chunk` at a time ("vmap"), or by what is
-    faster here ("auto": vmap on CUDA and for networks without convolutions). `seed` decides dropout noise.
+    faster here ("auto": vmap on CUDA and for networks without convolutions). `seed` decides dropout noise. With `bfloat16` training
+    computes its outer pass (the query loss; without an inner loop, everything) in that type; inner steps and evaluation stay exact.
     """
 
     trains_on: ClassVar[Literal["episodes", "labelled batches"]] = "episodes"
@@ -55,9 +56,12 @@ class Learner(ABC):
     inner_steps_eval: int = 0
     """Inner steps in evaluation and prediction."""
 
-    def __init__(self, model: nn.Module, seed: int = 0, task_batching: TaskBatching = "auto", tasks_per_chunk: int = 4) -> None:
+    def __init__(
+        self, model: nn.Module, seed: int = 0, bfloat16: bool = False, task_batching: TaskBatching = "auto", tasks_per_chunk: int = 4
+    ) -> None:
         self.model = model
         self.seed = seed
+        self.bfloat16 = bfloat16
         self.task_batching = task_batching
         self.tasks_per_chunk = tasks_per_chunk
         self.statistics = persistent_buffers(model)
@@ -82,7 +86,7 @@ class Learner(ABC):
             chunk = _chunk(batch, start, size)
             kept = min(size, len(batch.slots) - start)
             params = _task_params(meta_params, size if batched else None)
-            forward = Forward(self.model, batched, (self.seed, batch.step, chunk.slots[0]))
+            forward = Forward(self.model, batched, (self.seed, batch.step, chunk.slots[0]), self.bfloat16)
             found = self.task_gradients(params, forward, chunk)
             gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
             rows.append(torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)[:kept])

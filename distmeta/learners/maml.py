@@ -63,7 +63,7 @@ class ANIL(MAML):
     def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
         ends = {
             "support": forward(params, batch.support_images, 0, "features"),
-            "queries": forward(params, batch.query_images, 1, "features"),
+            "queries": forward(params, batch.query_images, 1, "features", outer=True),
         }
         held = leaves(ends) | {name: params[name] for name in self.adapted}
         head = Head(self.model, forward.batched)

@@ -34,26 +34,31 @@ class MetricLearner(Learner):
         """(T, M, N) for features (T, M, D) and centroids (T, N, D)."""
 
     def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
-        centroids = class_means(forward(params, batch.support_images, 0, "features"), batch.support_labels)
-        outputs = self.logits(params, forward(params, batch.query_images, 1, "features"), centroids)
+        # As many places as there are support images: how many of them are classes is not asked, which would wait for a GPU.
+        places = batch.support_labels.shape[1]
+        centroids, present = class_means(forward(params, batch.support_images, 0, "features", outer=True), batch.support_labels, places)
+        outputs = self.logits(params, forward(params, batch.query_images, 1, "features", outer=True), centroids)
+        outputs = outputs.masked_fill(~present.unsqueeze(1), float("-inf"))
         losses = task_losses(outputs, batch.query_labels)
         return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.query_labels)
 
     @torch.no_grad()
     def adaptation(self, meta_params: Params, inputs: Tensor, targets: Tensor, steps: int | None = None) -> Iterator[Params]:
         with frozen(self.model, running_only=True):
-            centroids = class_means(self.forward()(meta_params, inputs[None], method="features"), targets[None])[0]
-        yield meta_params | {_CENTROIDS: centroids}
+            features = self.forward()(meta_params, inputs[None], method="features")
+        centroids, _ = class_means(features, targets[None], int(targets.max()) + 1)
+        yield meta_params | {_CENTROIDS: centroids[0]}
 
     def outputs(self, adapted: Params, queries: Tensor) -> Tensor:
         features = self.forward()(adapted, queries[None], method="features")
         return self.logits(adapted, features, adapted[_CENTROIDS][None])[0]
 
 
-def class_means(features: Tensor, labels: Tensor) -> Tensor:
-    """Mean feature of each class (T, N, D), from features (T, M, D) and labels (T, M)."""
-    members = one_hot(labels).to(features.dtype).transpose(1, 2)
-    return members @ features / members.sum(2, keepdim=True)
+def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Mean feature of each class (T, classes, D), from features (T, M, D) and labels (T, M), and which classes have any (T, classes)."""
+    members = one_hot(labels, classes).to(features.dtype).transpose(1, 2)
+    counts = members.sum(2, keepdim=True)
+    return members @ features / counts.clamp_min(1), counts.squeeze(2) > 0
 
 
 def cosine(features: Tensor, centroids: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ class ClassifierBaseline(MetricLearner):
         return Learner.initial_params(self, seed)
 
     def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
-        outputs = forward(params, batch.images)
+        outputs = forward(params, batch.images, outer=True)
         losses = task_losses(outputs, batch.labels)
         return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.labels)
 

@@ -65,6 +65,6 @@ def _alternating(targets: Tensor) -> Tensor:
     """An order of a task's examples (M,) in which classes take turns; all tasks have their labels in the same places."""
     if targets.is_floating_point():
         return torch.arange(targets.shape[1])
-    labels = targets[0].tolist()
-    turns = [labels[:i].count(label) for i, label in enumerate(labels)]
-    return torch.tensor(sorted(range(len(labels)), key=lambda i: (turns[i], labels[i])))
+    labels = targets[0]
+    turns = (labels[:, None] == labels).tril(-1).sum(1)  # how many of its class stand before an example
+    return (turns * len(labels) + labels).argsort(stable=True)

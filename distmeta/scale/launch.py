@@ -32,7 +32,9 @@ def learner_of(config: Config, domain: Domain, device: torch.device | str = "cpu
     """The learner that `config` names, around its network. Raises ConfigError if either does not take a setting."""
     check_settings(config.learner.name, config.learner.settings)
     network = build_model(**model_settings(config, domain), allow_import=True).to(device, dtype)
-    return build_learner(config.learner.name, network, seed=config.seed, **config.learner.settings)
+    return build_learner(
+        config.learner.name, network, seed=config.seed, bfloat16=config.train.precision == "bfloat16", **config.learner.settings
+    )
 
 
 def initial_params(config: Config, domain: Domain, learner: Learner) -> Params:
@@ -99,7 +101,7 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     learner.task_batching = "vmap" if batched else "loop"
     tasks = min(slots, learner.tasks_per_chunk) if batched else 1
     like = next(iter(params.values()))
-    scale = torch.finfo(getattr(torch, config.train.precision)).bits // 32
+    scale = torch.finfo(getattr(torch, config.train.weights)).bits // 32
     gradients = slots * sum(value.numel() * value.element_size() for value in params.values())
     return scale * (predicted_bytes(learner, params, domain.example(tasks).like(like)) + gradients)
 

@@ -42,7 +42,7 @@ class Worker:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.config = config
         self.device = device
-        self.dtype: torch.dtype = getattr(torch, config.train.precision)
+        self.dtype: torch.dtype = getattr(torch, config.train.weights)
         self.reporter = reporter
         self.run_folder = Path(config.run_folder)
         self.domain = domain_of(config)
@@ -186,6 +186,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
     """
     config = Config.model_validate(settings["config"])
+    sys.path.append(settings["import_from"])
     torch.set_num_threads(config.train.threads_per_worker)
     device = get_device() if config.train.device == "cuda" else torch.device("cpu")
     assert isinstance(device, torch.device)
@@ -216,7 +217,12 @@ def trainer(config: Config, board: Any, allow_other_hardware: bool) -> TorchTrai
     environment = ALLOCATOR | {"OMP_NUM_THREADS": str(train_config.threads_per_worker)}
     return TorchTrainer(
         run_worker,
-        train_loop_config={"config": config.model_dump(), "board": board, "allow_other_hardware": allow_other_hardware},
+        train_loop_config={
+            "config": config.model_dump(),
+            "board": board,
+            "allow_other_hardware": allow_other_hardware,
+            "import_from": os.getcwd(),  # where the driver finds networks given by import path
+        },
         scaling_config=ScalingConfig(num_workers=train_config.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(

@@ -1,0 +1,101 @@
+"""Several learners on one dataset, each given the same time to train, compared on the same test episodes.
+
+    python tests/bench/learners.py configs/omniglot_5way_1shot_maml.yaml --minutes 4
+
+For each learner of LEARNERS the steps that fit into the time are found by timing a step of its own, then `distmeta train` runs the
+config with the learner's settings in place of its own. The table gives transductive and inductive accuracy with 95% intervals; orders
+are paired differences over the episodes, "not separable" where the interval holds zero.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from distmeta.config import Config, load_config
+from distmeta.scale.domain import domain_of
+from distmeta.scale.launch import initial_params, learner_of
+
+LEARNERS = {
+    "maml": ["learner={name: maml, inner_lr: 0.2, inner_steps: 1, inner_steps_eval: 3}"],
+    "fomaml": ["learner={name: fomaml, inner_lr: 0.2, inner_steps: 3, inner_steps_eval: 3}"],
+    "anil": ["learner={name: anil, inner_lr: 0.5, inner_steps: 5, inner_steps_eval: 5}"],
+    "reptile": [
+        "learner={name: reptile, inner_lr: 1.0e-3, inner_steps: 5, inner_steps_eval: 50, inner_optimizer: adam, inner_batch: 10}",
+        "outer.optimizer=sgd",
+        "outer.lr=1.0",
+        "outer.schedule=linear",
+        "outer.clip_norm=null",
+    ],
+    "protonet": ["learner={name: protonet}"],
+    "transfer": ["learner={name: transfer, inner_lr: 0.2, inner_steps: 3}"],
+}
+
+
+def step_seconds(config: Config) -> float:
+    """Median time of a worker's share of a step, beside what the reduction and the episodes take (some 6 ms)."""
+    torch.set_num_threads(1)
+    domain = domain_of(config)
+    learner = learner_of(config, domain)
+    params = initial_params(config, domain, learner)
+    batches = domain.training(range(config.outer.meta_batch_size // config.train.workers), 0)
+    times = []
+    for _ in range(12):
+        batch = next(batches)
+        start = time.perf_counter()
+        learner.slot_gradients(params, batch)
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2] + 0.006
+
+
+def main(
+    config: Path,
+    learner: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
+    minutes: Annotated[float, typer.Option(help="Training time of each learner.")] = 4.0,
+    out: Annotated[Path, typer.Option(help="Folder for the run folders.")] = Path("runs/learners"),
+) -> None:
+    names = learner or list(LEARNERS)
+    for name in names:
+        sets = [*LEARNERS[name], f"run_folder={out / name}", f"tracking.model={config.stem.replace('_', '-')}-{name}"]
+        steps = max(1, round(60 * minutes / step_seconds(load_config(config, sets))))
+        sets += [f"outer.steps={steps}", f"train.validate_every={max(1, steps // 8)}", f"train.checkpoint_every={max(1, steps // 4)}"]
+        print(f"{name}: {steps} steps", flush=True)
+        command = [sys.executable, "-c", "from distmeta.cli import main; main()", "train", str(config), "--resume"]
+        subprocess.run(command + [part for one in sets for part in ("--set", one)], check=True, stderr=subprocess.DEVNULL)
+    show(names, out)
+
+
+def show(names: list[str], out: Path) -> None:
+    results = {name: json.loads((out / name / "result.json").read_text()) for name in names}
+    episodes = {name: torch.tensor(json.loads((out / name / "test_episodes.json").read_text()))[:, 0] for name in names}
+    ranking = sorted(names, key=lambda name: -results[name]["test"]["accuracy"])
+    print("\n| learner | steps | training | transductive | inductive | against the next |\n|---|---|---|---|---|---|")
+    for place, name in enumerate(ranking):
+        test = results[name]["test"]
+        figures = [
+            f"{100 * test[key]:.2f} ± {100 * test[ci]:.2f} %"
+            for key, ci in (("accuracy", "ci95"), ("accuracy_inductive", "ci95_inductive"))
+        ]
+        order = ""
+        if place + 1 < len(ranking):
+            difference = 100 * (episodes[name] - episodes[ranking[place + 1]])
+            half = 1.96 * difference.std().item() / len(difference) ** 0.5
+            order = f"{difference.mean():+.2f} ± {half:.2f}" + (" (not separable)" if abs(difference.mean()) <= half else "")
+        print(f"| {name} | {results[name]['steps']} | {seconds(out / name):.0f} s | {' | '.join(figures)} | {order} |")
+
+
+def seconds(run_folder: Path) -> float:
+    """Time of all training steps, from the metrics files."""
+    from distmeta.train.metrics import read_metrics
+
+    parts = ("time/data", "time/adapt", "time/reduce")
+    return sum(record.get(part, 0.0) for record in read_metrics(run_folder) for part in parts)
+
+
+if __name__ == "__main__":
+    typer.run(main)

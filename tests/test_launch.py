@@ -1,0 +1,151 @@
+"""From a config to objects: what fits is built, what does not is refused with the key, the rule and the remedy."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from distmeta.config import Config, validate
+from distmeta.data.episodes import EpisodeBatch
+from distmeta.errors import ConfigError
+from distmeta.learners import LEARNERS
+from distmeta.scale.domain import domain_of
+from distmeta.scale.launch import check_outputs, initial_params, learner_of, model_description, outer_of, worker_bytes
+from distmeta.scale.run import default_name
+
+IMAGES = {"model": {"filters": 4}, "data": {"way": 3, "shot": 1, "queries": 2}}
+POINTS = {
+    "data": {"functions": "sinusoid", "way": 1, "shot": 5, "queries": 7, "eval": {"queries": 20}},
+    "model": {"name": "mlp", "norm": "none"},
+}
+
+
+def config(content: dict[str, Any], packed: Path | None = None, **sections: dict[str, Any]) -> Config:
+    merged: dict[str, Any] = {"run_folder": "r"} | {key: dict(value) for key, value in content.items()}
+    if packed is not None:
+        merged["data"]["shards"] = str(packed)
+    for section, keys in sections.items():
+        merged[section] = merged.get(section, {}) | keys
+    return validate(merged, "test")
+
+
+def check(made: Config) -> None:
+    domain = domain_of(made)
+    domain.check()
+    check_outputs(made, domain, learner_of(made, domain))
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_every_learner_trains_on_what_its_domain_gives(name: str, packed: Path) -> None:
+    """One step from a config, for each learner; the example that memory is predicted from is shaped as the real batch."""
+    made = config(IMAGES, packed, learner={"name": name}, model={"filters": 4, "norm": "running"})
+    check(made)
+    domain = domain_of(made)
+    learner = learner_of(made, domain)
+    outer = outer_of(made, initial_params(made, domain, learner), learner.statistics)
+    batch = next(domain.training([0, 2], 5))
+    for example, real in zip(domain.example(2)[2:], batch[2:], strict=True):
+        assert (example.shape, example.dtype, example.stride()) == (real.shape, real.dtype, real.stride())
+    gradients, metrics = learner.slot_gradients(outer.meta_params, batch)
+    assert gradients.isfinite().all()
+    assert outer.update(gradients.mean(0), 0) > 0
+    assert (metrics.correct <= metrics.total).all()
+    assert worker_bytes(made, domain, "cpu", 2) > 4 * gradients.numel()
+    description = model_description(made, domain, learner)
+    assert description["learner"]["name"] == name
+    assert set(description["learner"]) >= set(made.learner.settings) | {"task_batching"}
+
+
+@pytest.mark.parametrize("name", ["maml", "fomaml", "anil", "meta-sgd", "maml++", "reptile", "transfer"])
+def test_regression_differs_in_loss_and_source_only(name: str) -> None:
+    made = config(POINTS, learner={"name": name})
+    check(made)
+    domain = domain_of(made)
+    learner = learner_of(made, domain)
+    batch = next(domain.training([1], 0))
+    assert isinstance(batch, EpisodeBatch)
+    assert (batch.support_images.shape, batch.query_labels.shape) == ((1, 5, 1), (1, 7, 1))
+    gradients, metrics = learner.slot_gradients(initial_params(made, domain, learner), batch)
+    assert gradients.isfinite().all()
+    assert metrics.total.tolist() == [0]
+    stream = domain.evaluation("test")
+    result = domain.evaluate(learner, initial_params(made, domain, learner), stream, 30, "none", 0, 1).as_dict()
+    assert list(result["mse_by_step"]) == [str(step) for step in range(6)]
+    assert default_name(made, domain) == "sinusoid-5shot"
+
+
+def test_episodes_of_functions_are_pure_and_belong_to_their_split() -> None:
+    domain = domain_of(config(POINTS))
+    first = next(domain.training([3, 1], 4))
+    stream = domain.training([1], 0)
+    again = [next(stream) for _ in range(5)][-1]
+    assert torch.equal(first.support_images[1], again.support_images[0])
+    assert torch.equal(first.query_labels[1], again.query_labels[0])
+    in_test = next(iter(domain.evaluation("test").evaluation([1])))
+    in_val = next(iter(domain.evaluation("val").evaluation([1])))
+    assert not torch.equal(in_test.support_images, in_val.support_images)
+
+
+class Narrow(nn.Module):
+    """Gives rows of the wrong width."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(256, outputs + 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1))
+
+
+class Deaf(Narrow):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images)
+
+
+sys.modules.setdefault("networks_of_a_user", sys.modules[__name__])
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"filter": 3}}, r"model.filter is no argument of conv4\nits arguments: filters, downsample"),
+        ({"model": {"filters": 0}}, r"model.filters=0"),
+        ({"model": {"name": "resnet"}}, r"model.name='resnet' is no backbone of distmeta\nchoose one of conv4"),
+        ({"learner": {"name": "protonet", "inner_lr": 0.1}}, r"learner.inner_lr is no setting of learner protonet\nleave it out"),
+        ({"learner": {"name": "maml", "inner_batch": 3}}, r"learner.inner_batch is no setting of learner maml"),
+        ({"model": {"name": "networks_of_a_user.Narrow"}}, r"networks_of_a_user.Narrow gives \(2, 5\) for two inputs; \(2, 3\) is needed"),
+        ({"model": {"name": "networks_of_a_user.Deaf"}}, r"does not take inputs of shape \(2, 1, 16, 16\)"),
+        ({"data": {"way": 3, "queries": 2, "eval": {"way": 4}}}, r"data.eval.way=4 but data.way=3: the network's head is as wide"),
+    ],
+)
+def test_what_does_not_fit_is_refused(sections: dict[str, dict[str, Any]], message: str, packed: Path) -> None:
+    content = {"data": IMAGES["data"]} if "model" in sections else IMAGES
+    with pytest.raises(ConfigError, match=message):
+        check(config(content, packed, **sections))
+
+
+def test_centroids_may_be_tested_on_another_way(packed: Path) -> None:
+    check(config(IMAGES, packed, learner={"name": "protonet"}, data={"way": 3, "queries": 2, "eval": {"way": 5}}))
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"learner": {"name": "protonet"}}, r"learner protonet classifies; data.functions=sinusoid has no classes"),
+        ({"data": {"class_rotations": True}}, r"data.functions=sinusoid has no images"),
+        ({"model": {"name": "conv4"}}, r"model.name=conv4 reads images"),
+    ],
+)
+def test_what_regression_has_no_use_for_is_refused(sections: dict[str, dict[str, Any]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(config(POINTS, **sections))
+
+
+def test_an_episode_is_named_by_its_classes(packed: Path) -> None:
+    domain = domain_of(config(IMAGES, packed))
+    words = domain.describe(3, 1).removeprefix("classes ").split(", ")
+    assert len(set(words)) == 3
+    assert all(word.startswith("train-") for word in words)

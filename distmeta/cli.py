@@ -315,6 +315,27 @@ def predict(
         raise DataError(f"{len(bad)} of {len(bad) + score.asked} images were left out; the first: {bad[0].message}", bad[0].remedy)
 
 
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run, or models:/NAME@ALIAS of one that lies on this machine.")],
+    shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report: one HTML file with its figures, curves, episodes and config, into the run folder.
+
+    Example: distmeta report runs/omniglot_5way_1shot_maml
+    """
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.scale.report import report as write
+    from distmeta.scale.report import report_of_model
+
+    written = report_of_model(resolve(tracking_uri), run, shards) if run.startswith("models:/") else write(Path(run), shards)
+    _say(f"wrote {written}")
+    if as_json:
+        print(json.dumps({"report": str(written)}))
+
+
 def _write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
     """Print predictions, in csv and jsonl as they come; returns those printed so far as they are needed again."""
     kept = []

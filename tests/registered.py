@@ -55,7 +55,7 @@ def finished_run(
     tested = {"accuracy": mean[0], "ci95": 0.01, "accuracy_inductive": mean[1], "ci95_inductive": 0.01} | on | (test or {})
     (folder / "result.json").write_text(json.dumps({"steps": 10, "best_step": 10, "weights_sha256": "0" * 64, "test": tested}))
     (folder / "test_episodes.json").write_text(json.dumps(figures))
-    tracking.start_run(config(folder, uri), folder, {})
+    tracking.start_run(config(folder, uri), folder, {"run_folder": str(folder)})
     return folder
 
 

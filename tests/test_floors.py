@@ -15,6 +15,7 @@ MAY_KNOW = {
     "webdataset": {"data"},
     "fsspec": {"data"},
     "typer": {"cli"},
+    "jinja2": {"report"},
     "yaml": {"config", "scale"},
 }
 

@@ -251,6 +251,16 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
     return Model(model_uri, description, learner, weights)
 
 
+def run_folder_of(uri: str, model_uri: str) -> Path:
+    """Where the run of a registered model wrote. Raises RegistryError."""
+    version = look_up(uri, model_uri)
+    with answers(uri):
+        folder = client(uri).get_run(version.run_id or "").data.tags.get("run_folder")
+    if folder is None:
+        raise RegistryError(f"the MLflow run of {model_uri} names no run_folder", "give the run's folder itself")
+    return Path(folder)
+
+
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
     """Raises RegistryError unless `weights` are named and shaped as the learner's own."""
     expected = {name: value.shape for name, value in learner.initial_params(0).items()}

@@ -25,6 +25,7 @@ from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_dev
 from distmeta.scale.domain import Domain, domain_of
 from distmeta.scale.launch import BESIDE, INIT, check_outputs, learner_of, model_description, published_learner, started_from, worker_bytes
 from distmeta.scale.progress import Board, Display, raised
+from distmeta.scale.report import report
 from distmeta.scale.worker import trainer
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.evaluate import RESULT
@@ -271,6 +272,7 @@ def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
         if "mse_by_step" in result["test"]:
             draw_adaptation(result["test"], run_folder.name, run_folder / "adaptation.png")
             tracking.log_file(uri, held["run_id"], run_folder / "adaptation.png")
+        tracking.log_file(uri, held["run_id"], report(run_folder))
         tracking.end_run(uri, held["run_id"], "FINISHED")
         published = models.publish(uri, run_folder, name)
         held["model"] = published.uri

@@ -1,0 +1,98 @@
+"""The report's plots, as SVG that takes the page's own text colour, so that they read in light and dark."""
+
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+_INK = "#010203"  # stands for the page's text colour until the figure is written
+_STYLE: Any = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor"), _INK),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#888888",
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "font.size": 10,
+}
+COLORS = ["#3b82c4", "#d9822b", "#8a8a8a", "#3a9d5d", "#a560c0"]
+
+
+class Curve(NamedTuple):
+    """Points with the half-widths of their 95% intervals (none if empty)."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    ci95: Sequence[float]
+
+
+def lines(curves: Sequence[Curve], xlabel: str, ylabel: str, marker: str = "", floor: float | None = None) -> str:
+    """Curves with bands over whole numbers; `floor` draws the dotted line of guessing."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes((6.4, 3.6))
+        for curve, color in zip(curves, COLORS, strict=False):
+            axes.plot(curve.x, curve.y, marker=marker, markersize=4, color=color, label=curve.name)
+            if len(curve.ci95):
+                middle, half = np.asarray(curve.y), np.asarray(curve.ci95)
+                axes.fill_between(curve.x, middle - half, middle + half, color=color, alpha=0.22, linewidth=0)
+        if floor is not None:
+            axes.axhline(floor, color=_INK, linestyle=":", linewidth=1, label="guessing")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend()
+        return _svg(figure, ylabel)
+
+
+def bars(names: Sequence[str], values: Sequence[float], xlabel: str) -> str:
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes((6.4, 0.5 + 0.42 * len(names)))
+        drawn = axes.barh(names, values, color=COLORS[0])
+        axes.bar_label(drawn, fmt="{:.3g}", padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.15)
+        axes.set_xlabel(xlabel)
+        return _svg(figure, xlabel)
+
+
+def matrix(names: Sequence[str], values: np.ndarray, xlabel: str, ylabel: str) -> str:
+    """A square matrix of fractions; NaN where nothing is known."""
+    side = max(4.0, 1.8 + 0.34 * len(names))
+    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+        figure, axes = _axes((side + 1, side))
+        image = axes.imshow(values, cmap="viridis", vmin=0)
+        ticks = range(len(names))
+        axes.set_xticks(ticks, names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(ticks, names, parse_math=False)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        figure.colorbar(image, shrink=0.7)
+        return _svg(figure, "confusion")
+
+
+def binned(x: Sequence[float], y: Sequence[float], name: str, bins: int = 80) -> Curve:
+    """Means of consecutive values with their 95% intervals, at most `bins` of them."""
+    parts = [part for part in np.array_split(np.arange(len(x)), min(bins, len(x))) if len(part)]
+    means, halves = [], []
+    for part in parts:
+        values = np.asarray(y)[part]
+        means.append(values.mean())
+        halves.append(1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0)
+    return Curve(name, [float(np.asarray(x)[part].mean()) for part in parts], means, halves)
+
+
+def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _svg(figure: Figure, salt: str) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):  # the same figure, the same file
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :].replace(_INK, "currentColor")

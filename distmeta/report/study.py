@@ -1,0 +1,112 @@
+"""What a report shows that a run did not measure: test episodes adapted step by step, and who was taken for whom."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distmeta.data.episodes import EpisodeBatch
+from distmeta.data.stream import EpisodeStream
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
+
+_PICTURED = 3  # episodes
+_QUERIES_PICTURED = 2  # of each class
+
+
+class Pictured(NamedTuple):
+    """One query of an episode: image (C, H, W) as the network saw it, its class, the class said and its probability."""
+
+    image: Tensor
+    truth: str
+    said: str
+    probability: float
+
+
+class PicturedEpisode(NamedTuple):
+    """support: (image, class) of each support image."""
+
+    support: list[tuple[Tensor, str]]
+    queries: list[Pictured]
+
+
+class Study(NamedTuple):
+    """Test episodes 0, 1, … adapted by the meta-trained network and by the same one at its random initialisation.
+
+    trained, random_init: inductive accuracy (episodes, steps + 1) after 0, 1, … inner steps; confused[(a, b)]: queries of category a, in
+    episodes that hold another class, of category b; (how many of them were taken for that class, how many there were).
+    """
+
+    trained: Tensor
+    random_init: Tensor
+    pictured: list[PicturedEpisode]
+    confused: dict[tuple[str, str], tuple[int, int]]
+    preprocessing_mean: list[float]
+    preprocessing_std: list[float]
+
+
+def study(learner: Learner, meta_params: Params, random_init: Params, stream: EpisodeStream, episodes: int) -> Study:
+    """Adapt to the first `episodes` evaluation episodes of `stream`. Raises DataError if they cannot be read."""
+    trained, untrained = torch.zeros(0), torch.zeros(0)
+    rows: dict[str, list[Tensor]] = {"trained": [], "random": []}
+    pictured: list[PicturedEpisode] = []
+    taken: Counter[tuple[str, str]] = Counter()
+    chances: Counter[tuple[str, str]] = Counter()
+    parameter = next(iter(meta_params.values()))
+    for batch in stream.evaluation(list(range(episodes))):
+        for index, episode in _each(batch.like(parameter)):
+            probabilities = _by_step(learner, meta_params, episode)
+            rows["trained"].append(_accuracies(probabilities, episode))
+            rows["random"].append(_accuracies(_by_step(learner, random_init, episode), episode))
+            names, categories = _names(stream, index)
+            _count(probabilities[-1].argmax(1), episode.query_labels[0], categories, taken, chances)
+            if len(pictured) < _PICTURED:
+                pictured.append(_picture(episode, probabilities[-1], names))
+    trained, untrained = torch.stack(rows["trained"]), torch.stack(rows["random"])
+    confused = {pair: (taken[pair], count) for pair, count in chances.items()}
+    return Study(trained, untrained, pictured, confused, stream.preprocessing.mean, stream.preprocessing.std)
+
+
+def _each(batch: EpisodeBatch) -> Iterable[tuple[int, EpisodeBatch]]:
+    for position, index in enumerate(batch.slots):
+        yield index, EpisodeBatch(0, [index], *(tensor[position : position + 1] for tensor in batch[2:]))
+
+
+def _by_step(learner: Learner, params: Params, episode: EpisodeBatch) -> list[Tensor]:
+    """Probabilities (M, N) of the queries, each by itself, after 0, 1, … inner steps."""
+    support, labels = episode.support_images[0], episode.support_labels[0]
+    return [
+        learner.predict(learner.with_statistics(adapted, support), episode.query_images[0]).inductive.softmax(1)
+        for adapted in learner.adaptation(params, support, labels)
+    ]
+
+
+def _accuracies(probabilities: list[Tensor], episode: EpisodeBatch) -> Tensor:
+    return torch.stack([(row.argmax(1) == episode.query_labels[0]).double().mean() for row in probabilities]).cpu()
+
+
+def _names(stream: EpisodeStream, index: int) -> tuple[list[str], list[str]]:
+    """Names and categories of the episode's classes, by label."""
+    classes = [stream.dataset.manifest.classes[class_id] for class_id in stream.evaluation_episode(index).class_ids.tolist()]
+    return [info.name for info in classes], [info.category for info in classes]
+
+
+def _count(said: Tensor, truth: Tensor, categories: list[str], taken: Counter, chances: Counter) -> None:
+    for answer, label in zip(said.tolist(), truth.tolist(), strict=True):
+        for other, category in enumerate(categories):
+            if other != label:
+                chances[categories[label], category] += 1
+                taken[categories[label], category] += answer == other
+
+
+def _picture(episode: EpisodeBatch, probabilities: Tensor, names: list[str]) -> PicturedEpisode:
+    support = [(image, names[label]) for image, label in zip(episode.support_images[0], episode.support_labels[0].tolist(), strict=True)]
+    shown: Counter[int] = Counter()
+    queries = []
+    for image, label, row in zip(episode.query_images[0], episode.query_labels[0].tolist(), probabilities, strict=True):
+        shown[label] += 1
+        if shown[label] <= _QUERIES_PICTURED:
+            queries.append(Pictured(image, names[label], names[int(row.argmax())], row.max().item()))
+    return PicturedEpisode(support, queries)

@@ -1,0 +1,222 @@
+"""The report of a run: one page that says what the run found, whole and readable wherever it is opened."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from registered import DESCRIPTION, PROTONET, WAY, finished_run
+
+from distmeta.config import validate
+from distmeta.data.episodes import Task
+from distmeta.data.shards import Dataset
+from distmeta.data.stream import EpisodeStream
+from distmeta.errors import RegistryError, RunError
+from distmeta.registry import models
+from distmeta.registry.model import build
+from distmeta.report.figures import binned
+from distmeta.report.study import study
+from distmeta.scale.report import report, report_of_model
+from distmeta.train.checkpoint import WEIGHTS, load_params
+from distmeta.train.evaluate import accuracy
+
+HOSTILE = "</title><script>document.title='owned'</script>&\"'{{ 7*7 }}$x_{$"
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+def run_of(folder: Path, uri: str, packed: Path, description: dict[str, Any] = DESCRIPTION) -> Path:
+    """A finished run on the packed patterns, with its metrics; its dataset has a name that would break a page."""
+    beside = {"random_init": 0.4, "random_init_ci95": 0.02}
+    run = finished_run(folder, uri, description=description, test={"accuracy": 0.6121, "ci95": 0.0111} | beside)
+    content: dict[str, Any] = {
+        "run_folder": str(run),
+        "data": {"shards": str(packed), "way": WAY, "queries": 3, "eval": {"episodes": 12}},
+        "model": {"filters": 4},
+        "learner": description["learner"],
+    }
+    (run / "config.yaml").write_text(validate(content, "test").to_yaml())
+    (run / "dataset.json").write_text(json.dumps({"dataset": HOSTILE, "fingerprint": "f" * 64}))
+    (run / "metrics").mkdir()
+    with (run / "metrics" / "000000-000030.jsonl").open("w") as file:
+        for step in range(1, 31):
+            times = {"time/data": 0.01, "time/adapt": 0.2, "time/reduce": 0.02, "time/update": 0.01}
+            record = {"step": step, "meta_loss": 1 / step, "accuracy": 1 - 1 / (step + 1), "ranks": [0, 0, 1] if step < 20 else [0] * 3}
+            if step == 7:
+                record = {"step": step, "bad_slot": 2}
+            if step % 10 == 0:
+                found = {"accuracy": 0.5, "ci95": 0.05, "accuracy_inductive": 0.4, "ci95_inductive": 0.05}
+                record["validation"] = found
+            file.write(json.dumps(record | times) + "\n")
+    return run
+
+
+class Page(HTMLParser):
+    """Its text, its images, and whatever it would load or run."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.images: list[str] = []
+        self.foreign: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        if tag == "img":
+            self.images.append(values["src"] or "")
+        if tag in ("script", "link", "iframe", "object") or any(name.startswith("on") for name in values):
+            self.foreign.append(tag)
+        self.foreign += [value for name in ("src", "href", "xlink:href") if (value := values.get(name) or "").startswith(("http", "//"))]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, uri: str, packed: Path) -> Path:
+    return run_of(tmp_path_factory.mktemp("runs") / "a<b>&'\"c", uri, packed)
+
+
+@pytest.fixture(scope="module")
+def written(run: Path) -> Path:
+    return report(run)
+
+
+def test_it_says_what_the_run_found(written: Path) -> None:
+    page = Page(written.read_text())
+    for said in (
+        "61.2 ± 1.1 %",
+        "40.0 ± 2.0 %",
+        "right 61.2 % of the time; the same network without meta-training 40.0 % (guessing would be right 33 % of the time)",
+        "best at 10",
+        "2 from step 1, 1 from step 20",
+        "(meta-gradient not finite) 7",
+        "50 episodes of unseen classes",
+        "first 12 test episodes",
+        HOSTILE,
+        "a<b>&'\"c",
+    ):
+        assert " ".join(said.split()) in page.text, said
+    assert page.foreign == [], "the page would load or run something"
+    assert len(page.images) == 3 * (WAY + 2 * WAY)
+    assert all(image.startswith("data:image/png;base64,") for image in page.images)
+    assert written.read_text().count("<svg") == 5
+    assert not re.search(r"\bnan\b", page.text)
+
+
+def test_its_curves_are_those_of_the_evaluation(run: Path, packed: Path, dataset: Dataset) -> None:
+    """After the last inner step the study counts what the run's own evaluation counts, episode by episode."""
+    stream = EpisodeStream(dataset, "test", Task(WAY, 1, 3), 0)
+    weights = load_params(run / "best" / WEIGHTS)
+    learner = build(DESCRIPTION, weights)
+    fresh = learner.initial_params(5)
+    found = study(learner, weights, fresh, stream, 9)
+    for by_step, params in ((found.trained, weights), (found.random_init, fresh)):
+        own = accuracy(learner, params, stream, 9, "batch", 0, 1)
+        assert by_step.shape == (9, learner.inner_steps_eval + 1)
+        ordered = sorted(range(9), key=lambda i: (i % len(dataset.shards("test")), i))
+        assert torch.equal(by_step[:, -1], own.by_episode[ordered, 1])
+    asked = 9 * WAY * 3
+    assert sum(chances for _, chances in found.confused.values()) == asked * (WAY - 1)
+    assert sum(taken for taken, _ in found.confused.values()) == round((1 - found.trained[:, -1].mean().item()) * asked)
+
+
+def test_learners_without_inner_steps_have_a_report_too(uri: str, packed: Path, tmp_path: Path) -> None:
+    page = Page(report(run_of(tmp_path / "run", uri, packed, PROTONET)).read_text())
+    assert "protonet with conv4" in page.text
+
+
+def test_without_its_dataset_it_says_so(run: Path, uri: str, packed: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    page = Page(report(copy, shards=str(tmp_path / "gone")).read_text())
+    assert f"No test episodes were looked at for this report: {tmp_path / 'gone'} is no packed dataset" in page.text
+    assert "61.2 ± 1.1 %" in page.text
+    (copy / "result.json").unlink()
+    with pytest.raises(RunError, match="holds no finished run"):
+        report(copy)
+    with pytest.raises(RunError, match="holds no run"):
+        report(tmp_path)
+
+
+def test_the_report_of_a_registered_model(uri: str, packed: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", uri, packed)
+    published = models.publish(uri, run, "reported")
+    assert report_of_model(uri, published.uri) == run / "report.html"
+    run.rename(tmp_path / "moved")
+    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here"):
+        report_of_model(uri, published.uri)
+
+
+def test_bins_are_means_with_the_formulas_interval() -> None:
+    y = np.random.default_rng(0).random(1000)
+    curve = binned(list(range(1000)), y, "y", bins=10)
+    assert len(curve.y) == 10
+    assert curve.y[3] == pytest.approx(y[300:400].mean())
+    assert curve.ci95[3] == pytest.approx(1.96 * y[300:400].std(ddof=1) / 10)
+    assert curve.x[3] == pytest.approx(349.5)
+    assert len(binned([1, 2, 3], [1, 1, 1], "short").y) == 3
+
+
+BROWSER = next((found for name in ("chromium", "google-chrome", "chromium-browser", "chrome") if (found := shutil.which(name))), None)
+LOOK = """
+<script>
+window.failures = [];
+window.onerror = message => window.failures.push(String(message));
+addEventListener("load", () => {
+  for (const image of document.images) if (!image.naturalWidth) window.failures.push("no picture: " + image.alt);
+  if (document.documentElement.scrollWidth > innerWidth) window.failures.push("wider than the window");
+  for (const element of document.querySelectorAll("h1,h2,p,td,th,pre,.card,.tile,figcaption"))
+    if (element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display !== "inline")
+      window.failures.push("cut off: " + element.textContent.slice(0, 60));
+  for (const svg of document.querySelectorAll("svg")) {
+    const frame = svg.getBoundingClientRect();
+    for (const text of svg.querySelectorAll("text")) {
+      const box = text.getBoundingClientRect();
+      if (box.left < frame.left - 2 || box.right > frame.right + 2 || box.top < frame.top - 2 || box.bottom > frame.bottom + 2)
+        window.failures.push("outside its plot: " + text.textContent);
+    }
+  }
+  document.documentElement.dataset.looked = JSON.stringify(window.failures);
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+@pytest.mark.parametrize("width", [1200, 500])
+def test_in_a_real_browser(width: int, written: Path, tmp_path: Path) -> None:
+    assert BROWSER is not None
+    watched = tmp_path / "watched.html"
+    watched.write_text(written.read_text().replace("<head>", "<head>" + LOOK))
+    options = ["--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400"]
+
+    def browse(*wanted: str) -> str:
+        return subprocess.run([BROWSER, *options, *wanted, watched.as_uri()], capture_output=True, text=True, timeout=120).stdout
+
+    looked = re.search(r'data-looked="([^"]*)"', browse("--dump-dom", "--virtual-time-budget=5000"))
+    assert looked is not None, "the page did not load"
+    assert looked[1] == "[]"
+    pictures = []
+    for scheme in ("1", "0"):
+        picture = tmp_path / f"{scheme}.png"
+        browse(f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={picture}")
+        pictures.append(np.asarray(Image.open(picture).convert("L")))
+    assert pictures[0][5, 5] > 240, "light"
+    assert pictures[1][5, 5] < 40, "dark"
+    browse(f"--print-to-pdf={tmp_path / 'printed.pdf'}")
+    assert (tmp_path / "printed.pdf").read_bytes().startswith(b"%PDF")

@@ -1,5 +1,56 @@
-"""distmeta: few-shot meta-training at cluster scale."""
+"""distmeta: few-shot meta-training at cluster scale.
 
-from importlib.metadata import version
+For use as a library: `load` a registered model and adapt it, `train` a config, `evaluate` a model on a packed dataset, and what they are
+made of: `Episode`, `EpisodeStream`, `Adapted`, and the learners by their names. Each is imported when it is first asked for.
+"""
 
-__version__ = version("distmeta")
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distmeta.data.episodes import Episode, EpisodeBatch, Task
+    from distmeta.data.shards import Dataset
+    from distmeta.data.stream import EpisodeStream
+    from distmeta.learners import LEARNERS, build_learner
+    from distmeta.library import evaluate, load, train
+    from distmeta.models import build_model
+    from distmeta.registry.model import Adapted, Model
+
+__all__ = [
+    "LEARNERS",
+    "Adapted",
+    "Dataset",
+    "Episode",
+    "EpisodeBatch",
+    "EpisodeStream",
+    "Model",
+    "Task",
+    "build_learner",
+    "build_model",
+    "evaluate",
+    "load",
+    "train",
+]
+
+_HOMES = {
+    "data.episodes": ("Episode", "EpisodeBatch", "Task"),
+    "data.shards": ("Dataset",),
+    "data.stream": ("EpisodeStream",),
+    "learners": ("LEARNERS", "build_learner"),
+    "library": ("evaluate", "load", "train"),
+    "models": ("build_model",),
+    "registry.model": ("Adapted", "Model"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("distmeta")
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"distmeta.{module}"), name)
+    raise AttributeError(f"module 'distmeta' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -336,6 +336,33 @@ def report(
         print(json.dumps({"report": str(written)}))
 
 
+@app.command()
+def doctor(
+    shards: Annotated[str | None, typer.Option(help="Also see whether this packed dataset can be read.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is installed here and what answers, with a remedy for whatever does not. Exit code 1 if anything fails.
+
+    Example: distmeta doctor --shards data/omniglot
+    """
+    _say("looking; starting Ray takes some seconds")
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.scale.doctor import examine
+
+    findings = list(examine(resolve(tracking_uri), address, shards))
+    failing = [finding for finding in findings if finding.remedy]
+    if as_json:
+        print(json.dumps({"ok": not failing, "findings": [finding._asdict() for finding in findings]}))
+    else:
+        _table(["", "what", "found"], [["✗" if finding.remedy else "✓", finding.what, finding.found] for finding in findings])
+        for finding in failing:
+            _say(f"{finding.what}: {finding.remedy}")
+    if failing:
+        raise typer.Exit(1)
+
+
 def _write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
     """Print predictions, in csv and jsonl as they come; returns those printed so far as they are needed again."""
     kept = []

@@ -1,0 +1,97 @@
+"""What `import distmeta` gives: the README's own example, run as it stands there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import options, patterns, png
+from registered import DESCRIPTION, PROTONET, finished_run
+
+import distmeta
+from distmeta.data.pack import pack
+from distmeta.errors import ConfigError, DataError
+from distmeta.registry import models
+
+README = Path(__file__).parent.parent / "README.md"
+FIVE_WAY = {"model": DESCRIPTION["model"] | {"outputs": 5}, "task": {"way": 5, "shot": 1, "queries": 5}}
+
+
+def examples() -> list[str]:
+    section = README.read_text().partition("\n## In Python\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Path:
+    """A working folder with what the example names: data/glyphs, a registered glyphs-5way-1shot, pictures of animals."""
+    home = tmp_path_factory.mktemp("library")
+    (home / "data").mkdir()
+    (home / "data" / "glyphs").symlink_to(packed)
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    models.publish(uri, finished_run(home / "run", uri, description=DESCRIPTION | FIVE_WAY), "glyphs-5way-1shot")
+    models.publish(uri, finished_run(home / "other", uri, description=PROTONET), "protonet")
+    for i, animal in enumerate(("lynx", "puma", "otter", "mole", "wolf", "hare")):
+        (home / "animals" / animal).mkdir(parents=True)
+        for number in range(20):
+            image = np.random.default_rng([i, number]).integers(0, 256, (40 + i, 60, 3), dtype=np.uint8)
+            (home / "animals" / animal / f"{number}.png").write_bytes(png(image))
+    return home
+
+
+def test_the_readmes_examples_run(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(home)
+    blocks = examples()
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block.replace(", …]", "]"), str(README), "exec"), {"__name__": "readme"})
+    losses = [float(found) for found in re.findall(r"meta-loss: tensor\(([\d.]+)", capsys.readouterr().out)]
+    assert len(losses) == 3
+    assert all(np.isfinite(losses))
+    state = torch.load("adapted.pt", weights_only=True)
+    assert any(name.endswith("running_mean") for name in state)
+    assert len(distmeta.Dataset("data/animals").class_ids("test")) == 2
+
+
+def test_evaluate_is_the_runs_own_evaluation(home: Path) -> None:
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    model = distmeta.load("models:/protonet@champion", uri)
+    found = distmeta.evaluate(model, home / "data" / "glyphs", way=6, shot=2, queries=3, episodes=10, seed=4)
+    asked = {key: found[key] for key in ("way", "shot", "queries", "episodes", "seed", "norm", "inner_steps")}
+    assert asked == {"way": 6, "shot": 2, "queries": 3, "episodes": 10, "seed": 4, "norm": "batch", "inner_steps": 0}
+    # By hand, from the images: each query by itself.
+    stream = distmeta.EpisodeStream(distmeta.Dataset(str(home / "data" / "glyphs")), "test", distmeta.Task(6, 2, 3), 4)
+    stream.preprocessing = model.preprocessing
+    right = 0
+    for batch in stream.evaluation(range(10)):
+        for support, labels, queries, truth in zip(*batch[2:], strict=True):
+            right += int((model.adapt(support, labels).predict(queries).argmax(1) == truth).sum())
+    assert found["accuracy_inductive"] == pytest.approx(right / 180)
+
+
+def test_evaluate_refuses_what_the_model_cannot_do(home: Path, tmp_path: Path) -> None:
+    model = distmeta.load("models:/glyphs-5way-1shot@champion", f"sqlite:///{home / 'mlflow.db'}")
+    with pytest.raises(DataError, match="has 3 classes but the model was trained for 5-way"):
+        distmeta.evaluate(model, home / "data" / "glyphs", way=3)
+    with pytest.raises(ConfigError, match=r"evaluate.shot \+ evaluate.queries = 101"):
+        distmeta.evaluate(model, home / "data" / "glyphs", queries=100)
+    pack(patterns(), tmp_path / "coloured", options(channels=3))
+    with pytest.raises(ConfigError, match="holds images of 3 channels"):
+        distmeta.evaluate(model, tmp_path / "coloured", queries=3)
+
+
+def test_import_is_fast_and_every_name_is_there() -> None:
+    program = (
+        "import sys, json, distmeta; print(json.dumps([m for m in ('torch', 'mlflow', 'ray', 'numpy', 'pandas') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=README.parent, check=True)
+    assert json.loads(done.stdout) == []
+    for name in distmeta.__all__:
+        assert getattr(distmeta, name) is not None
+    assert set(distmeta.__all__) <= set(dir(distmeta))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = distmeta.nonsense

@@ -67,6 +67,10 @@ def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_
             models.promote(uri, "models:/again/1", alias)
     with pytest.raises(RegistryError, match="no version 9"):
         models.promote(uri, "models:/again/9", "champion")
+    held = (run / "best" / "model.json").read_text()
+    (run / "best" / "model.json").write_text(held.replace('"validation_score"', '"of another version"'))
+    with pytest.raises(RunError, match="holds no finished run: it lacks 'validation_score'"):
+        models.publish(uri, run)
     (run / "result.json").unlink()
     with pytest.raises(RunError, match=r"holds no finished run: .*result.json"):
         models.publish(uri, run)

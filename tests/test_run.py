@@ -293,7 +293,10 @@ def test_the_command_line_from_training_to_prediction(packed: Path, tmp_path: Pa
     assert all(prediction["file"] in table.stdout for prediction in predictions)
     refused = command(*ask, "nowhere", cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr.splitlines() == ["distmeta: nowhere holds no image to classify", "  give a folder with .jpeg, .jpg, .png files"]
+    assert refused.stderr.splitlines() == [
+        "distmeta: nowhere holds no image to classify",
+        "  give a folder with .jpg, .png files, or - and their paths on standard input",
+    ]
     usage = command("train", "run.yaml", "--set", "outer.stepz=3", cwd=tmp_path)
     assert usage.returncode == 2
     assert usage.stderr.splitlines()[1] == "  nearest valid keys: outer.steps"

@@ -85,36 +85,37 @@ def publish(uri: str, run_folder: Path, name: str | None = None, alias: str | No
     It becomes `champion` if its validation score (inductive accuracy; in regression, minus the squared error) is the highest so far on
     the same validation episodes; and `alias` in any case, if one is given. Raises RunError if the folder holds no finished run.
     """
-    description, by_episode, run_id = _finished(run_folder)
+    description, by_episode, run_id, tags = _finished(run_folder)
     name = name or default_name(description)
     check_name(uri, name, description)
     if alias is not None:
         _check_alias(alias)
-    identity = _identity(description)
     with answers(uri), tempfile.TemporaryDirectory() as scratch:
         mlflow_client = client(uri)
         folder = Path(scratch) / "model"
         write_package(folder, run_folder / "best", description, by_episode)
         mlflow_client.log_artifacts(run_id, str(folder), "model")
-        held = _registered(mlflow_client, name) or mlflow_client.create_registered_model(name, tags=identity)
+        held = _registered(mlflow_client, name) or mlflow_client.create_registered_model(name, tags=_identity(description))
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
         hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in FILES}
-        version = mlflow_client.create_model_version(name, source, run_id, tags=identity | _version_tags(description) | hashes)
+        version = mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes)
         champion = _is_champion(mlflow_client, held, version)
         for given in ([CHAMPION] if champion else []) + ([alias] if alias else []):
             mlflow_client.set_registered_model_alias(name, given, version.version)
     return Published(name, str(version.version), champion)
 
 
-def _finished(run_folder: Path) -> tuple[dict[str, Any], list[list[float]], str]:
-    """Of a finished run: the best model's description with its test, the test's figures by episode, and the MLflow run's id."""
+def _finished(run_folder: Path) -> tuple[dict[str, Any], list[list[float]], str, dict[str, str]]:
+    """Of a finished run: the best model's description with its test, the test's figures by episode, the MLflow run's id, and the tags."""
     try:
         result, by_episode, held, best = (
             json.loads((run_folder / name).read_text()) for name in (RESULT, BY_EPISODE, RUN_FILE, f"best/{MODEL}")
         )
-        return best | {"test": result["test"], "distmeta": __version__}, by_episode, held["run_id"]
+        description = best | {"test": result["test"], "distmeta": __version__}
+        return description, by_episode, held["run_id"], _identity(description) | _version_tags(description)
     except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{run_folder} holds no finished run: {error}", "give the run_folder of a run that ended with its test") from None
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{run_folder} holds no finished run: {reason}", "give the run_folder of a run that ended with its test") from None
 
 
 def default_name(description: dict[str, Any]) -> str:

@@ -1,14 +1,15 @@
 """The same meta-gradient computed by distmeta and by its peers, each as its users write it.
 
-Run as a program it is one contender in a process of its own: for each line on standard input it takes a step and answers with its seconds.
+Run as a program it is one contender in a process of its own: for each line on standard input it takes a step and says how long it took.
 """
 
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,15 @@ Step = Callable[[], Tensor]
 """Computes the mean meta-gradient over the tasks, (P,) in the order of the network's parameters."""
 
 
-class Work(NamedTuple):
+@dataclass(frozen=True)
+class Work:
     """What is computed: tasks × (inner_steps on the support set, then the queries), exact second order, by a Conv-4 or another network.
 
     `own` are arguments of distmeta's network, `settings` those of its learner. A sinusoid's `shot` and `queries` are points.
     """
 
     network: str = "conv4"
-    own: dict[str, Any] = {"filters": 32}
+    own: dict[str, Any] = field(default_factory=lambda: {"filters": 32})
     size: int = 84  # pixels
     way: int = 5
     shot: int = 1
@@ -39,7 +41,7 @@ class Work(NamedTuple):
     inner_steps: int = 5
     tasks: int = 4
     dtype: str = "float32"
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def regression(self) -> bool:
@@ -180,14 +182,14 @@ CONTENDERS: dict[str, Callable[[Work], Step]] = {
 
 
 def serve(name: str, work: Work, threads: int) -> None:
-    """Answer each line with a step's seconds and this process's peak resident bytes so far."""
+    """Answer each line with a step's seconds, its seconds of processor time, and this process's peak resident bytes so far."""
     torch.set_num_threads(threads)
     step = CONTENDERS[name](work)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         step()
-        seconds = time.perf_counter() - start
-        print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+        seconds, used = time.perf_counter() - start, time.process_time() - used
+        print(seconds, used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
 
 
 if __name__ == "__main__":

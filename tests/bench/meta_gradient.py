@@ -1,7 +1,7 @@
 """Speed and memory of a meta-gradient, beside higher, TorchOpt and torch.func on the same machine in the same run.
 
     pip install --constraint constraints.txt --editable '.[bench]'
-    python tests/bench/meta_gradient.py [--only NAME …] [--repeats N]
+    python tests/bench/meta_gradient.py [--only NAME …] [--repeats N] [--processor-time]
 
 Every contender is a process of its own. They take their steps in turn, so that whatever else the machine does meets all of them; a ratio
 is the median over turns of ours / theirs, with its quartiles. Work W is Conv-4 with 32 filters at 84 px, 5-way 1-shot, 15 queries a class,
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
 from typing import NamedTuple
@@ -50,25 +51,27 @@ class Row(NamedTuple):
 
 
 class Contender:
-    """A process that takes a step whenever asked; times are seconds."""
+    """A process that takes a step whenever asked. A call gives its seconds, of processor time if `processor_time` is set for all."""
+
+    processor_time = False
 
     def __init__(self, name: str, work: Work, threads: int, allocator: Mapping[str, str]) -> None:
         plain = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
-        program = [sys.executable, str(Path(__file__).with_name("contenders.py")), name, dumps(work._asdict()), str(threads)]
+        program = [sys.executable, str(Path(__file__).with_name("contenders.py")), name, dumps(asdict(work)), str(threads)]
         environment = plain | {"OMP_NUM_THREADS": str(threads)} | allocator
         self.process = subprocess.Popen(program, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def step(self) -> tuple[float, int]:
-        """Seconds of a step, and the process's peak resident bytes so far."""
+    def step(self) -> tuple[float, float, int]:
+        """Seconds of a step, its seconds of processor time, and the process's peak resident bytes so far."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
-        seconds, peak = self.process.stdout.readline().split()
-        return float(seconds), int(peak)
+        seconds, used, peak = self.process.stdout.readline().split()
+        return float(seconds), float(used), int(peak)
 
     def __call__(self) -> float:
-        return self.step()[0]
+        return self.step()[1 if self.processor_time else 0]
 
     def __enter__(self) -> "Contender":
         return self
@@ -103,8 +106,8 @@ def _of_bytes(name: str, ours: float, theirs: float, goal: float | None = None) 
 
 def agreement(repeats: int) -> Iterator[str]:
     """All contenders give the same meta-gradient: W and the sinusoids in float64, relative to its norm. Stops the program otherwise."""
-    for label, work in (("W, one task", W._replace(tasks=1)), ("sinusoids", SINUSOID)):
-        found = {name: contender(work._replace(dtype="float64"))() for name, contender in CONTENDERS.items()}
+    for label, work in (("W, one task", replace(W, tasks=1)), ("sinusoids", SINUSOID)):
+        found = {name: contender(replace(work, dtype="float64"))() for name, contender in CONTENDERS.items()}
         for peer in PEERS:
             error = ((found[peer] - found["distmeta"]).norm() / found["distmeta"].norm()).item()
             yield f"{label} in float64: distmeta and {peer} differ by {error:.1e} of the meta-gradient's norm"
@@ -125,6 +128,7 @@ def two_workers(repeats: int) -> Iterator[Row]:
     """W on two Ray workers of one thread each, reduced over both, beside one process with two threads and the default allocator."""
     with ExitStack() as stack:
         peers = {name: stack.enter_context(Contender(name, W, 2, {})) for name in PEERS}
+        Contender.processor_time = False  # it would not show what threads or workers are for
         seconds = in_turn(peers | {"distmeta": stack.enter_context(ray_workers(W, 2))}, repeats)
     for peer in PEERS:
         goal = None if peer == "torch.func" else 1 / 2.6
@@ -181,7 +185,7 @@ class RayWorker:
 def checkpointed(repeats: int) -> Iterator[Row]:
     """Time of the checkpointed gradient beside the unrolled one, Conv-4 with 64 filters, one task."""
     for inner_steps, goal in ((5, 1.25), (50, 1.4)):
-        works = {way: ONE_TASK._replace(inner_steps=inner_steps, settings={"gradient": way}) for way in ("checkpointed", "unrolled")}
+        works = {way: replace(ONE_TASK, inner_steps=inner_steps, settings={"gradient": way}) for way in ("checkpointed", "unrolled")}
         with ExitStack() as stack:
             seconds = in_turn(
                 {way: stack.enter_context(Contender("distmeta", work, 1, ALLOCATOR)) for way, work in works.items()}, repeats, warm_up=1
@@ -191,11 +195,11 @@ def checkpointed(repeats: int) -> Iterator[Row]:
 
 def memory(repeats: int) -> Iterator[Row]:
     """Peak resident bytes of fresh processes, and what `predicted_bytes` says of tensors alone."""
-    few, many = (ONE_TASK._replace(inner_steps=steps, settings=CHECKPOINTED) for steps in (5, 50))
+    few, many = (replace(ONE_TASK, inner_steps=steps, settings=CHECKPOINTED) for steps in (5, 50))
     yield _of_bytes("Conv-4 checkpointed, 50 inner steps beside 5: resident", resident(many), resident(few), 1.2)
     yield _of_bytes("Conv-4 checkpointed, 50 inner steps beside 5: predicted", predicted(many), predicted(few), 1.2)
-    yield _of_bytes("Conv-4 unrolled, 50 inner steps beside 5: predicted", *(predicted(w._replace(settings={})) for w in (many, few)))
-    one, ten = (RESNET12._replace(inner_steps=steps) for steps in (1, 10))
+    yield _of_bytes("Conv-4 unrolled, 50 inner steps beside 5: predicted", *(predicted(replace(w, settings={})) for w in (many, few)))
+    one, ten = (replace(RESNET12, inner_steps=steps) for steps in (1, 10))
     size = sum(parameter.numel() * parameter.element_size() for parameter in learner_of(one).model.parameters())
     name = "ResNet-12 checkpointed, 10 inner steps beside 1 and 9·|θ|"
     yield _of_bytes(f"{name}: predicted", predicted(ten), predicted(one) + 9 * size, 1)
@@ -207,7 +211,7 @@ def memory(repeats: int) -> Iterator[Row]:
 def resident(work: Work) -> int:
     """Peak resident bytes of a fresh process that takes two steps, the interpreter and torch included."""
     with Contender("distmeta", work, 1, ALLOCATOR) as contender:
-        return [contender.step()[1] for _ in range(2)][-1]
+        return [contender.step()[2] for _ in range(2)][-1]
 
 
 def predicted(work: Work) -> int:
@@ -217,11 +221,11 @@ def predicted(work: Work) -> int:
 
 def sinusoids(repeats: int) -> Iterator[Row]:
     """25 tasks of a small network at once, as `task_batching: auto` does, beside one after another; each turn is the best of 20 steps."""
-    batched = SINUSOID._replace(settings={"tasks_per_chunk": SINUSOID.tasks})
+    batched = replace(SINUSOID, settings={"tasks_per_chunk": SINUSOID.tasks})
     with ExitStack() as stack:
         processes = {name: stack.enter_context(Contender(name, SINUSOID, 1, ALLOCATOR)) for name in PEERS}
         processes["vmap"] = stack.enter_context(Contender("distmeta", batched, 1, ALLOCATOR))
-        looped = SINUSOID._replace(settings={"task_batching": "loop"})
+        looped = replace(SINUSOID, settings={"task_batching": "loop"})
         processes["distmeta, one after another"] = stack.enter_context(Contender("distmeta", looped, 1, ALLOCATOR))
         best_of = {name: lambda process=process: min(process() for _ in range(20)) for name, process in processes.items()}
         seconds = in_turn(best_of, repeats)
@@ -243,8 +247,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (all)")
     parser.add_argument("--repeats", type=int, default=9, help="turns that count (9)")
+    parser.add_argument("--processor-time", action="store_true", help="on a busy machine: compare one-thread processes by processor time")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    Contender.processor_time = arguments.processor_time
     print(f"{'ratio of ours to theirs: median (quartiles)':62} {'ours':>10} {'theirs':>10}")
     for name in arguments.only:
         for row in PARTS[name](arguments.repeats):

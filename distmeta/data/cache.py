@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 
 class StoredBytes:
-    """The content of an open file: sliced like `bytes`, but read when asked for, so that it takes no memory of this process.
+    """The content of an open file: sliced `[start:stop]` like `bytes`, but read when asked for, so that it takes no memory of this process.
 
     While it lives, the file is marked as in use (a shared lock), which `ShardCache` respects; the content stays even if the name goes.
     """
@@ -29,7 +29,7 @@ class StoredBytes:
         return os.fstat(self._descriptor).st_size
 
     def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(len(self))
+        start, stop = part.start or 0, len(self) if part.stop is None else part.stop
         return os.pread(self._descriptor, stop - start, start)
 
     def sha256(self) -> str:

@@ -71,7 +71,8 @@ def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         return picture.convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{origin} does not decode as an image ({error})", "replace or remove that file") from None
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{origin} does not decode as an image ({reason})", "replace or remove that file") from None
 
 
 def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:

@@ -151,7 +151,7 @@ class EpisodeStream:
 @lru_cache(maxsize=4096)
 def _shard_order(seed: int, slot: int, round_: int, shards: int, width: int) -> tuple[int, ...]:
     """In which order a slot visits the shards in a round. In windows of two, no round begins with the shard that ended the last one."""
-    order = generator(seed, "shard order", slot, round_).permutation(shards).tolist()
-    if width == 2 and round_ > 0 and order[0] == _shard_order(seed, slot, round_ - 1, shards, width)[-1]:
-        order[:2] = order[1::-1]  # there are three or more: the end, which the next round asks for, stays
+    order, before = (generator(seed, "shard order", slot, max(0, r)).permutation(shards).tolist() for r in (round_, round_ - 1))
+    if width == 2 and round_ > 0 and order[0] == before[-1]:
+        order[:2] = order[1::-1]  # there are three or more: where a round ends stays
     return tuple(order)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from distmeta.data.episodes import EpisodeBatch, Task, compose
+from distmeta.data.images import channels_last
 from distmeta.data.pack import pack
 from distmeta.data.shards import Dataset, members_of_class
 from distmeta.data.sources import SourceImage
@@ -105,6 +106,13 @@ def test_labels_follow_the_images(dataset: Dataset) -> None:
             centres = torch.stack([support[labels == label].mean(0) for label in range(3)])
             nearest = torch.cdist(queries.flatten(1), centres.flatten(1)).argmin(1)
             assert torch.equal(nearest, query_labels)
+
+
+def test_images_lie_in_memory_with_the_channels_innermost(dataset: Dataset) -> None:
+    """Also a single channel's stride says so: by it torch chooses the fast convolutions, and with them the bits."""
+    batch = take(EpisodeStream(dataset, "train", TASK, seed=0), [0, 1], 0, 1)[0]
+    for images in (batch.support_images, batch.query_images):
+        assert images.stride() == channels_last(images.clone(memory_format=torch.contiguous_format)).stride()
 
 
 def test_class_rotations_turn_whole_classes(dataset: Dataset) -> None:

@@ -42,7 +42,7 @@ class Preprocessing(BaseModel):
         repeat = rows.shape[-1] // len(std)
         images = rows / np.tile(np.float32(255) * std, repeat)
         images -= np.tile(mean / std, repeat)
-        return torch.from_numpy(images.reshape(innermost.shape)).movedim(-1, -3)
+        return torch.from_numpy(images).unflatten(-1, (repeat, len(std))).movedim(-1, -3)
 
     def pixels(self, *shape: int) -> Pixels:
         """Room for images (*shape, C, H, W), in memory as `channels_last` says."""

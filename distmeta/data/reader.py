@@ -42,8 +42,7 @@ class ImageReader:
         needed = list(dict.fromkeys(shards))
         with self._lock:
             for number in needed:
-                known = number in self._shards
-                self._shards[number] = self._shards.pop(number) if known else self._threads.submit(self._dataset.fetch, self._infos[number])
+                self._shards[number] = self._fetched(number)
             spare = sum(self._infos[number].bytes for number in self._shards if number not in needed)
             for number in [number for number in self._shards if number not in needed]:
                 if spare <= _SPARE_SHARD_BYTES:
@@ -52,7 +51,7 @@ class ImageReader:
                 spare -= self._infos[number].bytes
 
     def first(self, choices: Iterator[ImageRef]) -> Pixels:
-        """The first of `choices`, of shards expected, that decodes, uint8 (C, H, W).
+        """The first of `choices` that decodes, uint8 (C, H, W).
 
         Raises DataError if none does, if too many others did not, or if their shard cannot be had.
         """
@@ -69,12 +68,18 @@ class ImageReader:
                 last = error
         raise DataError(f"{last}, and no image of its class is left to replace it", "distmeta verify names the images to mend")
 
+    def _fetched(self, number: int) -> Future[Shard]:
+        """A shard, taken out of `_shards` or asked for now; under the lock."""
+        return self._shards.pop(number, None) or self._threads.submit(self._dataset.fetch, self._infos[number])
+
     def _decode(self, image: ImageRef) -> Pixels:
         number, member = image
         key = self._infos[number].key(member)
         if key in self.bad:
             raise _BadImage(key, f"{key} was bad before")
-        shard = self._shards[number].result()
+        with self._lock:
+            future = self._shards[number] = self._fetched(number)
+        shard = future.result()
         self._read.add(number)
         try:
             pixels = decode_packed(shard.image(member), self._preprocessing, key)

@@ -10,6 +10,7 @@ import cachetools
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from distmeta.data.ahead import ahead
 from distmeta.data.augment import Augment, augmented
@@ -141,11 +142,15 @@ class EpisodeStream:
         return EpisodeBatch(
             step,
             list(slots),
-            self.preprocessing.network_input(pixels[:, :, :shot]).flatten(1, 2),
+            self._images(pixels[:, :, :shot]),
             labels.repeat_interleave(shot, 1),
-            self.preprocessing.network_input(pixels[:, :, shot:]).flatten(1, 2),
+            self._images(pixels[:, :, shot:]),
             labels.repeat_interleave(self.task.queries, 1),
         )
+
+    def _images(self, pixels: Pixels) -> Tensor:
+        """(B, N, K, C, H, W) → (B, N*K, C, H, W), joined with the channels innermost, or torch would forget that they are, where C is 1."""
+        return self.preprocessing.network_input(pixels).movedim(-3, -1).flatten(1, 2).movedim(-1, -3)
 
 
 @lru_cache(maxsize=4096)

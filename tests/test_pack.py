@@ -140,7 +140,9 @@ def test_a_truncated_or_missing_shard_is_named(packed: Path, dataset: Dataset, t
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda m: m | {"format_version": 99}, "format version 99"),
+        (lambda m: m | {"format_version": 99}, r"format version 99.*\nupdate distmeta"),
+        (lambda m: m | {"format_version": 1}, r"format version 1;.*\npack the dataset again"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"sizes": "not base64"}]}, r"damaged: shards.0.sizes"),
         (lambda m: m | {"dataset": "another"}, "does not match its own fingerprint"),
         (lambda m: {k: v for k, v in m.items() if k != "shards"}, "damaged: shards"),
         (lambda m: m | {"shards": [m["shards"][0] | {"name": "../../etc/passwd"}]}, r"damaged: shards.0.name"),

@@ -1,6 +1,8 @@
 """Looking into a packed dataset: counts, how often classes meet, and one episode as image folders or as a picture."""
 
 import io
+import math
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +100,7 @@ _GAP = 6  # between images
 _BETWEEN = 36  # between support and queries
 _MARGIN = 24
 _HEAD = 30  # above the first row
-_TEXT = 250  # left of the first column
+_TEXT = 260  # for a class's name at most
 
 
 def draw_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Path) -> None:
@@ -107,19 +109,20 @@ def draw_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Pat
     Raises DataError if `out` cannot be written as a picture, ConfigError if the split cannot serve `task`.
     """
     shard, episode = _episode(dataset, split, task, seed)
+    names = [_shortened(dataset.manifest.classes[class_id].name) for class_id in episode.class_ids.tolist()]
     step = _TILE + _GAP
-    width = 2 * _MARGIN + _TEXT + task.images_per_class * step - _GAP + _BETWEEN
-    page = Image.new("RGB", (width, 2 * _MARGIN + _HEAD + task.way * step - _GAP), "white")
+    left = 2 * _MARGIN + math.ceil(max(_font(14).getlength(name) for name in names))
+    query_left = left + task.shot * step - _GAP + _BETWEEN
+    size = (query_left + task.queries * step - _GAP + _MARGIN, 2 * _MARGIN + _HEAD + task.way * step - _GAP)
+    page = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(page)
-    left, query_left = _MARGIN + _TEXT, _MARGIN + _TEXT + task.shot * step - _GAP + _BETWEEN
     pen.text((left, _MARGIN), "support", fill="#444444", font=_font(15, bold=True))
     pen.text((query_left, _MARGIN), "queries", fill="#444444", font=_font(15, bold=True))
     pen.line([(query_left - _BETWEEN // 2, _MARGIN), (query_left - _BETWEEN // 2, page.height - _MARGIN)], fill="#bbbbbb", width=1)
-    for label, (class_id, members) in enumerate(zip(episode.class_ids.tolist(), episode.members.tolist(), strict=True)):
+    for label, (name, members) in enumerate(zip(names, episode.members.tolist(), strict=True)):
         top = _MARGIN + _HEAD + label * step
-        info = dataset.manifest.classes[class_id]
         pen.text((_MARGIN, top + _TILE // 2 - 20), f"label {label}", fill="#888888", font=_font(12))
-        pen.text((_MARGIN, top + _TILE // 2 - 3), _shortened(info.name, pen, _TEXT - 16), fill="black", font=_font(14))
+        pen.text((_MARGIN, top + _TILE // 2 - 3), name, fill="black", font=_font(14))
         for position, member in enumerate(members):
             x = left + position * step if position < task.shot else query_left + (position - task.shot) * step
             page.paste(_tile(shard.image(member)), (x, top))
@@ -141,14 +144,16 @@ def _tile(image: bytes) -> Image.Image:
     return picture
 
 
-def _shortened(text: str, pen: ImageDraw.ImageDraw, width: int) -> str:
-    if pen.textlength(text, font=_font(14)) <= width:
-        return text
-    while text and pen.textlength(text + "…", font=_font(14)) > width:
-        text = text[:-1]
-    return text + "…"
+def _shortened(name: str) -> str:
+    """As much of a class's name as fits beside its row."""
+    if _font(14).getlength(name) <= _TEXT:
+        return name
+    while _font(14).getlength(name + "…") > _TEXT:
+        name = name[:-1]
+    return name + "…"
 
 
+@cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(str(path), size)

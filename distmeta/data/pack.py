@@ -85,7 +85,7 @@ def pack(
     disk is full; ConfigError if a split cannot serve `options.task`.
     """
     with _work_folder(out) as work, Workers(processes) as workers:
-        header = {"encoding": options.encoding, "dataset": options.dataset, "source": options.source, "seed": options.seed}
+        header = {"encoding": options.encoding._asdict(), "dataset": options.dataset, "source": options.source, "seed": options.seed}
         with closing(Spool(work, header)) as spool:
             if not spool.whole:
                 _fill(spool, track(images, "packing", total), options.encoding, workers)

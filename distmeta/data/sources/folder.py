@@ -38,7 +38,7 @@ def fractions(text: str) -> tuple[float, float, float]:
         train, val, test = (float(part) for part in text.split("/"))
     except ValueError:
         train = val = test = -1.0
-    if min(train, val, test) <= 0 or abs(train + val + test - 1) > 1e-6:
+    if not (min(train, val, test) > 0 and abs(train + val + test - 1) < 1e-6):  # nor NaN
         raise ConfigError(f"--split {text} is not three positive fractions that add up to 1", "write --split 0.7/0.15/0.15")
     return train, val, test
 
@@ -58,7 +58,6 @@ def read(
     """
     try:
         classes = _cut(_classes(folder), split, split_by, seed) if split else _divided(folder)
-        _check_twice([found for group in classes.values() for found in group])
         counts: Counter[str] = Counter()
         for found in (found for group in classes.values() for found in group):
             here = Counter(_kind(entry) for entry in os.scandir(found.path))
@@ -121,6 +120,7 @@ def _divided(folder: Path) -> dict[str, list[_Class]]:
             if other != split:
                 text = f"class '{found.full_name}' of {folder} stands in {other} and {split}; splits share no class."
                 raise DataError(text, "Move or rename one of them.")
+    _check_twice([found for group in classes.values() for found in group])
     return classes
 
 
@@ -156,6 +156,7 @@ def _check_twice(classes: list[_Class]) -> None:
 
 def _cut(classes: list[_Class], split: tuple[float, float, float], by: str, seed: int) -> dict[str, list[_Class]]:
     """Classes, or whole categories, to splits at random by `seed`: numbers nearest to the fractions, one at least in each split."""
+    _check_twice(classes)
     unit = [found.full_name if by == "class" else found.category or found.name for found in classes]
     units = sorted(set(unit))
     if len(units) < len(SPLITS):
@@ -164,5 +165,5 @@ def _cut(classes: list[_Class], split: tuple[float, float, float], by: str, seed
     val = min(max(bounds[0], 1), len(units) - 2)
     test = min(max(bounds[1], val + 1), len(units) - 1)
     order = generator(seed, "folder split").permutation(len(units))
-    split_of = {units[i]: SPLITS[(place >= val) + (place >= test)] for place, i in enumerate(order)}
+    split_of = {units[i]: SPLITS[int(place >= val) + int(place >= test)] for place, i in enumerate(order)}
     return {name: [found for found, its in zip(classes, unit, strict=True) if split_of[its] == name] for name in SPLITS}

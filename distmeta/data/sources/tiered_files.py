@@ -52,7 +52,10 @@ def _images(folder: Path, labels: dict[str, tuple[list[str], list[str]]]) -> Ite
 
 
 def _labels(path: Path) -> tuple[list[str], list[str]]:
-    """For every image of a split its class and category: names where the file has them, else numbers after the split's name."""
+    """For every image of a split its class and category: names where the file has them, else numbers after the split's name.
+
+    Without categories each class is its own.
+    """
     split = path.name.removesuffix("_labels.pkl")
     content = _load(path)
     if not isinstance(content, dict):
@@ -61,20 +64,23 @@ def _labels(path: Path) -> tuple[list[str], list[str]]:
     specific = table.get("label_specific", table.get("labels"))
     if specific is None or not len(specific):
         raise DataError(f"{path} holds neither label_specific nor labels, but {', '.join(map(str, table))}", _FILES)
-    general = table.get("label_general", specific)
-    if len(general) != len(specific):
-        raise DataError(f"{path} holds {len(specific)} labels but {len(general)} categories", _FILES)
-    return _names(specific, table.get("label_specific_str"), split, path), _names(general, table.get("label_general_str"), split, path)
+    classes = _names(specific, table.get("label_specific_str"), split, path)
+    if "label_general" not in table:
+        return classes, classes
+    categories = _names(table["label_general"], table.get("label_general_str"), f"{split}-category", path)
+    if len(categories) != len(classes):
+        raise DataError(f"{path} holds {len(classes)} labels but {len(categories)} categories", _FILES)
+    return classes, categories
 
 
-def _names(labels: Any, names: Any, split: str, path: Path) -> list[str]:
+def _names(labels: Any, names: Any, stem: str, path: Path) -> list[str]:
     numbers = np.asarray(labels)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise DataError(f"{path}: labels are {numbers.dtype} of shape {numbers.shape}; they are one integer for each image", _FILES)
     texts = None if names is None else [name.decode() if isinstance(name, bytes) else str(name) for name in names]
     if texts is not None and not 0 <= numbers.min() <= numbers.max() < len(texts):
         raise DataError(f"{path}: labels run from {numbers.min()} to {numbers.max()} but there are {len(texts)} names", _FILES)
-    return [texts[number] if texts else f"{split}-{number:04d}" for number in numbers.tolist()]
+    return [texts[number] if texts else f"{stem}-{number:04d}" for number in numbers.tolist()]
 
 
 def _from_pickle(path: Path) -> Iterator[bytes]:

@@ -6,6 +6,8 @@ import itertools
 import json
 import random
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -75,6 +77,17 @@ def test_plain_webdataset_reads_the_shards(packed: Path, dataset: Dataset) -> No
         assert [int(sample["cls"]) for sample in samples] == info.class_ids
         shard = dataset.fetch(info)
         assert all(sample["png"] == shard.image(i) for i, sample in enumerate(samples))
+
+
+def test_webdataset_alone_reads_the_shards(packed: Path) -> None:
+    program = """
+import sys, webdataset
+samples = list(webdataset.WebDataset(sys.argv[1], shardshuffle=False))
+assert not any(name.startswith("distmeta") for name in sys.modules)
+print(len(samples), *sorted(samples[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(packed / "train-000000.tar")], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["72", "__key__", "__local_path__", "__url__", "cls", "png"]
 
 
 def test_pixel_statistics_are_the_training_splits(dataset: Dataset) -> None:

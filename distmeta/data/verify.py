@@ -28,8 +28,11 @@ class Finding(NamedTuple):
 
 
 class _Member(NamedTuple):
+    """A file of a shard; `label` is what it holds if it is a .cls."""
+
     offset: int
-    content: bytes
+    size: int
+    label: bytes
 
 
 def verify(dataset: Dataset, quick: bool = False) -> Iterator[list[Finding]]:
@@ -78,7 +81,7 @@ def _check_content(dataset: Dataset, shard: Shard) -> Iterator[Finding]:
         if reason:
             yield Finding(info.name, key, reason)
         image = found.get(f"{key}.{suffix}")
-        if image and (image.offset, len(image.content)) != (info.offsets[member], info.sizes[member]):
+        if image and image[:2] != (info.offsets[member], info.sizes[member]):
             yield Finding(info.name, key, f"the image does not lie at byte {info.offsets[member]}, where the manifest says it does")
         try:
             decode(shard.image(member), dataset.manifest.preprocessing, "the image")
@@ -95,16 +98,16 @@ def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:
                 yield Finding(shard.info.name, member.name, "names a place outside the shard")
             if member.name in found:
                 yield Finding(shard.info.name, member.name, "stands twice")
-            found[member.name] = _Member(member.offset_data, content.read())
+            found[member.name] = _Member(member.offset_data, member.size, content.read() if member.name.endswith(".cls") else b"")
     except DataError as error:
         yield Finding(shard.info.name, "", error.message)
 
 
-def _label_problem(label: _Member | None, class_id: int, classes: int) -> str:
-    if label is None:
+def _label_problem(member: _Member | None, class_id: int, classes: int) -> str:
+    if member is None:
         return "the label (.cls) is missing"
-    if not label.content.isdigit():
-        return f"label {label.content[:20]!r} is no number"
-    if int(label.content) >= classes:
-        return f"label {int(label.content)} is out of range; the manifest has {classes} classes"
-    return "" if int(label.content) == class_id else f"label {int(label.content)}; the manifest says {class_id}"
+    if not member.label.isdigit():
+        return f"label {member.label[:20]!r} is no number"
+    if int(member.label) >= classes:
+        return f"label {int(member.label)} is out of range; the manifest has {classes} classes"
+    return "" if int(member.label) == class_id else f"label {int(member.label)}; the manifest says {class_id}"

@@ -1,10 +1,7 @@
 """Images of a source → episode-ready WebDataset shards and their manifest, in constant memory, resumable, the same bytes each time."""
 
-import hashlib
 import math
-import os
 import shutil
-import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -13,9 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
-from webdataset import TarWriter
 
-from distmeta.data.deal import Integers, deal
+from distmeta.data.deal import deal
 from distmeta.data.encode import Encoding, batches, encode
 from distmeta.data.episodes import Task
 from distmeta.data.images import Preprocessing, Resize
@@ -23,6 +19,7 @@ from distmeta.data.shards import MANIFEST, ClassInfo, Manifest, ShardInfo, Split
 from distmeta.data.sources import SourceImage
 from distmeta.data.spool import Spool, SpooledClass
 from distmeta.data.workers import Workers
+from distmeta.data.write import ShardPlan, write_shard
 from distmeta.errors import ConfigError, DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -93,23 +90,10 @@ def pack(
         folder = work / "whole"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        infos = [
-            ClassInfo(name=name, category=spool.classes[split, name].category, split=split, images=len(spool.classes[split, name].sizes))
-            for split in SPLITS
-            for name in sorted(name for of_split, name in spool.classes if of_split == split)
-        ]
-        tasks = [task for split in SPLITS for task in _shard_tasks(split, infos, spool, folder, options)]
-        shards = list(track(workers.map(_write_shard, tasks), "writing shards", len(tasks)))
-        manifest = Manifest(
-            dataset=options.dataset,
-            seed=options.seed,
-            source=options.source,
-            image_format=options.image_format,
-            preprocessing=_preprocessing(spool, options),
-            classes=infos,
-            shards=shards,
-        )
-        manifest = manifest.model_copy(update={"fingerprint": manifest.digest()})
+        infos = _class_infos(spool)
+        plans = [plan for split in SPLITS for plan in _plans(split, infos, spool, folder, options)]
+        shards = list(track(workers.map(write_shard, plans), "writing shards", len(plans)))
+        manifest = _manifest(spool, infos, shards, options)
         (folder / MANIFEST).write_text(manifest.model_dump_json())
     return Packed(manifest, spool.skipped)
 
@@ -166,6 +150,25 @@ def _check_images(spool: Spool, max_bad_fraction: float) -> None:
         )
 
 
+def _class_infos(spool: Spool) -> list[ClassInfo]:
+    """The classes in the order of their class_ids: by split, then by name."""
+    found = sorted(spool.classes.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
+    return [ClassInfo(name=name, category=one.category, split=split, images=len(one.sizes)) for (split, name), one in found]  # type: ignore[arg-type]
+
+
+def _manifest(spool: Spool, infos: list[ClassInfo], shards: list[ShardInfo], options: PackOptions) -> Manifest:
+    manifest = Manifest(
+        dataset=options.dataset,
+        seed=options.seed,
+        source=options.source,
+        image_format=options.image_format,
+        preprocessing=_preprocessing(spool, options),
+        classes=infos,
+        shards=shards,
+    )
+    return manifest.model_copy(update={"fingerprint": manifest.digest()})
+
+
 def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
     """With mean and standard deviation of the training images' pixels, in 0..1, for each channel."""
     count = options.image_size**2 * sum(len(spooled.sizes) for (split, _), spooled in spool.classes.items() if split == "train")
@@ -180,19 +183,7 @@ def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
     )
 
 
-class _ShardTask(NamedTuple):
-    """One shard to write: sample i is `sizes[i]` bytes from `offsets[i]` of the spool and belongs to `class_ids[i]`."""
-
-    path: Path
-    split: Split
-    image_format: str
-    spool: Path
-    class_ids: Integers
-    offsets: Integers
-    sizes: Integers
-
-
-def _shard_tasks(split: Split, infos: list[ClassInfo], spool: Spool, folder: Path, options: PackOptions) -> Iterator[_ShardTask]:
+def _plans(split: Split, infos: list[ClassInfo], spool: Spool, folder: Path, options: PackOptions) -> Iterator[ShardPlan]:
     ids = [class_id for class_id, info in enumerate(infos) if info.split == split]
     if not ids:
         return
@@ -205,7 +196,7 @@ def _shard_tasks(split: Split, infos: list[ClassInfo], spool: Spool, folder: Pat
     for number, shard in enumerate(dealt):
         path = folder / f"{split}-{number:06d}.tar"
         samples = first[shard.classes] + shard.images
-        yield _ShardTask(path, split, options.image_format, spool.path, ids[0] + shard.classes, offsets[samples], sizes[samples])
+        yield ShardPlan(path, split, options.image_format, spool.path, ids[0] + shard.classes, offsets[samples], sizes[samples])
 
 
 def _layout(split: Split, infos: list[ClassInfo], tar_bytes: int, options: PackOptions) -> tuple[int, int]:
@@ -235,27 +226,3 @@ def _tar_bytes(classes: list[SpooledClass]) -> int:
     """What the images take in tar files: each has a header of 512 bytes and is filled up to the next 512; its label takes 1024."""
     sizes = np.concatenate([np.asarray(spooled.sizes, dtype=np.int64) for spooled in classes])
     return int((512 + -(-sizes // 512) * 512 + 1024).sum())
-
-
-def _write_shard(task: _ShardTask) -> ShardInfo:
-    """A plain WebDataset shard: `<key>.<format>` and `<key>.cls` (the class_id) for every image."""
-    with task.spool.open("rb") as spool, task.path.open("wb") as file:
-        with TarWriter(file, encoder=False, mtime=0) as writer:
-            for key, (class_id, offset, size) in enumerate(zip(task.class_ids, task.offsets, task.sizes, strict=True)):
-                content = os.pread(spool.fileno(), size, offset)
-                writer.write({"__key__": f"{key:08d}", task.image_format: content, "cls": str(class_id).encode()})
-        file.flush()
-        os.fsync(file.fileno())  # before the folder gets its name
-    with tarfile.open(task.path) as archive:
-        places = [member.offset_data for member in archive if member.name.endswith(f".{task.image_format}")]
-    with task.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardInfo(
-        name=task.path.name,
-        split=task.split,
-        bytes=task.path.stat().st_size,
-        sha256=digest,
-        class_ids=task.class_ids.tolist(),
-        offsets=places,
-        sizes=task.sizes.tolist(),
-    )

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import itertools
 import json
 import random
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 import webdataset
 from conftest import options, patterns
+from PIL import Image
 
 import distmeta.data.pack as pack_module
+from distmeta.data.encode import encode
 from distmeta.data.episodes import Task
 from distmeta.data.images import decode
 from distmeta.data.pack import pack
@@ -118,6 +121,25 @@ def test_an_undecodable_image_is_left_out_and_named(n: int, tmp_path: Path) -> N
     assert sum(info.images for info in packed.manifest.classes) == 299
     others = [image for i, image in enumerate(patterns()) if i != n]
     assert pack(others, tmp_path / "without", options()).manifest == packed.manifest
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
+def test_whatever_is_wrong_in_an_image_is_its_problem_alone(form: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(buffer, form)
+    chance, whole, encoding = random.Random(form), buffer.getvalue(), options(channels=3).encoding
+    spoilt = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):
+            content[chance.randrange(min(len(content), chance.choice([60, 400, 10**6])))] = chance.randrange(256)
+        content = content[: chance.choice([len(content), chance.randrange(len(content))])]
+        images = [SourceImage("train", "a", "a", image, "") for image in (whole, bytes(content), whole)]
+        first, second, third = encode(encoding, images).images
+        assert first.content == third.content
+        assert (first.problem, bool(second.problem)) == ("", not second.content)
+        spoilt += not second.content
+    assert spoilt > 30
 
 
 def test_too_many_undecodable_images_stop_the_pack_and_more_may_be_allowed(tmp_path: Path) -> None:

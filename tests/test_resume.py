@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -148,6 +149,26 @@ def test_another_source_is_not_mixed_in(tmp_path: Path) -> None:
             pack(other, tmp_path / "out", options())
         assert "remove that folder" in caught.value.remedy
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [1, 10])
+def test_a_source_that_changed_after_all_was_encoded_is_noticed(more: int, tmp_path: Path) -> None:
+    """The pack stopped while it wrote shards; its leftovers must not stand in for a source that has more images by now."""
+
+    def stop(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
+        if what == "writing shards":
+            raise KeyboardInterrupt
+        return items
+
+    images = list(patterns())
+    first = images[: 300 - more]
+    with pytest.raises(KeyboardInterrupt):
+        pack(first, tmp_path / "out", options(), track=stop)
+    if more == 1:  # within a batch
+        with pytest.raises(DataError, match="batch 29 differs"):
+            pack(images, tmp_path / "out", options())
+    else:
+        assert sum(info.images for info in pack(images, tmp_path / "out", options()).manifest.classes) == 300
 
 
 def test_a_running_pack_is_not_disturbed_and_a_killed_one_holds_no_lock(packed: Path, tmp_path: Path) -> None:

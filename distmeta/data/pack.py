@@ -84,8 +84,7 @@ def pack(
     with _work_folder(out) as work, Workers(processes) as workers:
         header = {"encoding": options.encoding._asdict(), "dataset": options.dataset, "source": options.source, "seed": options.seed}
         with closing(Spool(work, header)) as spool:
-            if not spool.whole:
-                _fill(spool, track(images, "packing", total), options.encoding, workers)
+            _fill(spool, track(images, "packing", total), options.encoding, workers)
         _check_images(spool, options.max_bad_fraction)
         folder = work / "whole"
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,26 +126,29 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 def _fill(spool: Spool, images: Iterable[SourceImage], encoding: Encoding, workers: Workers) -> None:
-    """Encode what the spool does not hold yet. Memory: a few batches of images, and 16 bytes for each one spooled."""
+    """Encode what the spool does not hold yet; what it holds is compared with the source, which may have changed since.
+
+    Memory: a few batches of images, and 16 bytes for each one spooled.
+    """
     stream = batches(images)
     for number in range(spool.batches):
         spool.check(number, next(stream, []))
     for batch in workers.map(partial(encode, encoding), stream):
         spool.append(batch)
-    spool.finish()
 
 
 def _check_images(spool: Spool, max_bad_fraction: float) -> None:
     if not any(split == "train" for split, _ in spool.classes):
         raise DataError("the source holds no training image", "check the source and its split")
     example = f"such as {spool.skipped[0][0]}: {spool.skipped[0][1]}" if spool.skipped else ""
+    anew = f"remove {spool.path.parent} to begin anew"
     empty = [name for (_, name), spooled in spool.classes.items() if not spooled.sizes]
     if empty:
-        raise DataError(f"no image of class '{empty[0]}' can be used, {example}", "replace its files, or take it out of the source")
+        raise DataError(f"no image of class '{empty[0]}' can be used, {example}", f"mend the source, then {anew}")
     if len(spool.skipped) > max_bad_fraction * spool.images:
         raise DataError(
             f"{len(spool.skipped)} of {spool.images} images do not decode, more than the fraction {max_bad_fraction} allowed, {example}",
-            f"replace these files, or allow more with --max-bad-fraction; then {_AGAIN}",
+            f"allow more with --max-bad-fraction, and {_AGAIN}; or mend the source, then {anew}",
         )
 
 

@@ -39,7 +39,6 @@ class Spool:
         self.sums: list[int] = []
         self.squares: list[int] = []
         self.images = 0
-        self.whole = False
         self._source_crcs = array("Q")
         self._end = 0
         self._resume(header)
@@ -71,11 +70,6 @@ class Spool:
         _write(self._journal, _line(entry))
         self._take(entry)
 
-    def finish(self) -> None:
-        """Note that the source has no more images."""
-        _write(self._journal, _line({"whole": True}))
-        self.whole = True
-
     def close(self) -> None:
         self._file.close()
         self._journal.close()
@@ -97,12 +91,9 @@ class Spool:
         kept = len(_line(header))
         with self.path.open("rb") as spool:
             for entry, length in entries:
-                if entry.get("whole"):
-                    self.whole = True
-                elif zlib.crc32(spool.read(_bytes(entry))) == entry["crcs"][1]:
-                    self._take(entry)
-                else:
+                if zlib.crc32(spool.read(_bytes(entry))) != entry["crcs"][1]:
                     break
+                self._take(entry)
                 kept += length
         os.truncate(self.path, self._end)
         os.truncate(self._journal_path, kept)

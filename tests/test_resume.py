@@ -22,7 +22,7 @@ from distmeta.data.sources import SourceImage
 from distmeta.data.spool import Spool
 from distmeta.errors import DataError
 
-# Slow enough to be killed on the way, as a large source is.
+# Slow enough to be killed on the way, as a large source is; at image number `stall` it waits for that.
 PROGRAM = """
 import sys, time
 sys.path.insert(0, {tests!r})
@@ -34,12 +34,11 @@ from distmeta.data.pack import pack
 distmeta.data.encode._BATCH_IMAGES = 10
 
 def slowly():
-    for image in patterns():
-        time.sleep(0.003)
+    for i, image in enumerate(patterns()):
+        time.sleep(0.003 if i != int(sys.argv[3]) else 600)
         yield image
 
 if __name__ == "__main__":
-    print("begun", flush=True)
     pack(slowly(), Path(sys.argv[1]), options(), processes=int(sys.argv[2]))
 """
 
@@ -53,9 +52,9 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def start(out: Path, processes: int, limit: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
+def start(out: Path, processes: int, stall: int = -1, limit: Callable[[], None] | None = None) -> "subprocess.Popen[str]":
     program = PROGRAM.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(out), str(processes)]
+    command = [sys.executable, "-c", program, str(out), str(processes), str(stall)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
 
 
@@ -67,14 +66,13 @@ def work_of(out: Path) -> Path:
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(processes: int, packed: Path, tmp_path: Path) -> None:
     out, chance = tmp_path / "out", random.Random(processes)
     kept = 0
-    for _ in range(2):
-        process = start(out, processes)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        while process.poll() is None and not (Spool.begun(work_of(out)) and (work_of(out) / "spool").stat().st_size > kept):
+    for stall in (120, 240):
+        process = start(out, processes, stall)
+        while not (Spool.begun(work_of(out)) and (work_of(out) / "spool").stat().st_size > kept):
+            assert process.poll() is None
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.2))
-        workers = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not out.exists()
@@ -173,8 +171,9 @@ def test_a_source_that_changed_after_all_was_encoded_is_noticed(more: int, tmp_p
 
 def test_a_running_pack_is_not_disturbed_and_a_killed_one_holds_no_lock(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = start(out, 1)
+    process = start(out, 1, 120)
     while not Spool.begun(work_of(out)):
+        assert process.poll() is None
         time.sleep(0.01)
     with pytest.raises(DataError, match="another pack into"):
         pack(patterns(), out, options())
@@ -187,7 +186,7 @@ def test_a_running_pack_is_not_disturbed_and_a_killed_one_holds_no_lock(packed: 
 def test_a_full_disk_is_said_and_the_pack_goes_on_when_there_is_room(packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for size in (20_000, 60_000):  # in the spool, in a shard
-        process = start(out, 1, lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))  # type: ignore[misc]
+        process = start(out, 1, limit=lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))  # type: ignore[misc]
         _, err = process.communicate()
         assert process.returncode == 1
         assert f"packing into {out} stopped: [Errno 27] File too large" in err

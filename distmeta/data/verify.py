@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from distmeta.data.images import decode
+from distmeta.data.images import decode_packed
 from distmeta.data.shards import Dataset, Shard, ShardInfo
 from distmeta.data.tars import members
 from distmeta.errors import DataError
@@ -84,7 +84,7 @@ def _check_content(dataset: Dataset, shard: Shard) -> Iterator[Finding]:
         if image and image[:2] != (info.offsets[member], info.sizes[member]):
             yield Finding(info.name, key, f"the image does not lie at byte {info.offsets[member]}, where the manifest says it does")
         try:
-            decode(shard.image(member), dataset.manifest.preprocessing, "the image")
+            decode_packed(shard.image(member), dataset.manifest.preprocessing, "the image")
         except DataError as error:
             yield Finding(info.name, key, error.message)
 

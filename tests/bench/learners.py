@@ -8,6 +8,7 @@ are paired differences over the episodes, "not separable" where the interval hol
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 import typer
 
 from distmeta.config import Config, load_config
+from distmeta.scale.cluster import ALLOCATOR
 from distmeta.scale.domain import domain_of
 from distmeta.scale.launch import initial_params, learner_of
 
@@ -59,6 +61,8 @@ def main(
     minutes: Annotated[float, typer.Option(help="Training time of each learner.")] = 4.0,
     out: Annotated[Path, typer.Option(help="Folder for the run folders.")] = Path("runs/learners"),
 ) -> None:
+    if not os.environ.keys() >= ALLOCATOR.keys():  # as workers have it, and before the process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     names = learner or list(LEARNERS)
     for name in names:
         sets = [*LEARNERS[name], f"run_folder={out / name}", f"tracking.model={config.stem.replace('_', '-')}-{name}"]

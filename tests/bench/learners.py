@@ -2,9 +2,9 @@
 
     python tests/bench/learners.py configs/omniglot_5way_1shot_maml.yaml --minutes 4
 
-For each learner of LEARNERS the steps that fit into the time are found by timing a step of its own, then `distmeta train` runs the
-config with the learner's settings in place of its own. The table gives transductive and inductive accuracy with 95% intervals; orders
-are paired differences over the episodes, "not separable" where the interval holds zero.
+For each learner of LEARNERS the steps that fit into the time (on an idle machine) are found by timing a step of its own, then
+`distmeta train` runs the config with the learner's settings in place of its own. The table gives transductive and inductive accuracy with
+95% intervals; orders are paired differences over the episodes, "not separable" where the interval holds zero.
 """
 
 import json
@@ -40,7 +40,7 @@ LEARNERS = {
 
 
 def step_seconds(config: Config) -> float:
-    """Median time of a worker's share of a step, beside what the reduction and the episodes take (some 6 ms)."""
+    """Median processor time of a worker's share of a step, and 6 ms for what else a step needs; a busy machine does not change it."""
     torch.set_num_threads(1)
     domain = domain_of(config)
     learner = learner_of(config, domain)
@@ -49,9 +49,9 @@ def step_seconds(config: Config) -> float:
     times = []
     for _ in range(12):
         batch = next(batches)
-        start = time.perf_counter()
+        start = time.process_time()
         learner.slot_gradients(params, batch)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return sorted(times)[len(times) // 2] + 0.006
 
 

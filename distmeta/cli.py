@@ -5,14 +5,25 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from distmeta.errors import DataError, DistmetaError
 
@@ -27,6 +38,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
 ]
+
+_LISTED = 20  # skipped images named one by one; --json names all
+_LINE_S = 10.0  # seconds between progress lines where there is no terminal
 
 
 def main() -> None:
@@ -57,21 +71,51 @@ def _about() -> None:
 @app.command()
 def pack(
     source: Annotated[Path | None, typer.Argument(help="Folder or archive of images; not for glyphs.", show_default=False)] = None,
-    dataset: Annotated[Literal["glyphs", "omniglot", "tiered-imagenet"], typer.Option(help="What the source is.")] = ...,  # type: ignore[assignment]
+    dataset: Annotated[
+        Literal["glyphs", "omniglot", "mini-imagenet", "tiered-imagenet", "folder"], typer.Option(help="What the source is.")
+    ] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
     splits: Annotated[
-        Path | None, typer.Option(help="Folder of train.csv, val.csv, test.csv (wnid,category); for tiered-imagenet.")
+        Path | None,
+        typer.Option(
+            help="Folder of train.csv, val.csv, test.csv: wnid,category for tiered-imagenet, filename,label for mini-imagenet "
+            "(the source itself, if absent)."
+        ),
     ] = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without split classes that the archive lacks.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on without what the split files name and the source lacks.")
+    ] = False,
+    omniglot_split: Annotated[
+        Literal["alphabets", "random-characters"] | None,
+        typer.Option(help="Omniglot's own alphabets (if absent), or 1100, 100 and 423 characters of any alphabet."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="For a folder without splits: fractions of its classes, such as 0.7/0.15/0.15.")] = None,
+    split_by: Annotated[
+        Literal["class", "category"] | None, typer.Option(help="What --split divides: classes (if absent) or whole categories.")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=8, max=1024, help="Side in pixels: 28, or 84 for tiered-imagenet, if absent.")
+        int | None, typer.Option(min=8, max=1024, help="Side in pixels: 28 for glyphs and omniglot, else 84, if absent.")
     ] = None,
-    images_per_class: Annotated[int, typer.Option(min=2, help="Images of each class in a shard, at least (K+Q or more).")] = 32,
     resize: Annotated[Literal["squash", "center-crop"], typer.Option(help="How other shapes become square.")] = "squash",
+    image_format: Annotated[
+        Literal["jpg", "png"] | None, typer.Option("--format", help="png for glyphs and omniglot, else jpg, if absent.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG's quality; 95 if absent.")] = None,
+    images_per_class: Annotated[
+        int | None, typer.Option(min=2, help="Images of each of its classes in a shard, at least; the larger of 32 and K+Q, if absent.")
+    ] = None,
+    classes_per_shard: Annotated[
+        int | None, typer.Option(min=2, help="Classes in a training shard; all, or as many as keep it at 64 MB, if absent.")
+    ] = None,
+    way: Annotated[int | None, typer.Option(min=2, help="Classes of the episodes you will draw: refuse a dataset without them.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Their support images per class.")] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="Their query images per class.")] = None,
+    max_bad_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="How many of the images may be undecodable.")] = 0.01,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; one for each core, if absent.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order in shards, and splits that are drawn.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Turn images into episode-ready WebDataset shards.
+    """Turn images into episode-ready WebDataset shards. Stopped or killed, the same command goes on where it was.
 
     Example: distmeta pack --dataset omniglot downloads/omniglot --out data/omniglot
     """
@@ -79,18 +123,42 @@ def pack(
     from distmeta.data.pack import SPLITS
     from distmeta.data.pack import pack as write
 
-    request = Request(dataset, source, splits, allow_missing, image_size, images_per_class, resize, seed)
-    images = _counted(open_source(request, _say), "packing")
-    manifest = write(images, out, pack_options(request))
+    request = Request(
+        dataset=dataset,
+        source=source,
+        splits=splits,
+        allow_missing=allow_missing,
+        omniglot_split=omniglot_split,
+        split=split,
+        split_by=split_by,
+        image_size=image_size,
+        image_format=image_format,
+        quality=quality,
+        images_per_class=images_per_class,
+        classes_per_shard=classes_per_shard,
+        way=way,
+        shot=shot,
+        queries=queries,
+        resize=resize,
+        max_bad_fraction=max_bad_fraction,
+        seed=seed,
+    )
+    opened = open_source(request, _say)
+    manifest, skipped = write(opened.images, out, pack_options(request, opened), processes or os.cpu_count() or 1, opened.total, _counted)
     summary = {}
-    for split in SPLITS:
-        classes = [info for info in manifest.classes if info.split == split]
-        shards = sum(info.split == split for info in manifest.shards)
-        summary[split] = {"classes": len(classes), "images": sum(info.images for info in classes), "shards": shards}
-        _say(f"{split}: {{classes}} classes, {{images}} images, {{shards}} shards".format(**summary[split]))
+    for name in SPLITS:
+        classes = [info for info in manifest.classes if info.split == name]
+        shards = sum(info.split == name for info in manifest.shards)
+        summary[name] = {"classes": len(classes), "images": sum(info.images for info in classes), "shards": shards}
+        _say(f"{name}: {{classes}} classes, {{images}} images, {{shards}} shards".format(**summary[name]))
+    for origin, reason in skipped[:_LISTED]:
+        _say(f"skipped {origin}: {reason}")
+    if skipped:
+        _say(f"skipped {len(skipped)} images that do not decode")
     _say(f"packed {manifest.dataset} into {out}")
     if as_json:
-        print(json.dumps({"out": str(out), "splits": summary}))
+        left_out = [{"origin": origin, "reason": reason} for origin, reason in skipped]
+        print(json.dumps({"out": str(out), "splits": summary, "skipped": left_out}))
 
 
 @app.command()
@@ -99,7 +167,7 @@ def verify(
     quick: Annotated[bool, typer.Option("--quick", help="Compare sizes only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check every shard: size, SHA-256, labels, and that every image decodes. Exit code 1 if anything is wrong.
+    """Check every shard: size, SHA-256, members, labels, and that every image decodes. Exit code 1 if anything is wrong.
 
     Example: distmeta verify data/omniglot
     """
@@ -107,9 +175,11 @@ def verify(
     from distmeta.data.verify import verify as check
 
     dataset = Dataset(shards)
-    bad = list(check(dataset, quick))
-    for finding in bad:
-        _say(f"{finding.shard} {finding.key}: {finding.reason}")
+    bad = []
+    for findings in _counted(check(dataset, quick), "verifying shards", len(dataset.manifest.shards)):
+        bad += findings
+        for finding in findings:
+            _say(f"{finding.shard} {finding.key}: {finding.reason}")
     _say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
     if as_json:
         print(json.dumps({"ok": not bad, "bad": [finding._asdict() for finding in bad]}))
@@ -120,29 +190,36 @@ def verify(
 @app.command()
 def inspect(
     shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --export.")] = "test",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --export and --episode.")] = "test",
     export: Annotated[
         Path | None, typer.Option(help="Write one episode as image folders: support/CLASS/*.png and query/CLASS/*.png.")
     ] = None,
+    episode: Annotated[Path | None, typer.Option(help="Draw that episode into a picture, such as episode.png.")] = None,
     way: Annotated[int, typer.Option(min=2, help="Classes of that episode.")] = 5,
     shot: Annotated[int, typer.Option(min=1, help="Support images per class.")] = 1,
     queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Which episode.")] = 0,
 ) -> None:
-    """Say what a packed dataset holds; with --export, write one of its episodes as image folders.
+    """Say what a packed dataset holds; with --export or --episode, write or draw one of its episodes.
 
-    Example: distmeta inspect data/omniglot --export episode
+    Example: distmeta inspect data/omniglot --export episode --episode episode.png
     """
     from distmeta.data.episodes import Task
-    from distmeta.data.inspect import export_episode, overview
+    from distmeta.data.inspect import draw_episode, export_episode, overview, pair_overview
     from distmeta.data.shards import Dataset
 
     dataset = Dataset(shards)
-    rows = overview(dataset)
-    _table(["split", "classes", "categories", "images", "shards", "MB"], rows)
+    _table(["split", "classes", "categories", "images", "shards", "classes/shard", "images/class/shard", "MB"], overview(dataset))
+    pairs = pair_overview(dataset)
+    if pairs:
+        _say("shards with some of their split's classes; how often two classes share one:")
+        _table(["split", "pairs", "shards/pair", "coefficient of variation", "never", "rarest pair"], pairs)
     if export is not None:
         export_episode(dataset, split, Task(way, shot, queries), seed, export)
         _say(f"wrote one episode to {export}/support and {export}/query")
+    if episode is not None:
+        draw_episode(dataset, split, Task(way, shot, queries), seed, episode)
+        _say(f"drew one episode into {episode}")
 
 
 @app.command()
@@ -437,12 +514,28 @@ def _percent(accuracy: float, ci95: float) -> str:
     return f"{100 * accuracy:.1f} ± {100 * ci95:.1f} %"
 
 
-def _counted(images: Iterable[T], what: str) -> Iterator[T]:
-    """Pass images through, with a count and rate on a terminal."""
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+
+def _counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Pass items through, with count, rate and time left: a bar on a terminal, elsewhere a line every ten seconds."""
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TaskProgressColumn(show_speed=True))
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        yield from progress.track(images, description=what, total=None)
+    if console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            yield from progress.track(items, description=what, total=total)
+        return
+    since, before = time.monotonic(), 0
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - since >= _LINE_S:
+            rate = (count - before) / (now - since)  # the last seconds': a resumed pack passes quickly over what it has
+            of = f" of {total:,}, {max(0, total - count) / rate:,.0f} s left" if total else ""
+            _say(f"{what}: {count:,}{of}, {rate:,.0f}/s")
+            since, before = now, count
 
 
 def _next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None) -> None:

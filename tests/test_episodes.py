@@ -1,16 +1,24 @@
 """Law 1: an episode is a pure function of (seed, split, step, slot), and is drawn uniformly."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from conftest import options, patterns, png
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from distmeta.data.episodes import EpisodeBatch, Task, compose
+from distmeta.data.images import channels_last
+from distmeta.data.pack import pack
 from distmeta.data.shards import Dataset, members_of_class
+from distmeta.data.sources import SourceImage
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
+from distmeta.seeds import generator
 
 TASK = Task(way=3, shot=1, queries=2)
 
@@ -100,6 +108,13 @@ def test_labels_follow_the_images(dataset: Dataset) -> None:
             assert torch.equal(nearest, query_labels)
 
 
+def test_images_lie_in_memory_with_the_channels_innermost(dataset: Dataset) -> None:
+    """Also a single channel's stride says so: by it torch chooses the fast convolutions, and with them the bits."""
+    batch = take(EpisodeStream(dataset, "train", TASK, seed=0), [0, 1], 0, 1)[0]
+    for images in (batch.support_images, batch.query_images):
+        assert images.stride() == channels_last(images.clone(memory_format=torch.contiguous_format)).stride()
+
+
 def test_class_rotations_turn_whole_classes(dataset: Dataset) -> None:
     stream = EpisodeStream(dataset, "train", Task(3, 2, 2, class_rotations=True), seed=0)
     plain = EpisodeStream(dataset, "train", Task(3, 2, 2), seed=0)
@@ -133,6 +148,38 @@ def test_evaluation_episodes_are_fixed_and_visit_every_shard(dataset: Dataset) -
     assert len(dataset.shards("test")) == 2
     members = [set(members_of_class(info)) for info in dataset.shards("test")]
     assert members[0] == members[1], "each shard holds all classes"
+
+
+def hard_patterns() -> Iterator[SourceImage]:
+    """Ten test classes so alike, of images so unequal, that the nearest mean picture is wrong half the time."""
+    yield from patterns(2, (1, 1, 0))
+    for number in range(10):
+        base = generator(8, "class", number).normal(0, 1, (16, 16))
+        for i in range(48):
+            random = generator(8, "image", number, i)
+            image = 128 + 25 * base + random.uniform(5, 90) * random.normal(0, 1, (16, 16))
+            yield SourceImage("test", f"test-{number}", "", png(image.clip(0, 255).astype(np.uint8)), f"{number}/{i}")
+
+
+def nearest_mean_accuracies(stream: EpisodeStream, indices: range) -> list[float]:
+    accuracies = []
+    for batch in stream.evaluation(indices):
+        for support, _, queries, labels in zip(*batch[2:], strict=True):
+            centres = support.unflatten(0, (stream.task.way, -1)).mean(1)
+            accuracies.append((torch.cdist(queries.flatten(1), centres.flatten(1)).argmin(1) == labels).double().mean().item())
+    return accuracies
+
+
+def test_the_stated_interval_holds_over_packing_seeds(tmp_path: Path) -> None:
+    """Packed 20 times with other seeds, the accuracy scatters by at most 1.3 times what each evaluation says of itself."""
+    sources, means, stated = list(hard_patterns()), [], []
+    for seed in range(20):
+        pack(sources, tmp_path / str(seed), options(seed=seed))
+        accuracies = nearest_mean_accuracies(EpisodeStream(Dataset(str(tmp_path / str(seed))), "test", Task(5, 1, 5), 0), range(100))
+        means.append(np.mean(accuracies))
+        stated.append(np.std(accuracies, ddof=1) / 10)
+    assert 0.3 < np.mean(means) < 0.7
+    assert np.std(means, ddof=1) < 1.3 * np.mean(stated), "it would be twice that if all episodes came from one shard"
 
 
 def test_impossible_tasks_are_refused_with_value_rule_and_remedy(dataset: Dataset) -> None:

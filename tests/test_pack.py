@@ -2,9 +2,13 @@
 
 import functools
 import hashlib
+import io
+import itertools
 import json
 import random
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +19,16 @@ import numpy as np
 import pytest
 import webdataset
 from conftest import options, patterns
+from PIL import Image
 
+import distmeta.data.pack as pack_module
+from distmeta.data.encode import encode
+from distmeta.data.episodes import Task
 from distmeta.data.images import decode
 from distmeta.data.pack import pack
 from distmeta.data.shards import Dataset
 from distmeta.data.sources import SourceImage
-from distmeta.errors import DataError
+from distmeta.errors import ConfigError, DataError
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -32,6 +40,19 @@ def test_same_input_same_bytes(packed: Path, tmp_path: Path) -> None:
     assert digests(tmp_path / "again") == digests(packed)
     pack(patterns(), tmp_path / "other", options(seed=1))
     assert digests(tmp_path / "other") != digests(packed)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_number_of_processes_changes_no_byte(processes: int, packed: Path, tmp_path: Path) -> None:
+    pack(patterns(), tmp_path / "out", options(), processes)
+    assert digests(tmp_path / "out") == digests(packed)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_stops_a_process_stops_the_pack(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the archive is cut"):
+        pack(refusing(100), tmp_path / "out", options(), processes=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_image_is_packed_once_and_every_shard_holds_every_class(packed: Path, dataset: Dataset) -> None:
@@ -61,6 +82,17 @@ def test_plain_webdataset_reads_the_shards(packed: Path, dataset: Dataset) -> No
         assert all(sample["png"] == shard.image(i) for i, sample in enumerate(samples))
 
 
+def test_webdataset_alone_reads_the_shards(packed: Path) -> None:
+    program = """
+import sys, webdataset
+samples = list(webdataset.WebDataset(sys.argv[1], shardshuffle=False))
+assert not any(name.startswith("distmeta") for name in sys.modules)
+print(len(samples), *sorted(samples[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(packed / "train-000000.tar")], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["72", "__key__", "__local_path__", "__url__", "cls", "png"]
+
+
 def test_pixel_statistics_are_the_training_splits(dataset: Dataset) -> None:
     preprocessing = dataset.manifest.preprocessing
     pixels = np.stack([decode(s.image, preprocessing, "") for s in patterns() if s.split == "train"])
@@ -76,29 +108,110 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def broken_at(n: int) -> Iterator[SourceImage]:
+def broken(*positions: int) -> Iterator[SourceImage]:
     for i, image in enumerate(patterns()):
-        yield image._replace(image=image.image[:40]) if i == n else image
+        yield image._replace(image=image.image[:40]) if i in positions else image
 
 
-@pytest.mark.parametrize("n", [0, 100])
-def test_an_undecodable_image_is_named_and_nothing_is_left(n: int, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pattern \d+/\d+ does not decode"):
-        pack(broken_at(n), tmp_path / "out", options())
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("n", [0, 100, 299])
+def test_an_undecodable_image_is_left_out_and_named(n: int, tmp_path: Path) -> None:
+    packed = pack(broken(n), tmp_path / "out", options())
+    assert [origin for origin, _ in packed.skipped] == [list(patterns())[n].origin]
+    assert "does not decode" in packed.skipped[0][1]
+    assert sum(info.images for info in packed.manifest.classes) == 299
+    others = [image for i, image in enumerate(patterns()) if i != n]
+    assert pack(others, tmp_path / "without", options()).manifest == packed.manifest
 
 
-def interrupted() -> Iterator[SourceImage]:
-    for i, image in enumerate(patterns()):
-        if i == 50:
-            raise KeyboardInterrupt
-        yield image
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_whatever_is_wrong_in_an_image_is_its_problem_alone(form: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(buffer, form)
+    chance, whole, encoding = random.Random(form), buffer.getvalue(), options(channels=3).encoding
+    spoilt = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 6)):
+            content[chance.randrange(min(len(content), chance.choice([60, 400, 10**6])))] = chance.randrange(256)
+        content = content[: chance.choice([len(content), chance.randrange(len(content))])]
+        images = [SourceImage("train", "a", "a", image, "") for image in (whole, bytes(content), whole)]
+        first, second, third = encode(encoding, images).images
+        assert first.content == third.content
+        assert (first.problem, bool(second.problem)) == ("", not second.content)
+        spoilt += not second.content
+    assert spoilt > 30
 
 
-def test_an_interrupted_pack_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        pack(interrupted(), tmp_path / "out", options())
-    assert list(tmp_path.iterdir()) == []
+def test_too_many_undecodable_images_stop_the_pack_and_more_may_be_allowed(tmp_path: Path) -> None:
+    bad = (0, 20, 40, 299)
+    with pytest.raises(DataError, match=r"4 of 300 images do not decode.*0\.01.*such as pattern 0/0") as caught:
+        pack(broken(*bad), tmp_path / "out", options())
+    assert "--max-bad-fraction" in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+    assert len(pack(broken(*bad), tmp_path / "out", options(max_bad_fraction=0.02)).skipped) == 4
+
+
+def test_a_class_without_any_image_left_stops_the_pack(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no image of class 'train-1' can be used, such as pattern 1/0"):
+        pack(broken(*range(12, 24)), tmp_path / "out", options(max_bad_fraction=1.0))
+    assert not (tmp_path / "out").exists()
+
+
+def refusing(after: int) -> Iterator[SourceImage]:
+    yield from itertools.islice(patterns(), after)
+    raise DataError("the archive is cut", "copy it again")
+
+
+def test_a_source_that_refuses_at_once_leaves_nothing(tmp_path: Path) -> None:
+    for source in (refusing(0), iter(())):
+        with pytest.raises(DataError):
+            pack(source, tmp_path / "out", options())
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Task(7, 1, 2), "way=7 but split 'val' has 6 classes"),
+        (Task(2, 6, 7), r"shot \+ queries = 13 but class 'train-0' of split 'train' has 12 images"),
+    ],
+)
+def test_a_task_that_a_split_cannot_serve_is_refused(task: Task, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        pack(patterns(), tmp_path / "out", options(task=task))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_with_fewer_classes_than_the_way_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="way=5 but with --classes-per-shard 4 a shard has 4 classes"):
+        pack(patterns(), tmp_path / "out", options(task=Task(5, 1, 2), classes_per_shard=4))
+
+
+def test_every_shard_serves_the_task_it_was_packed_for(tmp_path: Path) -> None:
+    manifest = pack(patterns(), tmp_path / "out", options(images_per_class=2, task=Task(3, 1, 3))).manifest
+    for info in manifest.shards:
+        assert min(Counter(info.class_ids).values()) >= 4
+
+
+@pytest.mark.parametrize(("limit", "groups"), [(40_000, (4, 2, 3)), (100_000, (2, 1, 1))])
+def test_shards_hold_all_classes_or_as_many_as_keep_them_at_the_limit(
+    limit: int, groups: tuple[int, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image and its label take 2048 bytes of a shard here: a chunk of 6 images of all classes is 147, 74 and 86 kB."""
+    monkeypatch.setattr(pack_module, "SHARD_BYTES", limit)
+    manifest = pack(patterns(), tmp_path / "cut", options()).manifest
+    for split, classes, count in zip(("train", "val", "test"), (12, 6, 7), groups, strict=True):
+        shards = [info for info in manifest.shards if info.split == split]
+        assert len(shards) == 2 * count
+        assert {len(set(info.class_ids)) for info in shards} == {classes // count, -(-classes // count)}
+        assert all(len(info.class_ids) * 2048 <= limit for info in shards)
+
+
+def test_classes_per_shard_is_the_training_splits(tmp_path: Path) -> None:
+    manifest = pack(patterns(), tmp_path / "out", options(classes_per_shard=5)).manifest
+    held = {split: {len(set(s.class_ids)) for s in manifest.shards if s.split == split} for split in ("train", "val", "test")}
+    assert held == {"train": {4}, "val": {6}, "test": {7}}
+    assert sorted(Counter(class_id for s in manifest.shards for class_id in s.class_ids).values()) == [12] * 25
 
 
 def test_two_packs_into_one_folder(tmp_path: Path) -> None:
@@ -140,7 +253,9 @@ def test_a_truncated_or_missing_shard_is_named(packed: Path, dataset: Dataset, t
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda m: m | {"format_version": 99}, "format version 99"),
+        (lambda m: m | {"format_version": 99}, r"format version 99.*\nupdate distmeta"),
+        (lambda m: m | {"format_version": 1}, r"format version 1;.*\npack the dataset again"),
+        (lambda m: m | {"shards": [m["shards"][0] | {"sizes": "not base64"}]}, r"damaged: shards.0.sizes"),
         (lambda m: m | {"dataset": "another"}, "does not match its own fingerprint"),
         (lambda m: {k: v for k, v in m.items() if k != "shards"}, "damaged: shards"),
         (lambda m: m | {"shards": [m["shards"][0] | {"name": "../../etc/passwd"}]}, r"damaged: shards.0.name"),

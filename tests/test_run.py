@@ -18,8 +18,9 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from distmeta.config import Config, validate
-from distmeta.errors import ClusterError, ConfigError, DataError, Stopped
+from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, Stopped
 from distmeta.learners.params import weights_sha256
+from distmeta.registry.models import load_model
 from distmeta.scale.run import run
 from distmeta.train.metrics import read_metrics
 
@@ -157,6 +158,34 @@ def test_regression_batched_by_vmap_on_any_number_of_workers(home: Path, packed:
     curve = mlflow.get_metric_history(first["run_id"], "test/mse_by_step")
     assert {str(point.step): point.value for point in curve} == first["test"]["mse_by_step"]
     assert "adaptation.png" in {file.path for file in mlflow.list_artifacts(first["run_id"])}
+
+
+OWN_NETWORK = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, input_shape, outputs, hidden):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, hidden), nn.Tanh())
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, images):
+        return self.head(self.body(images))
+"""
+
+
+def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given by import path from the working folder; workers find it, but what comes back from a registry never imports anything."""
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = short(config(home, packed, "own")).model_dump(exclude_none=True)
+    content["model"] = {"name": "own_network.Net", "hidden": 7}
+    content["tracking"]["model"] = "own"
+    made = validate(content, "test")
+    assert run(made, address=address)["model"] == "models:/own@champion"
+    with pytest.raises(RegistryError, match=r"models:/own@champion uses model 'own_network.Net', unknown to distmeta"):
+        load_model(made.tracking.uri or "", "models:/own@champion")
 
 
 def at_checkpoint(run_folder: Path, step: int, act: Callable[[], None]) -> threading.Thread:

@@ -217,6 +217,35 @@ def test_omniglot_val_alphabets_change_with_the_seed(tiny_omniglot: Path) -> Non
     assert len(chosen) == 4
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), val=st.integers(1, 4), test=st.integers(1, 4))
+def test_omniglots_random_characters_are_so_many_of_any_alphabet(
+    seed: int, val: int, test: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("omniglot")
+    write_zip(folder / "images_background.zip", BACKGROUND)
+    write_zip(folder / "images_evaluation.zip", EVALUATION)
+    images = list(omniglot.read_random_characters(folder, seed, val, test))
+    assert images == list(omniglot.read_random_characters(folder, seed, val, test))
+    classes = of_split(images, "class_name")
+    assert_disjoint(classes)
+    assert {split: len(names) for split, names in classes.items()} == {"train": 10 - val - test, "val": val, "test": test}
+    assert Counter(image.image for image in images) == Counter(f"picture {name} ".encode() * 20 for name in BACKGROUND + EVALUATION)
+
+
+def test_omniglots_random_characters_all_come_into_every_split(tiny_omniglot: Path) -> None:
+    chosen = [of_split(omniglot.read_random_characters(tiny_omniglot, seed, 2, 3), "class_name") for seed in range(40)]
+    for split in SPLITS:
+        assert len(set.union(*(classes[split] for classes in chosen))) == 10
+    assert "holds 10 characters, but val and test take 4 + 6" in refusal(omniglot.read_random_characters(tiny_omniglot, 0, 4, 6))
+
+
+def test_the_real_omniglot_divided_by_characters_as_published() -> None:
+    images = list(omniglot.read_random_characters(shared("omniglot")))
+    assert len(images) == omniglot.IMAGES
+    assert {split: len(names) for split, names in of_split(images, "class_name").items()} == {"train": 1100, "val": 100, "test": 423}
+
+
 def damage(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda path: (path.write_bytes(change(path.read_bytes())), None)[1]
 
@@ -493,6 +522,14 @@ def test_imagenet_says_what_it_may_not_read(tmp_path: Path, splits: Path) -> Non
     assert "cannot be read" in refusal(imagenet.read(source, splits))
 
 
+def test_the_number_of_images_is_guessed_from_the_archives_headers(tmp_path: Path, splits: Path) -> None:
+    count = len(list(imagenet.read(as_archive(tmp_path, WNIDS), splits)))
+    assert imagenet.estimate(as_archive(tmp_path, WNIDS), splits) == count
+    assert imagenet.estimate(as_folders(tmp_path / "f", WNIDS), splits) == count
+    assert imagenet.estimate(tmp_path / "absent", splits) is None
+    assert imagenet.estimate(splits, splits) is None
+
+
 def test_the_real_imagenet_archive_meets_the_tiered_split() -> None:
     archive, split = shared("imagenet64/ILSVRC2012_img_train.tar"), shared("tiered_imagenet_split")
     said: list[str] = []
@@ -501,5 +538,6 @@ def test_the_real_imagenet_archive_meets_the_tiered_split() -> None:
     assert {name: len(group) for name, group in classes.items()} == {"train": 61, "val": 17, "test": 25}
     assert_disjoint(of_split(images, "category"))
     assert len(images) == 32800
+    assert abs((imagenet.estimate(archive, split) or 0) / 32800 - 1) < 0.5
     assert [text.split(" lacks ")[1].split(" classes")[0] for text in said] == ["290 of 351 train", "80 of 97 val", "135 of 160 test"]
     assert "--allow-missing" in refusal(imagenet.read(archive, split))

@@ -40,7 +40,7 @@ class Augment:
 
 
 def augmented(pixels: Pixels, augment: Augment | None, seed: int, step: int, slot: int) -> Pixels:
-    """The images (…, C, H, W) of a slot as `augment` changes them at that step."""
+    """The images (..., C, H, W) of a slot as `augment` changes them at that step."""
     if augment is None or augment == Augment():
         return pixels
     return augment(pixels.reshape(-1, *pixels.shape[-3:]), generator(seed, "augmentation", step, slot)).reshape(pixels.shape)

@@ -14,22 +14,25 @@ from filelock import FileLock, Timeout
 
 
 class StoredBytes:
-    """The content of an open file: sliced like `bytes`, but read when asked for, so that it takes no memory of this process.
+    """The content of an open file: sliced `[start:stop]` like `bytes`, but read when asked for, so that it takes no memory of this process.
 
-    While it lives, the file is marked as in use (a shared lock), which `ShardCache` respects; the content stays even if the name goes.
+    The content stays even if the name goes.
     """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def hold(self) -> "StoredBytes":
+        """Mark the file as in use, by a shared lock, for as long as this lives."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        return self
 
     def __len__(self) -> int:
         return os.fstat(self._descriptor).st_size
 
     def __getitem__(self, part: slice) -> bytes:
-        start, stop, _ = part.indices(len(self))
+        start, stop = part.start or 0, len(self) if part.stop is None else part.stop
         return os.pread(self._descriptor, stop - start, start)
 
     def sha256(self) -> str:
@@ -68,7 +71,7 @@ class ShardCache:
         path = self._folder / sha256
         with FileLock(self._lock(sha256)):
             with contextlib.suppress(FileNotFoundError):
-                content = StoredBytes(path)
+                content = StoredBytes(path).hold()
                 if check(content):
                     os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
                     return content
@@ -82,7 +85,7 @@ class ShardCache:
                 part.rename(path)
             finally:
                 part.unlink(missing_ok=True)
-            return StoredBytes(path)
+            return StoredBytes(path).hold()
 
     def _lock(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.lock"

@@ -1,66 +1,144 @@
 """The datasets that `pack` knows by name: where their images come from and to what they are packed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from distmeta.data.episodes import Task
 from distmeta.data.pack import PackOptions
-from distmeta.data.sources import SourceImage, glyphs, imagenet, omniglot
+from distmeta.data.sources import Source, folder, glyphs, imagenet, mini_imagenet, omniglot, tiered_files
 from distmeta.errors import ConfigError
 
-
-class Defaults(NamedTuple):
-    image_size: int
-    channels: Literal[1, 3]
-    image_format: Literal["png", "jpg"]
-
-
-DATASETS = {
-    "glyphs": Defaults(28, 1, "png"),
-    "omniglot": Defaults(28, 1, "png"),
-    "tiered-imagenet": Defaults(84, 3, "jpg"),
-}
+IMAGES_PER_CLASS = 32  # of each class in a shard, if nobody says otherwise
+QUALITY = 95
 
 
 class Request(NamedTuple):
-    """What a user asked to pack. `source` is the folder or archive, `splits` the folder of split files; None where a dataset has none."""
+    """What a user asked to pack; None where the dataset's default counts or where it has no such thing.
+
+    `source` is the folder or archive, `splits` the folder of split files, `split` the fractions into which a folder's classes are cut.
+    """
 
     dataset: str
-    source: Path | None
-    splits: Path | None
-    allow_missing: bool
-    image_size: int | None
-    images_per_class: int
-    resize: Literal["squash", "center-crop"]
-    seed: int
+    source: Path | None = None
+    splits: Path | None = None
+    allow_missing: bool = False
+    omniglot_split: Literal["alphabets", "random-characters"] | None = None
+    split: str | None = None
+    split_by: Literal["class", "category"] | None = None
+    image_size: int | None = None
+    image_format: Literal["png", "jpg"] | None = None
+    quality: int | None = None
+    images_per_class: int | None = None
+    classes_per_shard: int | None = None
+    way: int | None = None
+    shot: int | None = None
+    queries: int | None = None
+    resize: Literal["squash", "center-crop"] = "squash"
+    max_bad_fraction: float = 0.01
+    seed: int = 0
 
 
-def open_source(request: Request, report: Callable[[str], None]) -> Iterable[SourceImage]:
-    """The images that `request` asks for. Raises ConfigError where it does not fit its dataset; `report` hears of missing classes."""
-    dataset, source, splits = request.dataset, request.source, request.splits
-    if dataset == "glyphs":
-        if source is not None:
-            raise ConfigError(f"glyphs are drawn from fonts, not read from {source}", "leave the path out")
-        return glyphs.read(request.seed, image_size=request.image_size or DATASETS[dataset].image_size)
-    if source is None:
-        raise ConfigError(f"{dataset} needs the path of its images", f"distmeta pack --dataset {dataset} PATH --out FOLDER")
-    if dataset == "omniglot":
-        return omniglot.read(source, request.seed)
-    if splits is None:
-        raise ConfigError(f"{dataset} needs its split files", "give --splits FOLDER with train.csv, val.csv and test.csv (wnid,category)")
-    return imagenet.read(source, splits, request.allow_missing, report)
+class Known(NamedTuple):
+    """A dataset's defaults, how it is opened (the function hears of what is left out), and which of the special fields it understands."""
+
+    image_size: int
+    channels: Literal[1, 3]
+    image_format: Literal["png", "jpg"]
+    open: Callable[[Request, Path, Callable[[str], None]], Source]
+    fields: tuple[str, ...] = ()
 
 
-def pack_options(request: Request) -> PackOptions:
+def _glyphs(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+    images = glyphs.read(request.seed, image_size=request.image_size or DATASETS["glyphs"].image_size)
+    return Source(images, glyphs.classes() * glyphs.IMAGES_PER_CLASS)
+
+
+def _omniglot(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+    split = request.omniglot_split or "alphabets"
+    read = omniglot.read if split == "alphabets" else omniglot.read_random_characters
+    return Source(read(source, request.seed), omniglot.IMAGES, {"omniglot_split": split})
+
+
+def _mini_imagenet(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+    return mini_imagenet.read(source, request.splits or source, request.allow_missing, report)
+
+
+def _tiered_imagenet(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+    if tiered_files.holds(source):
+        return tiered_files.read(source)
+    if request.splits is None:
+        raise ConfigError(
+            f"{request.dataset} needs its split files", "give --splits FOLDER with train.csv, val.csv and test.csv (wnid,category)"
+        )
+    return Source(imagenet.read(source, request.splits, request.allow_missing, report), imagenet.estimate(source, request.splits))
+
+
+def _folder(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+    if request.split is None and request.split_by is not None:
+        raise ConfigError("--split-by says how --split cuts, but there is no --split", "add --split 0.7/0.15/0.15")
+    by = request.split_by or "class"
+    opened = folder.read(source, folder.fractions(request.split) if request.split else None, by, request.seed, report)
+    return opened._replace(facts={"split": request.split, "split_by": by}) if request.split else opened
+
+
+DATASETS = {
+    "glyphs": Known(28, 1, "png", _glyphs),
+    "omniglot": Known(28, 1, "png", _omniglot, ("omniglot_split",)),
+    "mini-imagenet": Known(84, 3, "jpg", _mini_imagenet, ("splits", "allow_missing")),
+    "tiered-imagenet": Known(84, 3, "jpg", _tiered_imagenet, ("splits", "allow_missing")),
+    "folder": Known(84, 3, "jpg", _folder, ("split", "split_by")),
+}
+_OWN_FIELDS = ("splits", "allow_missing", "omniglot_split", "split", "split_by")
+
+
+def open_source(request: Request, report: Callable[[str], None]) -> Source:
+    """The images that `request` asks for. Raises ConfigError where it does not fit its dataset; `report` hears of what is left out."""
+    known = DATASETS[request.dataset]
+    for field in _OWN_FIELDS:
+        if getattr(request, field) and field not in known.fields:
+            flag = "--" + field.replace("_", "-")
+            raise ConfigError(f"{flag} has no meaning for {request.dataset}", f"leave {flag} out")
+    if request.dataset == "glyphs":
+        if request.source is not None:
+            raise ConfigError(f"glyphs are drawn from fonts, not read from {request.source}", "leave the path out")
+    elif request.source is None:
+        raise ConfigError(f"{request.dataset} needs the path of its images", f"distmeta pack --dataset {request.dataset} PATH --out FOLDER")
+    return known.open(request, request.source or Path(), report)
+
+
+def pack_options(request: Request, source: Source) -> PackOptions:
     """How the images of `request` are packed; what the manifest says of their source names no path."""
-    defaults = DATASETS[request.dataset]
+    known = DATASETS[request.dataset]
+    image_format = request.image_format or known.image_format
+    if request.quality is not None and image_format == "png":
+        raise ConfigError("--quality is JPEG's, but the images become PNG", "leave --quality out, or give --format jpg")
+    quality = request.quality or QUALITY
+    task = _task(request)
     return PackOptions(
         dataset=request.dataset,
-        image_size=request.image_size or defaults.image_size,
-        channels=defaults.channels,
-        image_format=defaults.image_format,
+        image_size=request.image_size or known.image_size,
+        channels=known.channels,
+        image_format=image_format,
         resize=request.resize,
-        images_per_class=request.images_per_class,
+        images_per_class=request.images_per_class or IMAGES_PER_CLASS,
         seed=request.seed,
-        source={"allow_missing": str(request.allow_missing).lower()} if request.splits else {},
+        source={
+            **source.facts,
+            **({"allow_missing": str(request.allow_missing).lower()} if request.splits else {}),
+            **({"quality": str(quality)} if image_format == "jpg" else {}),
+        },
+        quality=quality,
+        classes_per_shard=request.classes_per_shard,
+        task=task,
+        max_bad_fraction=request.max_bad_fraction,
     )
+
+
+def _task(request: Request) -> Task | None:
+    sizes = [request.way, request.shot, request.queries]
+    if all(size is None for size in sizes):
+        return None
+    if request.way is None or request.shot is None or request.queries is None:
+        raise ConfigError("--way, --shot and --queries describe one task together", "give all three, or none")
+    return Task(request.way, request.shot, request.queries)

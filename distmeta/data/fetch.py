@@ -63,7 +63,7 @@ class Fetcher:
             raise
         except OSError as error:
             reason = str(error)
-        if content is None:
+        if content is None and self._cache is not None:  # another thread may have said so meanwhile
             self._cache = None
             _log.warning("going on without the shard cache: %s", reason)
         return content

@@ -35,9 +35,18 @@ class Preprocessing(BaseModel):
     std: list[float]
 
     def network_input(self, pixels: Pixels) -> Tensor:
-        """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W), laid out in memory as the pixels are."""
-        scale, shift = 255.0 * torch.tensor(self.std), torch.tensor(self.mean) / torch.tensor(self.std)
-        return torch.from_numpy(pixels.astype(np.float32)).div_(scale[:, None, None]).sub_(shift[:, None, None])
+        """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W), in memory as `channels_last` says."""
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        innermost = np.moveaxis(pixels, -3, -1)
+        rows = innermost.reshape(*innermost.shape[:-2], -1)  # (..., H, W * C): long rows are what numpy is fast at
+        repeat = rows.shape[-1] // len(std)
+        images = rows / np.tile(np.float32(255) * std, repeat)
+        images -= np.tile(mean / std, repeat)
+        return torch.from_numpy(images).unflatten(-1, (repeat, len(std))).movedim(-1, -3)
+
+    def pixels(self, *shape: int) -> Pixels:
+        """Room for images (*shape, C, H, W), in memory as `channels_last` says."""
+        return np.moveaxis(np.empty((*shape, self.image_size, self.image_size, self.channels), np.uint8), -1, -3)
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -56,7 +65,8 @@ def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
     try:
         return with_channels(Image.open(io.BytesIO(image)), channels)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{origin} does not decode as an image ({error})", "replace or remove that file") from None
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{origin} does not decode as an image ({reason})", "replace or remove that file") from None
 
 
 def with_channels(picture: Image.Image, channels: int) -> Image.Image:

@@ -1,22 +1,82 @@
-"""Looking into a packed dataset: counts, and one episode written out as image folders."""
+"""Looking into a packed dataset: counts, how often classes meet, and one episode as image folders or as a picture."""
 
+import io
+import math
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from distmeta.data.episodes import Task, compose
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from distmeta.data.episodes import Episode, Task, compose
 from distmeta.data.pack import SPLITS
-from distmeta.data.shards import Dataset, Split, members_of_class
+from distmeta.data.shards import Dataset, Shard, Split, members_of_class
 from distmeta.errors import DataError
 
 
 def overview(dataset: Dataset) -> list[list[str]]:
-    """A row for each split: name, classes, categories, images, shards, megabytes."""
+    """A row for each split: name, classes, categories, images, shards, classes in a shard, images of a class in a shard, megabytes."""
     rows = []
     for split in SPLITS:
         classes = [info for info in dataset.manifest.classes if info.split == split]
         shards = dataset.shards(split)
         megabytes = sum(shard.bytes for shard in shards) / 1e6
         counts = [len(classes), len({info.category for info in classes}), sum(info.images for info in classes), len(shards)]
-        rows.append([split, *map(str, counts), f"{megabytes:.1f}"])
+        held = [np.unique(shard.class_ids, return_counts=True)[1] for shard in shards]
+        spans = [_span([len(c) for c in held]), _span([int(n) for c in held for n in (c.min(), c.max())])]
+        rows.append([split, *map(str, counts), *spans, f"{megabytes:.1f}"])
+    return rows
+
+
+def _span(numbers: list[int]) -> str:
+    if not numbers:
+        return "-"
+    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
+
+
+class Pairs(NamedTuple):
+    """In how many shards two classes of a split stand together, over all pairs; the class_ids `rarest` do so in `fewest`."""
+
+    total: int
+    mean: float
+    variation: float
+    never: int
+    fewest: int
+    rarest: tuple[int, int]
+
+
+def pairs(dataset: Dataset, split: Split) -> Pairs:
+    """`variation` is the standard deviation of the number of shared shards divided by its mean (0 if every pair meets equally often)."""
+    ids = np.array(dataset.class_ids(split))
+    present = np.zeros((len(dataset.shards(split)), len(ids)), dtype=np.float32)  # products of floats are fast, and these stay whole
+    for row, shard in zip(present, dataset.shards(split), strict=True):
+        row[np.searchsorted(ids, np.unique(shard.class_ids))] = 1
+    first, second = np.triu_indices(len(ids), 1)
+    meetings = (present.T @ present)[first, second]
+    rarest = int(meetings.argmin())
+    return Pairs(
+        total=len(meetings),
+        mean=float(meetings.mean()),
+        variation=float(meetings.std() / max(meetings.mean(), 1e-12)),
+        never=int((meetings == 0).sum()),
+        fewest=int(meetings[rarest]),
+        rarest=(int(ids[first[rarest]]), int(ids[second[rarest]])),
+    )
+
+
+def pair_overview(dataset: Dataset) -> list[list[str]]:
+    """A row for each split with a shard that lacks a class: split, pairs, shards a pair, variation, pairs that never meet, rarest."""
+    rows = []
+    for split in SPLITS:
+        classes = len(dataset.class_ids(split))
+        if all(len(set(shard.class_ids.tolist())) == classes for shard in dataset.shards(split)):
+            continue
+        found = pairs(dataset, split)
+        names = " and ".join(dataset.manifest.classes[class_id].name for class_id in found.rarest)
+        numbers = [str(found.total), f"{found.mean:.1f}", f"{found.variation:.3f}", str(found.never)]
+        rows.append([split, *numbers, f"{names}: {found.fewest} shards"])
     return rows
 
 
@@ -25,13 +85,75 @@ def export_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: P
 
     Raises DataError if `out` exists, ConfigError if the split cannot serve `task`.
     """
-    dataset.check_task(split, task, section="episode")
+    shard, episode = _episode(dataset, split, task, seed)
     if out.exists():
         raise DataError(f"{out} exists already", "choose another --export, or remove that folder first")
-    shard = dataset.fetch(dataset.shards(split)[0])
-    episode = compose(task, members_of_class(shard.info), seed, f"{split} exported episode")
     for class_id, members in zip(episode.class_ids.tolist(), episode.members.tolist(), strict=True):
         for position, member in enumerate(members):
             folder = out / ("support" if position < task.shot else "query") / f"class-{class_id:04d}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{member:06d}.{dataset.manifest.image_format}").write_bytes(shard.image(member))
+
+
+_TILE = 84  # pixels of a drawn image's side
+_GAP = 6  # between images
+_BETWEEN = 36  # between support and queries
+_MARGIN = 24
+_HEAD = 30  # above the first row
+_TEXT = 260  # for a class's name at most
+
+
+def draw_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Path) -> None:
+    """Draw one episode of `split`, the one that `export_episode` writes: a row for each label, support images left, queries right.
+
+    Raises DataError if `out` cannot be written as a picture, ConfigError if the split cannot serve `task`.
+    """
+    shard, episode = _episode(dataset, split, task, seed)
+    names = [_shortened(dataset.manifest.classes[class_id].name) for class_id in episode.class_ids.tolist()]
+    step = _TILE + _GAP
+    left = 2 * _MARGIN + math.ceil(max(_font(14).getlength(name) for name in names))
+    query_left = left + task.shot * step - _GAP + _BETWEEN
+    size = (query_left + task.queries * step - _GAP + _MARGIN, 2 * _MARGIN + _HEAD + task.way * step - _GAP)
+    page = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(page)
+    pen.text((left, _MARGIN), "support", fill="#444444", font=_font(15, bold=True))
+    pen.text((query_left, _MARGIN), "queries", fill="#444444", font=_font(15, bold=True))
+    pen.line([(query_left - _BETWEEN // 2, _MARGIN), (query_left - _BETWEEN // 2, page.height - _MARGIN)], fill="#bbbbbb", width=1)
+    for label, (name, members) in enumerate(zip(names, episode.members.tolist(), strict=True)):
+        top = _MARGIN + _HEAD + label * step
+        pen.text((_MARGIN, top + _TILE // 2 - 20), f"label {label}", fill="#888888", font=_font(12))
+        pen.text((_MARGIN, top + _TILE // 2 - 3), name, fill="black", font=_font(14))
+        for position, member in enumerate(members):
+            x = left + position * step if position < task.shot else query_left + (position - task.shot) * step
+            page.paste(_tile(shard.image(member)), (x, top))
+    try:
+        page.save(out)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{out} cannot be written: {error}", "choose a file such as episode.png in a folder you may write to") from None
+
+
+def _episode(dataset: Dataset, split: Split, task: Task, seed: int) -> tuple[Shard, Episode]:
+    dataset.check_task(split, task, section="episode")
+    shard = dataset.fetch(dataset.shards(split)[0])
+    return shard, compose(task, members_of_class(shard.info), seed, f"{split} exported episode")
+
+
+def _tile(image: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(image)).convert("RGB").resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+    ImageDraw.Draw(picture).rectangle((0, 0, _TILE - 1, _TILE - 1), outline="#dddddd")
+    return picture
+
+
+def _shortened(name: str) -> str:
+    """As much of a class's name as fits beside its row."""
+    if _font(14).getlength(name) <= _TEXT:
+        return name
+    while _font(14).getlength(name + "…") > _TEXT:
+        name = name[:-1]
+    return name + "…"
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
+    return ImageFont.truetype(str(path), size)

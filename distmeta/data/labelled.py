@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from distmeta.data.ahead import ahead
 from distmeta.data.augment import Augment, augmented
 from distmeta.data.episodes import LabelledBatch
-from distmeta.data.images import Pixels, channels_last
 from distmeta.data.reader import ImageReader, ImageRef
 from distmeta.data.shards import Dataset, Split
 from distmeta.errors import ConfigError
@@ -67,13 +66,13 @@ class LabelledStream:
             chosen = [self.images(step, slot) for slot in slots]
             soon = (image for slot in slots for image in self.images(step + self._half_a_shard, slot))
             self._reader.expect(shard for shard, _ in chain(*chosen, soon))
-            pixels = [
-                augmented(np.stack([self._pixels(image) for image in images]), self.augment, self.seed, step, slot)
-                for slot, images in zip(slots, chosen, strict=True)
-            ]
+            pixels = self.preprocessing.pixels(len(slots), self._images_per_slot)
+            for slot, images, room in zip(slots, chosen, pixels, strict=True):
+                for position, image in enumerate(images):
+                    room[position] = self._reader.first(chain([image], self._stand_ins(image)))
+                room[:] = augmented(room, self.augment, self.seed, step, slot)
             labels = [[self._label(image) for image in images] for images in chosen]
-            images = self.preprocessing.network_input(np.stack(pixels))  # (B, M, C, H, W)
-            return LabelledBatch(step, list(slots), channels_last(images), torch.tensor(labels))
+            return LabelledBatch(step, list(slots), self.preprocessing.network_input(pixels), torch.tensor(labels))
 
         return ahead(make, count(start_step))
 
@@ -97,9 +96,6 @@ class LabelledStream:
     def _label(self, image: ImageRef) -> int:
         shard, member = image
         return int(np.searchsorted(self._class_ids, self._infos[shard].class_ids[member]))
-
-    def _pixels(self, image: ImageRef) -> Pixels:
-        return self._reader.first(chain([image], self._stand_ins(image)))
 
     def _stand_ins(self, image: ImageRef) -> Iterator[ImageRef]:
         """The other images of its class in its shard, beginning with the one after it."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from distmeta.errors import DataError
 
@@ -90,7 +90,7 @@ class Location:
 
         retrying = Retrying(
             stop=stop_after_attempt(self.reading.attempts),
-            wait=wait_exponential(multiplier=0.5, max=_LONGEST_WAIT_S) + wait_random(0, 0.5),
+            wait=wait_random_exponential(multiplier=1, max=_LONGEST_WAIT_S),
             retry=retry_if_exception(may_pass),
             before_sleep=count,
             reraise=True,

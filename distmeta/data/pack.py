@@ -1,29 +1,40 @@
-"""Images of a source → episode-ready WebDataset shards and their manifest, in one pass and constant memory."""
+"""Images of a source → episode-ready WebDataset shards and their manifest, in constant memory, resumable, the same bytes each time."""
 
-import hashlib
-import io
+import math
 import shutil
-import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
-from webdataset import TarWriter
+from filelock import FileLock, Timeout
 
-from distmeta.data.images import Preprocessing, Resize, fit, open_image
+from distmeta.data.deal import deal
+from distmeta.data.encode import Encoding, batches, encode
+from distmeta.data.episodes import Task
+from distmeta.data.images import Preprocessing, Resize
 from distmeta.data.shards import MANIFEST, ClassInfo, Manifest, ShardInfo, Split
 from distmeta.data.sources import SourceImage
-from distmeta.errors import DataError
-from distmeta.seeds import generator
+from distmeta.data.spool import Spool, SpooledClass
+from distmeta.data.workers import Workers
+from distmeta.data.write import ShardPlan, write_shard
+from distmeta.errors import ConfigError, DataError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SHARD_BYTES = 64_000_000  # a shard holds all classes of its split unless it would be larger than this
+
+_AGAIN = "the same command goes on where it stopped"
 
 
 class PackOptions(NamedTuple):
-    """What a dataset is packed to. `images_per_class` is how many images of each class a shard should hold at least."""
+    """What a dataset is packed to.
+
+    `images_per_class` is how many images of each of its classes a shard should hold at least, `quality` that of JPEG (1 to 100),
+    `classes_per_shard` how many classes a training shard holds (None: as many as keep it at SHARD_BYTES), `task` what every shard must
+    be able to serve, `max_bad_fraction` how many of the images may be undecodable; `source` says in the manifest what the images are.
+    """
 
     dataset: str
     image_size: int
@@ -33,149 +44,187 @@ class PackOptions(NamedTuple):
     images_per_class: int
     seed: int
     source: dict[str, str]
+    quality: int = 95
+    classes_per_shard: int | None = None
+    task: Task | None = None
+    max_bad_fraction: float = 0.01
+
+    @property
+    def encoding(self) -> Encoding:
+        return Encoding(self.image_size, self.channels, self.image_format, self.resize, self.quality)
 
 
-class _Spooled(NamedTuple):
-    """Where an encoded image lies in the spool file."""
+class Packed(NamedTuple):
+    """The new dataset's manifest, and (origin, reason) of every image that was left out because it does not decode."""
 
-    offset: int
-    size: int
+    manifest: Manifest
+    skipped: list[tuple[str, str]]
 
 
-def pack(images: Iterable[SourceImage], out: Path, options: PackOptions) -> Manifest:
-    """Write shards and manifest for `images` into the new folder `out`, and return the manifest.
+def _untracked(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
+    return items
 
-    Every class of a split is cut into the same number R of chunks, R = max(1, ⌊smallest class / images_per_class⌋), sizes differing by at
-    most one, and each shard takes one chunk of every class: a shard is a miniature of its split, so any episode can be drawn from it.
-    The folder appears only when it is whole. Raises DataError if `out` exists or an image does not decode.
+
+def pack(
+    images: Iterable[SourceImage],
+    out: Path,
+    options: PackOptions,
+    processes: int = 1,
+    total: int | None = None,
+    track: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = _untracked,
+) -> Packed:
+    """Write shards and manifest for `images` into the new folder `out`; how images are dealt to shards stands in `distmeta.data.deal`.
+
+    The bytes depend on images and options alone. `out` appears only when it is whole; a pack that was stopped or killed leaves its work in
+    a hidden folder beside `out`, from which the same call goes on. `track(items, what, total)` passes items through and may show progress;
+    `total` is about how many images there are, where that is known.
+    Raises DataError if `out` exists, another pack writes it, the source holds no training image or too many that do not decode, or the
+    disk is full; ConfigError if a split cannot serve `options.task`.
     """
-    if out.exists():
-        raise DataError(f"{out} exists already; pack writes a new folder", "choose another --out, or remove that folder first")
-    with _building(out) as folder:
-        spool_path = folder / "spool"
-        statistics = _PixelStatistics(options.channels)
-        classes = _encode(images, spool_path, options, statistics)
-        infos: list[ClassInfo] = []
-        shards: list[ShardInfo] = []
-        for split in SPLITS:
-            members = {name: spooled for (of_split, name), (_, spooled) in sorted(classes.items()) if of_split == split}
-            first_id = len(infos)
-            infos += [ClassInfo(name=name, category=classes[split, name][0], split=split, images=len(m)) for name, m in members.items()]
-            shards += _write_split(split, list(members.values()), first_id, spool_path, folder, options)
-        spool_path.unlink()
-        manifest = Manifest(
-            dataset=options.dataset,
-            seed=options.seed,
-            source=options.source,
-            image_format=options.image_format,
-            preprocessing=Preprocessing(
-                image_size=options.image_size, channels=options.channels, resize=options.resize, mean=statistics.mean, std=statistics.std
-            ),
-            classes=infos,
-            shards=shards,
-        )
-        manifest = manifest.model_copy(update={"fingerprint": manifest.digest()})
+    with _work_folder(out) as work, Workers(processes) as workers:
+        header = {"encoding": options.encoding._asdict(), "dataset": options.dataset, "source": options.source, "seed": options.seed}
+        with closing(Spool(work, header)) as spool:
+            _fill(spool, track(images, "packing", total), options.encoding, workers)
+        _check_images(spool, options.max_bad_fraction)
+        folder = work / "whole"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        infos = _class_infos(spool)
+        plans = [plan for split in SPLITS for plan in _plans(split, infos, spool, folder, options)]
+        shards = list(track(workers.map(write_shard, plans), "writing shards", len(plans)))
+        manifest = _manifest(spool, infos, shards, options)
         (folder / MANIFEST).write_text(manifest.model_dump_json())
-    return manifest
+    return Packed(manifest, spool.skipped)
 
 
 @contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` if the block ends well, and goes away if it does not."""
+def _work_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out`, locked against other packs. If the block ends well, its folder `whole` becomes `out`.
+
+    If not, the hidden folder stays for the next pack, unless it holds no image yet.
+    """
     folder = out.parent / f".{out.name}.packing"
+    lock = FileLock(folder / "lock")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except FileExistsError:
-        raise DataError(f"{folder} exists: another pack into {out} runs or was killed", "wait for it, or remove that folder") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"{folder} is locked: another pack into {out} runs", "wait for it, or choose another --out") from None
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}", "choose a folder you may write to") from None
     try:
+        if out.exists():
+            raise DataError(f"{out} exists already; pack writes a new folder", "choose another --out, or remove that folder first")
         yield folder
-        folder.rename(out)
+        (folder / "whole").rename(out)
     except OSError as error:
-        raise DataError(f"packing into {out} stopped: {error}", "free disk space or choose another --out") from None
+        raise DataError(f"packing into {out} stopped: {error}", f"free disk space; {_AGAIN}") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if out.exists() or not Spool.begun(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
-class _PixelStatistics:
-    """Mean and standard deviation of the training images' pixels, for each channel."""
+def _fill(spool: Spool, images: Iterable[SourceImage], encoding: Encoding, workers: Workers) -> None:
+    """Encode what the spool does not hold yet; what it holds is compared with the source, which may have changed since.
 
-    def __init__(self, channels: int) -> None:
-        self.histogram = np.zeros((channels, 256), dtype=np.int64)
-
-    def add(self, picture: Image.Image) -> None:
-        self.histogram += np.array(picture.histogram(), dtype=np.int64).reshape(self.histogram.shape)
-
-    @property
-    def mean(self) -> list[float]:
-        return [round(float(np.average(np.arange(256) / 255, weights=counts)), 6) for counts in self.histogram]
-
-    @property
-    def std(self) -> list[float]:
-        centred = [(np.arange(256) / 255 - mean) ** 2 for mean in self.mean]
-        return [round(float(np.sqrt(np.average(c, weights=n))), 6) for c, n in zip(centred, self.histogram, strict=True)]
+    Memory: a few batches of images, and 16 bytes for each one spooled.
+    """
+    stream = batches(images)
+    for number in range(spool.batches):
+        spool.check(number, next(stream, []))
+    for batch in workers.map(partial(encode, encoding), stream):
+        spool.append(batch)
 
 
-_Classes = dict[tuple[str, str], tuple[str, list[_Spooled]]]
-
-
-def _encode(images: Iterable[SourceImage], spool: Path, options: PackOptions, statistics: _PixelStatistics) -> _Classes:
-    """Decode, resize and encode every image once, into one spool file: (split, class) → (category, where its images lie)."""
-    classes: _Classes = {}
-    with spool.open("wb") as file:
-        for image in images:
-            picture = fit(open_image(image.image, options.channels, image.origin), options.image_size, options.resize)
-            if image.split == "train":
-                statistics.add(picture)
-            encoded = io.BytesIO()
-            if options.image_format == "jpg":
-                picture.save(encoded, "JPEG", quality=95)
-            else:
-                picture.save(encoded, "PNG")
-            _, spooled = classes.setdefault((image.split, image.class_name), (image.category, []))
-            spooled.append(_Spooled(file.tell(), encoded.tell()))
-            file.write(encoded.getbuffer())
-    if not any(split == "train" for split, _ in classes):
+def _check_images(spool: Spool, max_bad_fraction: float) -> None:
+    if not any(split == "train" for split, _ in spool.classes):
         raise DataError("the source holds no training image", "check the source and its split")
-    return classes
+    example = f"such as {spool.skipped[0][0]}: {spool.skipped[0][1]}" if spool.skipped else ""
+    anew = f"remove {spool.path.parent} to begin anew"
+    empty = [name for (_, name), spooled in spool.classes.items() if not spooled.sizes]
+    if empty:
+        raise DataError(f"no image of class '{empty[0]}' can be used, {example}", f"mend the source, then {anew}")
+    if len(spool.skipped) > max_bad_fraction * spool.images:
+        raise DataError(
+            f"{len(spool.skipped)} of {spool.images} images do not decode, more than the fraction {max_bad_fraction} allowed, {example}",
+            f"allow more with --max-bad-fraction, and {_AGAIN}; or mend the source, then {anew}",
+        )
 
 
-def _write_split(
-    split: Split, classes: list[list[_Spooled]], first_id: int, spool: Path, folder: Path, options: PackOptions
-) -> Iterator[ShardInfo]:
-    if not classes:
-        return
-    count = max(1, min(map(len, classes)) // options.images_per_class)
-    dealt: list[list[tuple[int, _Spooled]]] = [[] for _ in range(count)]
-    for class_id, images in enumerate(classes, first_id):
-        random = generator(options.seed, "pack class", class_id)
-        chunks = np.array_split(random.permutation(len(images)), count)
-        for shard, chunk in zip(random.permutation(count), chunks, strict=True):  # the larger chunks fall to different shards
-            dealt[shard] += [(class_id, images[i]) for i in chunk]
-    for number, samples in enumerate(dealt):
-        order = generator(options.seed, f"pack {split} shard", number).permutation(len(samples))
-        yield _write_shard(f"{split}-{number:06d}.tar", split, [samples[i] for i in order], spool, folder, options.image_format)
+def _class_infos(spool: Spool) -> list[ClassInfo]:
+    """The classes in the order of their class_ids: by split, then by name."""
+    found = sorted(spool.classes.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
+    return [ClassInfo(name=name, category=one.category, split=split, images=len(one.sizes)) for (split, name), one in found]  # type: ignore[arg-type]
 
 
-def _write_shard(name: str, split: Split, samples: list[tuple[int, _Spooled]], spool: Path, folder: Path, image_format: str) -> ShardInfo:
-    """A plain WebDataset shard: `<key>.<format>` and `<key>.cls` (the class_id) for every image."""
-    path = folder / name
-    with spool.open("rb") as source, TarWriter(str(path), encoder=False, mtime=0) as writer:
-        for key, (class_id, spooled) in enumerate(samples):
-            source.seek(spooled.offset)
-            writer.write({"__key__": f"{key:08d}", image_format: source.read(spooled.size), "cls": str(class_id).encode()})
-    with tarfile.open(path) as archive:
-        offsets = [member.offset_data for member in archive if member.name.endswith(f".{image_format}")]
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return ShardInfo(
-        name=name,
-        split=split,
-        bytes=path.stat().st_size,
-        sha256=digest,
-        class_ids=np.array([class_id for class_id, _ in samples]),
-        offsets=np.array(offsets),
-        sizes=np.array([spooled.size for _, spooled in samples]),
+def _manifest(spool: Spool, infos: list[ClassInfo], shards: list[ShardInfo], options: PackOptions) -> Manifest:
+    manifest = Manifest(
+        dataset=options.dataset,
+        seed=options.seed,
+        source=options.source,
+        image_format=options.image_format,
+        preprocessing=_preprocessing(spool, options),
+        classes=infos,
+        shards=shards,
     )
+    return manifest.model_copy(update={"fingerprint": manifest.digest()})
+
+
+def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
+    """With mean and standard deviation of the training images' pixels, in 0..1, for each channel."""
+    count = options.image_size**2 * sum(len(spooled.sizes) for (split, _), spooled in spool.classes.items() if split == "train")
+    mean = [total / count for total in spool.sums]
+    variance = [total / count - m * m for total, m in zip(spool.squares, mean, strict=True)]
+    return Preprocessing(
+        image_size=options.image_size,
+        channels=options.channels,
+        resize=options.resize,
+        mean=[round(m / 255, 6) for m in mean],
+        std=[round(math.sqrt(max(0.0, v)) / 255, 6) for v in variance],
+    )
+
+
+def _plans(split: Split, infos: list[ClassInfo], spool: Spool, folder: Path, options: PackOptions) -> Iterator[ShardPlan]:
+    ids = [class_id for class_id, info in enumerate(infos) if info.split == split]
+    if not ids:
+        return
+    classes = [spool.classes[split, infos[class_id].name] for class_id in ids]
+    chunks, groups = _layout(split, [infos[class_id] for class_id in ids], _tar_bytes(classes), options)
+    dealt = deal([len(spooled.sizes) for spooled in classes], chunks, groups, options.seed, split, ids[0])
+    first = np.cumsum([0, *(len(spooled.sizes) for spooled in classes)])
+    offsets = np.concatenate([np.asarray(spooled.offsets, dtype=np.int64) for spooled in classes])
+    sizes = np.concatenate([np.asarray(spooled.sizes, dtype=np.int64) for spooled in classes])
+    for number, shard in enumerate(dealt):
+        path = folder / f"{split}-{number:06d}.tar"
+        samples = first[shard.classes] + shard.images
+        yield ShardPlan(path, split, options.image_format, spool.path, ids[0] + shard.classes, offsets[samples], sizes[samples])
+
+
+def _layout(split: Split, infos: list[ClassInfo], tar_bytes: int, options: PackOptions) -> tuple[int, int]:
+    """Into how many chunks each class is cut, and into how many groups the classes. Raises ConfigError if that cannot serve the task."""
+    task, smallest = options.task, min(infos, key=lambda info: info.images)
+    if task and task.way > len(infos):
+        raise ConfigError(f"way={task.way} but split '{split}' has {len(infos)} classes", "lower --way, or give a source with more classes")
+    if task and task.images_per_class > smallest.images:
+        raise ConfigError(
+            f"shot + queries = {task.images_per_class} but class '{smallest.name}' of split '{split}' has {smallest.images} images",
+            "lower --shot or --queries, or take that class out of the source",
+        )
+    chunks = max(1, smallest.images // max(options.images_per_class, task.images_per_class if task else 1))
+    if split == "train" and options.classes_per_shard:
+        groups = math.ceil(len(infos) / options.classes_per_shard)
+        if task and len(infos) // groups < task.way:
+            raise ConfigError(
+                f"way={task.way} but with --classes-per-shard {options.classes_per_shard} a shard has {len(infos) // groups} classes",
+                f"give --classes-per-shard {task.way} or more",
+            )
+        return chunks, groups
+    most = len(infos) // task.way if task else len(infos)
+    return chunks, min(most, math.ceil(tar_bytes / chunks / SHARD_BYTES))
+
+
+def _tar_bytes(classes: list[SpooledClass]) -> int:
+    """What the images take in tar files: each has a header of 512 bytes and is filled up to the next 512; its label takes 1024."""
+    sizes = np.concatenate([np.asarray(spooled.sizes, dtype=np.int64) for spooled in classes])
+    return int((512 + -(-sizes // 512) * 512 + 1024).sum())

@@ -42,7 +42,7 @@ class ImageReader:
         needed = list(dict.fromkeys(shards))
         with self._lock:
             for number in needed:
-                self._future(number)
+                self._shards[number] = self._fetched(number)
             spare = sum(self._infos[number].bytes for number in self._shards if number not in needed)
             for number in [number for number in self._shards if number not in needed]:
                 if spare <= _SPARE_SHARD_BYTES:
@@ -51,7 +51,10 @@ class ImageReader:
                 spare -= self._infos[number].bytes
 
     def first(self, choices: Iterator[ImageRef]) -> Pixels:
-        """The first of `choices` that decodes, uint8 (C, H, W). Raises DataError if none does, or too many others did not."""
+        """The first of `choices` that decodes, uint8 (C, H, W).
+
+        Raises DataError if none does, if too many others did not, or if their shard cannot be had.
+        """
         last = None
         for image in choices:
             with self._lock:
@@ -65,21 +68,17 @@ class ImageReader:
                 last = error
         raise DataError(f"{last}, and no image of its class is left to replace it", "distmeta verify names the images to mend")
 
-    def _future(self, number: int) -> Future[Shard]:
-        """Of a shard, which becomes the one used most recently; one that failed is fetched again."""
-        future = self._shards.pop(number, None)
-        if future is None or future.cancelled() or (future.done() and future.exception()):
-            future = self._threads.submit(self._dataset.fetch, self._infos[number])
-        self._shards[number] = future
-        return future
+    def _fetched(self, number: int) -> Future[Shard]:
+        """A shard, taken out of `_shards` or asked for now; under the lock."""
+        return self._shards.pop(number, None) or self._threads.submit(self._dataset.fetch, self._infos[number])
 
     def _decode(self, image: ImageRef) -> Pixels:
         number, member = image
         key = self._infos[number].key(member)
         if key in self.bad:
-            raise _BadImage(key, "was found before")
+            raise _BadImage(key, f"{key} was bad before")
         with self._lock:
-            future = self._future(number)
+            future = self._shards[number] = self._fetched(number)
         shard = future.result()
         self._read.add(number)
         try:

@@ -31,7 +31,7 @@ def _integers(value: Any) -> NDArray[np.int64]:
 
 
 def _base64(integers: NDArray[np.int64]) -> str:
-    return base64.b64encode(integers.astype("<u4").tobytes()).decode()
+    return base64.b64encode(np.asarray(integers).astype("<u4").tobytes()).decode()
 
 
 # 780,000 images open in a tenth of a second; as lists of JSON numbers they took a second and 100 MB.

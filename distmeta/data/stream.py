@@ -10,11 +10,12 @@ import cachetools
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from distmeta.data.ahead import ahead
 from distmeta.data.augment import Augment, augmented
 from distmeta.data.episodes import Episode, EpisodeBatch, Task, compose
-from distmeta.data.images import Pixels, channels_last
+from distmeta.data.images import Pixels
 from distmeta.data.reader import ImageReader, ImageRef
 from distmeta.data.shards import Dataset, Split, members_of_class
 from distmeta.seeds import generator
@@ -68,7 +69,11 @@ class EpisodeStream:
 
         def make(step: int) -> EpisodeBatch:
             self._reader.expect(chain.from_iterable(self.window(at, slot) for at in (step, step + self._visit) for slot in slots))
-            return self._batch(step, slots, [self._training_pixels(step, slot) for slot in slots])
+            pixels = self._room(slots)
+            for slot, episode in zip(slots, pixels, strict=True):
+                self._fill(episode, self.window(step, slot), self.training_episode(step, slot))
+                episode[:] = augmented(episode, self.augment, self.seed, step, slot)
+            return self._batch(step, slots, pixels)
 
         return ahead(make, count(start_step))
 
@@ -79,7 +84,10 @@ class EpisodeStream:
 
         def make(number: int) -> EpisodeBatch:
             self._reader.expect(chain.from_iterable(self._evaluation_window(i) for group in groups[number : number + 2] for i in group))
-            return self._batch(0, groups[number], [self._evaluation_pixels(i) for i in groups[number]])
+            pixels = self._room(groups[number])
+            for index, episode in zip(groups[number], pixels, strict=True):
+                self._fill(episode, self._evaluation_window(index), self.evaluation_episode(index))
+            return self._batch(0, groups[number], pixels)
 
         return ahead(make, range(len(groups)))
 
@@ -112,45 +120,43 @@ class EpisodeStream:
     def _members(self, window: Window) -> Members:
         return members_of_class(*(self._infos[shard] for shard in window))
 
-    def _training_pixels(self, step: int, slot: int) -> Pixels:
-        pixels = self._pixels(self.window(step, slot), self.training_episode(step, slot))
-        return augmented(pixels, self.augment, self.seed, step, slot)
+    def _room(self, slots: Sequence[int]) -> Pixels:
+        return self.preprocessing.pixels(len(slots), self.task.way, self.task.images_per_class)
 
-    def _evaluation_pixels(self, index: int) -> Pixels:
-        return self._pixels(self._evaluation_window(index), self.evaluation_episode(index))
-
-    def _pixels(self, window: Window, episode: Episode) -> Pixels:
-        """(N, K+Q, C, H, W), each class turned as its episode says."""
+    def _fill(self, pixels: Pixels, window: Window, episode: Episode) -> None:
+        """Decode the episode's images into `pixels` (N, K+Q, C, H, W), each class turned as the episode says."""
         first = len(self._infos[window[0]].class_ids)
 
         def images(members: NDArray[np.int64]) -> Iterator[ImageRef]:
             return ((window[0], member) if member < first else (window[1], member - first) for member in members.tolist())
 
-        rows = []
-        for members, spares, turns in zip(episode.members, episode.spares, episode.quarter_turns.tolist(), strict=True):
+        for row, members, spares, turns in zip(pixels, episode.members, episode.spares, episode.quarter_turns.tolist(), strict=True):
             stand_ins = images(spares)
-            row = [self._reader.first(chain([image], stand_ins)) for image in images(members)]
-            rows.append(np.rot90(np.stack(row), turns, axes=(-2, -1)))
-        return np.stack(rows)
+            for position, image in enumerate(images(members)):
+                row[position] = np.rot90(self._reader.first(chain([image], stand_ins)), turns, axes=(-2, -1))
 
-    def _batch(self, step: int, slots: Sequence[int], pixels: list[Pixels]) -> EpisodeBatch:
+    def _batch(self, step: int, slots: Sequence[int], pixels: Pixels) -> EpisodeBatch:
+        """`pixels` (B, N, K+Q, C, H, W)."""
         shot, way = self.task.shot, self.task.way
-        images = self.preprocessing.network_input(np.stack(pixels))  # (B, N, K+Q, C, H, W)
         labels = torch.arange(way).expand(len(pixels), way)
         return EpisodeBatch(
             step,
             list(slots),
-            channels_last(images[:, :, :shot].flatten(1, 2)),
+            self._images(pixels[:, :, :shot]),
             labels.repeat_interleave(shot, 1),
-            channels_last(images[:, :, shot:].flatten(1, 2)),
+            self._images(pixels[:, :, shot:]),
             labels.repeat_interleave(self.task.queries, 1),
         )
+
+    def _images(self, pixels: Pixels) -> Tensor:
+        """(B, N, K, C, H, W) → (B, N*K, C, H, W), joined with the channels innermost, or torch would forget that they are, where C is 1."""
+        return self.preprocessing.network_input(pixels).movedim(-3, -1).flatten(1, 2).movedim(-1, -3)
 
 
 @lru_cache(maxsize=4096)
 def _shard_order(seed: int, slot: int, round_: int, shards: int, width: int) -> tuple[int, ...]:
     """In which order a slot visits the shards in a round. In windows of two, no round begins with the shard that ended the last one."""
-    order = generator(seed, "shard order", slot, round_).permutation(shards).tolist()
-    if width == 2 and round_ > 0 and order[0] == _shard_order(seed, slot, round_ - 1, shards, width)[-1]:
-        order[:2] = order[1::-1]  # there are three or more: the end, which the next round asks for, stays
+    order, before = (generator(seed, "shard order", slot, max(0, r)).permutation(shards).tolist() for r in (round_, round_ - 1))
+    if width == 2 and round_ > 0 and order[0] == before[-1]:
+        order[:2] = order[1::-1]  # there are three or more: where a round ends stays
     return tuple(order)

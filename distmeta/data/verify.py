@@ -2,13 +2,21 @@
 
 import hashlib
 import io
-import tarfile
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from distmeta.data.images import decode
-from distmeta.data.shards import Dataset, Shard
+from distmeta.data.images import decode_packed
+from distmeta.data.shards import Dataset, Shard, ShardInfo
+from distmeta.data.tars import members
 from distmeta.errors import DataError
+
+_THREADS = 8  # each holds one shard in memory
 
 
 class Finding(NamedTuple):
@@ -19,42 +27,87 @@ class Finding(NamedTuple):
     reason: str
 
 
-def verify(dataset: Dataset, quick: bool = False) -> Iterator[Finding]:
-    """Everything in the shards that is not as the manifest says: sizes; unless `quick` also SHA-256, labels and every image."""
-    for info in dataset.manifest.shards:
-        try:
-            size = dataset.size(info)
-            if size != info.bytes:
-                yield Finding(info.name, "", f"{size} bytes; the manifest says {info.bytes}")
-            if not quick:
-                yield from _check_content(dataset, Shard(info, dataset.read(info)))
-        except DataError as error:
-            yield Finding(info.name, "", error.message)
+class _Member(NamedTuple):
+    """A file of a shard; `label` is what it holds if it is a .cls."""
+
+    offset: int
+    size: int
+    label: bytes
+
+
+def verify(dataset: Dataset, quick: bool = False) -> Iterator[list[Finding]]:
+    """For each shard, everything in it that is not as the manifest says, in the manifest's order; several are checked at once.
+
+    Sizes; unless `quick` also SHA-256, the tar's members and their names, labels, and that every image decodes.
+    """
+    remaining = iter(dataset.manifest.shards)
+    threads = min(_THREADS, os.cpu_count() or 1)
+    check = partial(_check, dataset, quick)
+    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+        pending: deque[Future[list[Finding]]] = deque(pool.submit(check, info) for info in islice(remaining, 2 * threads))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(check, info) for info in islice(remaining, 1))
+
+
+def _check(dataset: Dataset, quick: bool, info: ShardInfo) -> list[Finding]:
+    findings = []
+    try:
+        size = dataset.size(info)
+        if size != info.bytes:
+            findings.append(Finding(info.name, "", f"{size} bytes; the manifest says {info.bytes}"))
+        if not quick:
+            findings += _check_content(dataset, Shard(info, dataset.read(info)))
+    except DataError as error:
+        findings.append(Finding(info.name, "", error.message))
+    return findings
 
 
 def _check_content(dataset: Dataset, shard: Shard) -> Iterator[Finding]:
-    if hashlib.sha256(shard.content[:]).hexdigest() != shard.info.sha256:
-        yield Finding(shard.info.name, "", "does not match its SHA-256")
-    labels = _labels(shard)
-    for member, class_id in enumerate(shard.info.class_ids):
+    info = shard.info
+    if hashlib.sha256(shard.content[:]).hexdigest() != info.sha256:
+        yield Finding(info.name, "", "does not match its SHA-256")
+    if not len(info.class_ids):
+        yield Finding(info.name, "", "holds no image")
+    found: dict[str, _Member] = {}
+    yield from _read_members(shard, found)
+    suffix = dataset.manifest.image_format
+    expected = {f"{member:08d}.{kind}" for member in range(len(info.class_ids)) for kind in (suffix, "cls")}
+    for name in found.keys() - expected:
+        yield Finding(info.name, name, "is not in the manifest")
+    for member, class_id in enumerate(info.class_ids):
         key = f"{member:08d}"
-        if labels.get(key) != str(class_id).encode():
-            yield Finding(shard.info.name, key, f"label {labels.get(key, b'missing')!r}; the manifest says {class_id}")
+        reason = _label_problem(found.get(f"{key}.cls"), class_id, len(dataset.manifest.classes))
+        if reason:
+            yield Finding(info.name, key, reason)
+        image = found.get(f"{key}.{suffix}")
+        if image and image[:2] != (info.offsets[member], info.sizes[member]):
+            yield Finding(info.name, key, f"the image does not lie at byte {info.offsets[member]}, where the manifest says it does")
         try:
-            decode(shard.image(member), dataset.manifest.preprocessing, "the image")
+            decode_packed(shard.image(member), dataset.manifest.preprocessing, "the image")
         except DataError as error:
-            yield Finding(shard.info.name, key, error.message)
+            yield Finding(info.name, key, error.message)
 
 
-def _labels(shard: Shard) -> dict[str, bytes]:
-    """key → content of its .cls member, as far as the tar file can be read."""
-    labels = {}
+def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:
+    """Fill `found` with the tar's files as far as it can be read."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(shard.content[:])) as archive:
-            for member in archive:
-                content = archive.extractfile(member)
-                if member.name.endswith(".cls") and content is not None:
-                    labels[member.name.removesuffix(".cls")] = content.read()
-    except tarfile.TarError:
-        pass  # what is missing is found missing
-    return labels
+        for member, content in members(io.BytesIO(shard.content[:]), "r:", "the shard"):
+            path = PurePosixPath(member.name)
+            if path.is_absolute() or ".." in path.parts:
+                yield Finding(shard.info.name, member.name, "names a place outside the shard")
+            if member.name in found:
+                yield Finding(shard.info.name, member.name, "stands twice")
+            found[member.name] = _Member(member.offset_data, member.size, content.read() if member.name.endswith(".cls") else b"")
+    except DataError as error:
+        yield Finding(shard.info.name, "", error.message)
+
+
+def _label_problem(member: _Member | None, class_id: int, classes: int) -> str:
+    if member is None:
+        return "the label (.cls) is missing"
+    if not member.label.isdigit():
+        return f"label {member.label[:20]!r} is no number"
+    if int(member.label) >= classes:
+        return f"label {int(member.label)} is out of range; the manifest has {classes} classes"
+    return "" if int(member.label) == class_id else f"label {int(member.label)}; the manifest says {class_id}"

@@ -195,7 +195,7 @@ class _NormaliseBackwardTwice(torch.autograd.Function):
         grad of x = -γ r² (d h + c g) + u r g + [-γ r² (P - a b - 3 c d) - u r d] x̂ + γ r² (a d + b c) - u r b
         """
         count = x.numel() // x.shape[1]
-        first, sum_hx, sum_h = _native_backward(h.contiguous(memory_format=_layout(x)), x, weight, mean, r, eps)  # γ r (h - a - c x̂)
+        first, sum_hx, sum_h = _native_backward(h, x, weight, mean, r, eps)  # γ r (h - a - c x̂)
         a, b, c, d = sum_h / count, sum_g / count, sum_hx / count, sum_gx / count
         p = (h * g).sum((0, 2, 3)) / count
         grad_weight = count * r * (p - a * b - c * d)
@@ -218,6 +218,8 @@ def _tasks_at(place: int, value: Tensor, dim: int | None, tasks: int) -> Tensor:
 
 
 def _native_backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Gradients:
+    # In two layouts at once it takes many times as long; the second derivative of max-pool hands out contiguous ones.
+    grad_y = grad_y.contiguous(memory_format=_layout(x))
     return torch.ops.aten.native_batch_norm_backward(grad_y, x, weight, None, None, mean, inverse_std, True, eps, [True, True, True])
 
 

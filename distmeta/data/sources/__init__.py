@@ -1,6 +1,11 @@
 """Where images come from: each module of this folder reads one kind of source and yields `SourceImage`s."""
 
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple
+
+SPLITS = ("train", "val", "test")
 
 
 class SourceImage(NamedTuple):
@@ -15,3 +20,17 @@ class SourceImage(NamedTuple):
     category: str
     image: bytes
     origin: str
+
+
+class Source(NamedTuple):
+    """A source, opened. `total` is about how many images there are, None if that would take a pass; `facts` go into the manifest."""
+
+    images: Iterator[SourceImage]
+    total: int | None = None
+    facts: Mapping[str, str] = MappingProxyType({})
+
+
+def is_picture(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file's name says that it is an image. Some systems add hidden files of their own (._n01443537_0.JPEG) to a folder."""
+    last = PurePosixPath(name).name
+    return last.lower().endswith(suffixes) and not last.startswith(".")

@@ -27,6 +27,8 @@ SCRIPTS = {
     "test": ("Georgian", "Armenian", "Hebrew", "Tifinagh", "Lao", "Nko", "Lisu", "Ogham"),
 }
 
+IMAGES_PER_CLASS = 20
+
 _FACES = (
     *("Sans", "Sans-Bold", "Sans-Oblique", "Sans-BoldOblique"),
     *("Serif", "Serif-Bold", "Serif-Italic", "Serif-BoldItalic"),
@@ -59,7 +61,7 @@ class _Letter(NamedTuple):
     faces: tuple[_Face, ...]
 
 
-def read(seed: int = 0, images_per_class: int = 20, image_size: int = 28) -> Iterator[SourceImage]:
+def read(seed: int = 0, images_per_class: int = IMAGES_PER_CLASS, image_size: int = 28) -> Iterator[SourceImage]:
     """`images_per_class` PNG images, `image_size` pixels square, of every letter.
 
     Image i of a letter depends only on `seed`, the letter and i, so fewer images are a prefix of more.
@@ -75,6 +77,11 @@ def read(seed: int = 0, images_per_class: int = 20, image_size: int = 28) -> Ite
             chance = generator(seed, "glyph image", letter.codepoint, index)
             image = _distorted(character, letter.faces, chance, image_size)
             yield SourceImage(letter.split, name, letter.script, _png(image), f"DejaVu {name}, image {index}")
+
+
+def classes() -> int:
+    """How many letters there are."""
+    return len(_letters())
 
 
 @cache

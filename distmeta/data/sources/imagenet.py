@@ -6,24 +6,26 @@ The archive is read in one sequential pass: it is never unpacked to disk, and on
 import csv
 import logging
 import re
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, NamedTuple, Self
+from typing import IO, NamedTuple
 
-from distmeta.data.sources import SourceImage
+from distmeta.data.sources import SPLITS, SourceImage, is_picture
+from distmeta.data.tars import AGAIN, content_of, members
 from distmeta.errors import DataError
 
-SPLITS = ("train", "val", "test")
-
 _log = logging.getLogger(__name__)
-_WNID = re.compile(r"n\d{8}")
+WNID = re.compile(r"n\d{8}")
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _LAYOUT = "Give ILSVRC2012_img_train.tar, or a folder that holds n01443537/*.JPEG or n01443537.tar for each class."
-_AGAIN = "Copy or download the archive again; it must be a plain tar that `tar tf` lists without a complaint."
+
+Choose = Callable[[str, list[str]], Collection[str]]
 
 
-class _Class(NamedTuple):
+class Class(NamedTuple):
+    """Where the list of classes puts a class."""
+
     split: str
     category: str
 
@@ -34,32 +36,72 @@ def read(source: Path, splits: Path, allow_missing: bool = False, report: Callab
     `source` is an archive of per-class tars, or a folder of per-class folders or tars; `splits` holds train.csv, val.csv and test.csv with
     rows `wnid,category`. Classes that `source` lacks are an error before the first image, or with `allow_missing` one `report` per split.
     """
-    try:
+    with readable(source):
         classes = _read_splits(splits)
-        if source.is_dir():
-            places = _places([(path.name, path) for path in sorted(source.iterdir()) if _names_class(path.name)], source)
-            pictures = _from_folder({wnid: path for wnid, path in places.items() if wnid in classes})
-        else:
-            places = _places([(name, source) for name in _outer_names(source)], source)
-            pictures = _from_archive(source, classes)
-        _check_missing(classes, set(places), source, allow_missing, report)
-        for wnid, origin, image in pictures:
+        places = find_classes(source)
+        check_missing(classes, set(places), source, allow_missing, report)
+        for wnid, origin, image in pictures(source, {wnid: path for wnid, path in places.items() if wnid in classes}):
             yield SourceImage(classes[wnid].split, wnid, classes[wnid].category, image, origin)
+
+
+def estimate(source: Path, splits: Path) -> int | None:
+    """About how many images `read` gives: a folder's files, or an archive's bytes by what an image takes in its first class.
+
+    None where `read` will refuse, or classes in a folder are tars.
+    """
+    try:
+        with readable(source):
+            classes = _read_splits(splits)
+            if source.is_dir():
+                folders = [path for wnid, path in find_classes(source).items() if wnid in classes]
+                return None if any(map(Path.is_file, folders)) else sum(is_picture(f.name, _SUFFIXES) for p in folders for f in p.iterdir())
+            with source.open("rb") as file:
+                wanted = [m for m in members(file, "r:", str(source)) if _is_class_tar(m[0].name) and _wnid(m[0].name) in classes]
+                first = sum(is_picture(m.name, _SUFFIXES) for m, _ in members(wanted[0][1], "r:", str(source))) if wanted else 0
+                return sum(m.size for m, _ in wanted) * first // max(1, wanted[0][0].size) if wanted else None
+    except DataError:
+        return None
+
+
+@contextmanager
+def readable(source: Path) -> Iterator[None]:
+    """What the system refuses to read under `source` is a DataError."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.", "Check its permissions and its disk.") from error
 
 
-def _read_splits(folder: Path) -> dict[str, _Class]:
-    classes: dict[str, _Class] = {}
+def find_classes(source: Path) -> dict[str, Path]:
+    """WordNet id → where the class lies: `source` itself if that is an archive, else a folder or tar in it. Raises DataError if none."""
+    if source.is_dir():
+        return _places([(path.name, path) for path in sorted(source.iterdir()) if _names_class(path.name)], source)
+    return _places([(name, source) for name in _outer_names(source)], source)
+
+
+def pictures(source: Path, places: dict[str, Path], choose: Choose | None = None) -> Iterator[tuple[str, str, bytes]]:
+    """(wnid, origin, encoded image) of the classes in `places`. `choose(wnid, names)` says which of a class's files; None takes all."""
+    if source.is_dir():
+        yield from _from_folder(places, choose)
+    else:
+        yield from _from_archive(source, places, choose)
+
+
+def rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    """(line number, line, its fields) of every line of a CSV file that is not empty. Raises DataError if there is no such file."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a file; a class split is train.csv, val.csv and test.csv.", "Give the folder that holds them.")
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if line.strip():
+            yield number, line, [field.strip() for field in next(csv.reader([line]))]
+
+
+def _read_splits(folder: Path) -> dict[str, Class]:
+    classes: dict[str, Class] = {}
     for split in SPLITS:
         path = folder / f"{split}.csv"
-        if not path.is_file():
-            raise DataError(f"{path} is not a file; a class split is train.csv, val.csv and test.csv.", "Give the folder that holds them.")
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-            if not line.strip():
-                continue
-            row = [field.strip() for field in next(csv.reader([line]))]
-            if len(row) != 2 or not all(_WNID.fullmatch(field) for field in row):
+        for number, line, row in rows(path):
+            if len(row) != 2 or not all(WNID.fullmatch(field) for field in row):
                 raise DataError(f"{path} line {number} is {line!r}; a row is wnid,category without a header.", "Write n02099267,n02098550.")
             wnid, category = row
             if wnid in classes:
@@ -67,7 +109,7 @@ def _read_splits(folder: Path) -> dict[str, _Class]:
                     f"{path} line {number} names {wnid}, which {classes[wnid].split}.csv names already; a class is in one split.",
                     "Delete one of the two rows.",
                 )
-            classes[wnid] = _Class(split, category)
+            classes[wnid] = Class(split, category)
     return classes
 
 
@@ -77,7 +119,7 @@ def _wnid(name: str) -> str:
 
 
 def _names_class(name: str) -> bool:
-    return _WNID.fullmatch(_wnid(name)) is not None
+    return WNID.fullmatch(_wnid(name)) is not None
 
 
 def _places(entries: list[tuple[str, Path]], source: Path) -> dict[str, Path]:
@@ -98,14 +140,15 @@ def _outer_names(source: Path) -> list[str]:
     if not source.is_file():
         raise DataError(f"{source} is neither a file nor a folder.", _LAYOUT)
     with source.open("rb") as file:
-        return [member.name for member, _ in _members(file, "r:", str(source)) if _is_class_tar(member.name)]
+        return [member.name for member, _ in members(file, "r:", str(source)) if _is_class_tar(member.name)]
 
 
 def _is_class_tar(name: str) -> bool:
     return name.endswith(".tar") and _names_class(name)
 
 
-def _check_missing(classes: dict[str, _Class], present: set[str], source: Path, allow_missing: bool, report: Callable[[str], None]) -> None:
+def check_missing(classes: dict[str, Class], present: set[str], source: Path, allow_missing: bool, report: Callable[[str], None]) -> None:
+    """Raises DataError if `present` lacks some of `classes`, or all of a split; if only some and `allow_missing`, `report` hears of it."""
     missing: list[str] = []
     for split in SPLITS:
         named = [wnid for wnid in classes if classes[wnid].split == split]
@@ -124,71 +167,36 @@ def _check_missing(classes: dict[str, _Class], present: set[str], source: Path, 
         report(f"{source} lacks {text}; going on without them.")
 
 
-def _from_archive(source: Path, classes: dict[str, _Class]) -> Iterator[tuple[str, str, bytes]]:
+def _from_archive(source: Path, wnids: Container[str], choose: Choose | None) -> Iterator[tuple[str, str, bytes]]:
     with source.open("rb") as file:
-        for member, content in _members(file, "r|", str(source)):
-            if _is_class_tar(member.name) and _wnid(member.name) in classes:
-                yield from _from_class_tar(content, _wnid(member.name), f"{source}:{member.name}")
+        for member, content in members(file, "r:" if choose else "r|", str(source)):
+            if _is_class_tar(member.name) and _wnid(member.name) in wnids:
+                yield from _from_class_tar(content, _wnid(member.name), f"{source}:{member.name}", choose)
 
 
-def _from_folder(places: dict[str, Path]) -> Iterator[tuple[str, str, bytes]]:
+def _from_folder(places: dict[str, Path], choose: Choose | None) -> Iterator[tuple[str, str, bytes]]:
     for wnid, path in places.items():
         if path.is_file():
             with path.open("rb") as tar:
-                yield from _from_class_tar(tar, wnid, str(path))
+                yield from _from_class_tar(tar, wnid, str(path), choose)
             continue
-        pictures = [file for file in sorted(path.iterdir()) if _is_picture(file.name)]
-        if not pictures:
+        names = sorted(file.name for file in path.iterdir() if is_picture(file.name, _SUFFIXES))
+        if not names:
             raise DataError(f"{path} holds no {', '.join(_SUFFIXES)} file; a class has at least one.", "Fill the folder or remove it.")
-        for file in pictures:
-            yield wnid, str(file), file.read_bytes()
+        for name in sorted(choose(wnid, names)) if choose else names:
+            yield wnid, str(path / name), (path / name).read_bytes()
 
 
-def _from_class_tar(file: IO[bytes], wnid: str, origin: str) -> Iterator[tuple[str, str, bytes]]:
-    empty = True
-    for member, content in _members(file, "r|", origin):
-        if _is_picture(member.name):
+def _from_class_tar(file: IO[bytes], wnid: str, origin: str, choose: Choose | None) -> Iterator[tuple[str, str, bytes]]:
+    empty, chosen = True, None
+    if choose:  # a first pass over the headers alone
+        chosen = choose(wnid, [member.name for member, _ in members(file, "r:", origin) if is_picture(member.name, _SUFFIXES)])
+        file.seek(0)
+    for member, content in members(file, "r|", origin):
+        if is_picture(member.name, _SUFFIXES):
             empty = False
-            yield wnid, f"{origin}:{member.name}", _content(member, content, origin)
+            if chosen is not None and member.name not in chosen:
+                continue
+            yield wnid, f"{origin}:{member.name}", content_of(member, content, origin)
     if empty:
-        raise DataError(f"{origin} holds no {', '.join(_SUFFIXES)} file; a class has at least one.", _AGAIN)
-
-
-class _Header(tarfile.TarInfo):
-    """A member's header that is an error when absent, cut or damaged, where tarfile alone would take the archive to end there."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if buf == bytes(tarfile.BLOCKSIZE):  # the zeros that end a whole tar
-                raise
-            raise tarfile.ReadError(str(error)) from error
-
-
-def _members(file: IO[bytes], mode: Literal["r:", "r|"], origin: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """The files of a tar: mode r: seeks over those that are not read, mode r| reads strictly forward."""
-    last = "its start"
-    try:
-        with tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() else None
-                if content:
-                    yield member, content
-                last = member.name
-    except tarfile.TarError as error:
-        raise DataError(f"{origin} is not a whole, uncompressed tar; reading stopped after {last}: {error}.", _AGAIN) from error
-
-
-def _content(member: tarfile.TarInfo, content: IO[bytes], origin: str) -> bytes:
-    try:
-        return content.read()
-    except tarfile.TarError as error:
-        raise DataError(f"{origin} is cut inside {member.name}, which should have {member.size} bytes.", _AGAIN) from error
-
-
-def _is_picture(name: str) -> bool:
-    # Some systems add hidden files of their own (._n01443537_0.JPEG) when they pack a folder.
-    last = PurePosixPath(name).name
-    return last.lower().endswith(_SUFFIXES) and not last.startswith(".")
+        raise DataError(f"{origin} holds no {', '.join(_SUFFIXES)} file; a class has at least one.", AGAIN)

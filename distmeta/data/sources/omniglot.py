@@ -13,6 +13,7 @@ from distmeta.seeds import generator
 
 BACKGROUND = "images_background"
 EVALUATION = "images_evaluation"
+IMAGES = 32460  # 1623 characters by 20 hands
 _REMEDY = "Download images_background.zip and images_evaluation.zip again from https://github.com/brendenlake/omniglot."
 
 
@@ -36,6 +37,25 @@ def read(folder: Path, seed: int = 0, val_alphabets: int = 5) -> Iterator[Source
             yield _image(background, member, "val" if member.alphabet in val else "train")
         for member in unseen:
             yield _image(evaluation, member, "test")
+
+
+def read_random_characters(folder: Path, seed: int = 0, val: int = 100, test: int = 423) -> Iterator[SourceImage]:
+    """Every drawing of Omniglot, its 1623 characters divided without regard to alphabets: `test` of them, `val`, and the rest to train.
+
+    So Vinyals et al. (2016) and Santoro et al. (2016) divide it, 1200 against 423; MAML's code takes 100 of the 1200 for validation. Easier
+    than `read`, because characters of one alphabet stand in several splits. Which characters go where depends on `seed` alone.
+    """
+    with _open(folder, BACKGROUND) as background, _open(folder, EVALUATION) as evaluation:
+        members = [(background, member) for member in _members(background, BACKGROUND)]
+        members += [(evaluation, member) for member in _members(evaluation, EVALUATION)]
+        characters = sorted({member[:2] for _, member in members})
+        if val + test >= len(characters):
+            raise DataError(f"{folder} holds {len(characters)} characters, but val and test take {val} + {test} of them.", _REMEDY)
+        order = generator(seed, "omniglot random characters").permutation(len(characters))
+        split = dict.fromkeys(characters, "train")
+        split |= {characters[i]: "test" for i in order[:test]} | {characters[i]: "val" for i in order[test : test + val]}
+        for archive, member in members:
+            yield _image(archive, member, split[member[:2]])
 
 
 def _open(folder: Path, stem: str) -> zipfile.ZipFile:

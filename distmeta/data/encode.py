@@ -1,0 +1,99 @@
+"""Source images → the encoded images that shards hold: decoded, brought to size and encoded once, a batch at a time."""
+
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from distmeta.data.images import Resize, fit, open_image
+from distmeta.data.sources import SourceImage
+from distmeta.errors import DataError
+
+_BATCH_IMAGES = 64
+_BATCH_BYTES = 2 << 20
+
+
+class Encoding(NamedTuple):
+    """How an image is stored: side in pixels, 1 or 3 channels, format, how it becomes square, and JPEG's quality (1 to 100)."""
+
+    image_size: int
+    channels: Literal[1, 3]
+    image_format: Literal["png", "jpg"]
+    resize: Resize
+    quality: int
+
+
+class EncodedImage(NamedTuple):
+    """One image as its shard will hold it; `problem` says why there is no `content`, and is empty if there is."""
+
+    split: str
+    class_name: str
+    category: str
+    origin: str
+    content: bytes
+    problem: str
+
+
+class EncodedBatch(NamedTuple):
+    """Some images in the source's order; `sums` and `squares`, per channel, over the values 0..255 of the training images' pixels.
+
+    `source_crc` is over what the source gave, by which the same batch is known again.
+    """
+
+    images: list[EncodedImage]
+    sums: list[int]
+    squares: list[int]
+    source_crc: int
+
+
+def batches(images: Iterable[SourceImage]) -> Iterator[list[SourceImage]]:
+    """Cut a stream into batches that depend on the stream alone."""
+    batch: list[SourceImage] = []
+    size = 0
+    for image in images:
+        batch.append(image)
+        size += len(image.image)
+        if len(batch) == _BATCH_IMAGES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def crc(batch: list[SourceImage]) -> int:
+    """A checksum over names and bytes of a batch."""
+    value = 0
+    for image in batch:
+        value = zlib.crc32(image.image, zlib.crc32(repr(image[:3]).encode(), value))
+    return value
+
+
+def encode(encoding: Encoding, batch: list[SourceImage]) -> EncodedBatch:
+    """Encode a batch. An image that does not decode is a `problem`, not an error."""
+    values = np.arange(256, dtype=np.int64)
+    histogram = np.zeros((encoding.channels, 256), dtype=np.int64)
+    images = []
+    for image in batch:
+        content, problem = b"", ""
+        try:
+            picture = fit(open_image(image.image, encoding.channels, "the image"), encoding.image_size, encoding.resize)
+        except DataError as error:
+            problem = error.message
+        else:
+            content = _to_bytes(picture, encoding)
+            if image.split == "train":
+                histogram += np.array(picture.histogram(), dtype=np.int64).reshape(histogram.shape)
+        images.append(EncodedImage(image.split, image.class_name, image.category, image.origin, content, problem))
+    return EncodedBatch(images, (histogram @ values).tolist(), (histogram @ values**2).tolist(), crc(batch))
+
+
+def _to_bytes(picture: Image.Image, encoding: Encoding) -> bytes:
+    buffer = io.BytesIO()
+    if encoding.image_format == "jpg":
+        picture.save(buffer, "JPEG", quality=encoding.quality)
+    else:
+        picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,122 @@
+"""miniImageNet by Ravi and Larochelle's lists: train.csv, val.csv and test.csv with rows `filename,label`, 600 images a class.
+
+The published lists name images n0153282900000005.jpg: the WordNet id, then eight digits of a number. Two things exist in the wild: the
+images under these very names, and ImageNet itself, whose names are others. Ravi and Larochelle published no table between the two. The
+rule that tools follow (mini-imagenet-tools, for one): the number counts, from 1, the class's files in ImageNet in the order of the number
+in their own names (n01532829_28.JPEG). Which of the two was used stands in the manifest.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from distmeta.data.sources import SPLITS, Source, SourceImage
+from distmeta.data.sources.imagenet import WNID, Class, check_missing, find_classes, pictures, readable, rows
+from distmeta.errors import DataError
+
+_RENAMED = re.compile(r"(n\d{8})(\d{8})\.jpe?g", re.IGNORECASE)
+_NUMBERED = re.compile(r"_(\d+)\.[A-Za-z]+$")
+_EITHER = "Give the folder of miniImageNet's own images, or ILSVRC2012_img_train.tar whole."
+
+
+class _Lists(NamedTuple):
+    classes: dict[str, Class]
+    files: dict[str, list[str]]  # wnid → file names
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.files.values()))
+
+
+def read(source: Path, splits: Path, allow_missing: bool, report: Callable[[str], None]) -> Source:
+    """The images that the lists in `splits` name, each class its own category.
+
+    `source` is a folder that holds files of those names at any depth, or ImageNet as `imagenet.read` takes it. With `allow_missing` what
+    `source` lacks is left out and reported. Raises DataError if a list is wrong or an image cannot be found by either rule.
+    """
+    with readable(source):
+        lists = _read_lists(splits)
+        found = _find_files(source, {name for names in lists.files.values() for name in names}) if source.is_dir() else {}
+    if found:
+        return Source(_by_name(source, lists, found, allow_missing, report), lists.total, {"mini_imagenet_images": "by name"})
+    renamed = all(_RENAMED.fullmatch(name) for names in lists.files.values() for name in names)
+    rule = "by number" if renamed else "by name"
+    choose = (lambda wnid, names: _by_number(wnid, names, lists)) if renamed else (lambda wnid, names: _named(wnid, names, lists))
+    images = _from_imagenet(source, lists, choose, allow_missing, report)
+    return Source(images, lists.total, {"mini_imagenet_images": rule})
+
+
+def _read_lists(folder: Path) -> _Lists:
+    lists = _Lists({}, {})
+    for split in SPLITS:
+        path = folder / f"{split}.csv"
+        for number, line, row in rows(path):
+            if number == 1 and row == ["filename", "label"]:
+                continue
+            if len(row) != 2 or not WNID.fullmatch(row[1]) or not row[0].startswith(row[1]):
+                raise DataError(f"{path} line {number} is {line!r}; a row is filename,label.", "Write n0153282900000005.jpg,n01532829.")
+            name, wnid = row
+            known = lists.classes.setdefault(wnid, Class(split, wnid))
+            if known.split != split or name in lists.files.setdefault(wnid, []):
+                raise DataError(
+                    f"{path} line {number} names {name}, but {known.split}.csv names it or its class already.",
+                    "Delete one of the two rows; a class is in one split and an image in it once.",
+                )
+            lists.files[wnid].append(name)
+    return lists
+
+
+def _find_files(source: Path, wanted: set[str]) -> dict[str, Path]:
+    return {name: Path(folder) / name for folder, _, names in os.walk(source) for name in names if name in wanted}
+
+
+def _by_name(
+    source: Path, lists: _Lists, found: dict[str, Path], allow_missing: bool, report: Callable[[str], None]
+) -> Iterator[SourceImage]:
+    missing = [name for names in lists.files.values() for name in names if name not in found]
+    if missing:
+        text = (
+            f"{source} lacks {len(missing)} of {lists.total} images of the lists ({', '.join(missing[:5])}{', ...' * (len(missing) > 5)})"
+        )
+        if not allow_missing:
+            raise DataError(f"{text}.", "Give all of miniImageNet's images, or pass --allow-missing to go on without them.")
+        report(f"{text}; going on without them.")
+    with readable(source):
+        for wnid, names in lists.files.items():
+            for name in names:
+                if name in found:
+                    yield SourceImage(lists.classes[wnid].split, wnid, wnid, found[name].read_bytes(), str(found[name]))
+
+
+def _from_imagenet(
+    source: Path, lists: _Lists, choose: Callable[[str, list[str]], set[str]], allow_missing: bool, report: Callable[[str], None]
+) -> Iterator[SourceImage]:
+    with readable(source):
+        places = find_classes(source)
+        check_missing(lists.classes, set(places), source, allow_missing, report)
+        for wnid, origin, image in pictures(source, {wnid: path for wnid, path in places.items() if wnid in lists.classes}, choose):
+            yield SourceImage(lists.classes[wnid].split, wnid, wnid, image, origin)
+
+
+def _by_number(wnid: str, names: list[str], lists: _Lists) -> set[str]:
+    numbered = {int(match[1]): name for name in names if (match := _NUMBERED.search(name))}
+    ordered = [numbered[number] for number in sorted(numbered)]
+    numbers = [int(match[2]) for name in lists.files[wnid] if (match := _RENAMED.fullmatch(name))]
+    if not 1 <= min(numbers) <= max(numbers) <= len(ordered):
+        raise DataError(
+            f"the lists ask for image {max(numbers)} of class {wnid}, but the source has {len(ordered)} named like {wnid}_28.JPEG; "
+            "numbers count all of ImageNet's.",
+            _EITHER,
+        )
+    return {ordered[number - 1] for number in numbers}
+
+
+def _named(wnid: str, names: list[str], lists: _Lists) -> set[str]:
+    wanted = set(lists.files[wnid])
+    chosen = {name for name in names if Path(name).name in wanted}
+    if len(chosen) < len(wanted):
+        lacking = min(wanted - {Path(name).name for name in chosen})
+        raise DataError(f"the source's class {wnid} lacks {len(wanted) - len(chosen)} images of the lists, such as {lacking}.", _EITHER)
+    return chosen

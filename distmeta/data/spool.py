@@ -1,0 +1,141 @@
+"""Where a pack keeps its encoded images until all are there: one file of them, and a journal of what that file holds.
+
+A pack that was killed goes on from its journal: the spool is cut back to the last batch that the journal has whole.
+"""
+
+import json
+import os
+import zlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distmeta.data.encode import EncodedBatch, crc
+from distmeta.data.sources import SourceImage
+from distmeta.errors import DataError
+
+_SPOOL = "spool"
+
+
+class SpooledClass:
+    """One class's images: where each begins in the spool, and its bytes. Sixteen bytes an image, whatever the dataset."""
+
+    def __init__(self, category: str) -> None:
+        self.category = category
+        self.offsets = array("q")
+        self.sizes = array("q")
+
+
+class Spool:
+    """The images encoded so far. `classes` by (split, name); `skipped` is (origin, reason) of those that do not decode."""
+
+    def __init__(self, folder: Path, header: dict[str, Any]) -> None:
+        """Open the spool in `folder`, going on with what it holds if that was begun with the same `header`."""
+        self.path = folder / _SPOOL
+        self._journal_path = folder / "journal"
+        self.classes: dict[tuple[str, str], SpooledClass] = {}
+        self.skipped: list[tuple[str, str]] = []
+        self.sums: list[int] = []
+        self.squares: list[int] = []
+        self.images = 0
+        self._source_crcs = array("Q")
+        self._end = 0
+        self._resume(header)
+        self._file = self.path.open("ab", buffering=0)
+        self._journal = self._journal_path.open("ab", buffering=0)
+
+    @staticmethod
+    def begun(folder: Path) -> bool:
+        """Whether a spool in `folder` holds an image."""
+        path = folder / _SPOOL
+        return path.exists() and path.stat().st_size > 0
+
+    @property
+    def batches(self) -> int:
+        return len(self._source_crcs)
+
+    def append(self, batch: EncodedBatch) -> None:
+        """First the images, then their line in the journal: a line that is there speaks the truth."""
+        content = b"".join(image.content for image in batch.images)
+        entry = {
+            "crcs": [batch.source_crc, zlib.crc32(content)],
+            "sums": batch.sums,
+            "squares": batch.squares,
+            "images": [
+                [len(image.content), *image[:3]] + ([image.origin, image.problem] if image.problem else []) for image in batch.images
+            ],
+        }
+        _write(self._file, content)
+        _write(self._journal, _line(entry))
+        self._take(entry)
+
+    def close(self) -> None:
+        self._file.close()
+        self._journal.close()
+
+    def check(self, number: int, batch: list[SourceImage]) -> None:
+        """Raises DataError unless the source's batch `number` is the one that is spooled."""
+        if not batch or crc(batch) != self._source_crcs[number]:
+            raise DataError(
+                f"the source is not the one that {self.path.parent} was begun with: batch {number} differs",
+                "give the same source, or remove that folder to begin anew",
+            )
+
+    def _resume(self, header: dict[str, Any]) -> None:
+        entries = _entries(self._journal_path)
+        if next(entries, (None, 0))[0] != header or not self.path.exists():  # nothing there, or begun with other options
+            self.path.write_bytes(b"")
+            self._journal_path.write_bytes(_line(header))
+            return
+        kept = len(_line(header))
+        with self.path.open("rb") as spool:
+            for entry, length in entries:
+                if zlib.crc32(spool.read(_bytes(entry))) != entry["crcs"][1]:
+                    break
+                self._take(entry)
+                kept += length
+        os.truncate(self.path, self._end)
+        os.truncate(self._journal_path, kept)
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        self._source_crcs.append(entry["crcs"][0])
+        self.sums = [a + b for a, b in zip(self.sums or [0] * len(entry["sums"]), entry["sums"], strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares or [0] * len(entry["squares"]), entry["squares"], strict=True)]
+        for size, split, name, category, *trouble in entry["images"]:
+            spooled = self.classes.setdefault((split, name), SpooledClass(category))
+            self.images += 1
+            if trouble:
+                self.skipped.append((trouble[0], trouble[1]))
+                continue
+            spooled.offsets.append(self._end)
+            spooled.sizes.append(size)
+            self._end += size
+
+
+def _bytes(entry: dict[str, Any]) -> int:
+    return sum(image[0] for image in entry["images"])
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    text = json.dumps(entry, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _entries(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The journal's entries, each with its line's length, up to the first line that is not whole."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            checksum, _, text = line.rstrip(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+                return
+            yield json.loads(text), len(line)
+
+
+def _write(file: Any, content: bytes) -> None:
+    """All of it: an unbuffered file may take a part."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,47 @@
+"""Reading tar files strictly: what is cut or damaged is an error that says where, and names are labels, never paths to write to."""
+
+import tarfile
+from collections.abc import Iterator
+from typing import IO, Literal, Self
+
+from distmeta.errors import DataError
+
+AGAIN = "Copy or download the archive again; it must be a plain tar that `tar tf` lists without a complaint."
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header that is an error when absent, cut or damaged, where tarfile alone would take the archive to end there."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf == bytes(tarfile.BLOCKSIZE):  # the zeros that end a whole tar
+                raise
+            raise tarfile.ReadError(str(error)) from error
+
+
+def members(file: IO[bytes], mode: Literal["r:", "r|"], origin: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
+    """The files of a tar: mode r: seeks over those that are not read, mode r| reads strictly forward. `origin` names the tar in errors.
+
+    Raises DataError where the tar is cut or damaged, with the last whole member.
+    """
+    last = "its start"
+    try:
+        with tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content:
+                    yield member, content
+                last = member.name
+    except tarfile.TarError as error:
+        raise DataError(f"{origin} is not a whole, uncompressed tar; reading stopped after {last}: {error}.", AGAIN) from error
+
+
+def content_of(member: tarfile.TarInfo, content: IO[bytes], origin: str) -> bytes:
+    """A member's bytes. Raises DataError if the tar ends before they do."""
+    try:
+        return content.read()
+    except tarfile.TarError as error:
+        raise DataError(f"{origin} is cut inside {member.name}, which should have {member.size} bytes.", AGAIN) from error

@@ -1,0 +1,74 @@
+"""A function over many items in several processes, with the results in the items' order and few items under way at once."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from types import TracebackType
+from typing import Self, TypeVar
+
+from distmeta.errors import DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers:
+    """So many processes; with one, the work is done in this process. A context manager: on leaving it, they end.
+
+    They also end when this process is killed. Functions and items are pickled, so a function must be a module's own.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+        if processes > 1:
+            # The server imports torch once and forks workers that share it; it has no threads, so forking it is safe.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["distmeta.data.pack"])
+            self._pool = ProcessPoolExecutor(processes, context, initializer=_start_worker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """function(item) for every item, in order; at most two items a process are under way, so memory does not grow with the items.
+
+        Raises what `function` raises, and DataError if a process was killed.
+        """
+        if self._pool is None:
+            yield from map(function, items)
+            return
+        remaining = iter(items)
+        try:
+            pending: deque[Future[R]] = deque(self._pool.submit(function, item) for item in islice(remaining, 2 * self._processes))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(self._pool.submit(function, item) for item in islice(remaining, 1))
+                yield result
+        except BrokenProcessPool:
+            raise DataError(
+                "a packing process was killed, as a system does that is out of memory",
+                "run the same command again with fewer --processes; it goes on where it stopped",
+            ) from None
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the terminal
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -297,7 +297,11 @@ answer = model.predict(table).to_dict("records")
 shuffled = pd.concat([table[table.label.notna()], table[table.label.isna()][::-1]])
 import distmeta
 others = [model.predict(shuffled), model.predict(table, params={"inner_steps": 1})]
-print(json.dumps([answer, *(other.to_dict("records") for other in others), distmeta.__file__]))
+try:
+    model.predict(table[2:])  # without the two images of one class
+except mlflow.exceptions.MlflowException as error:
+    refused = str(error)
+print(json.dumps([answer, *(other.to_dict("records") for other in others), refused, distmeta.__file__]))
 """
 
 
@@ -314,9 +318,10 @@ def test_a_stranger_who_knows_only_mlflow(
         [sys.executable, "stranger.py", "ask.json"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    answer, shuffled, one_step, code = json.loads(done.stdout.splitlines()[-1])
+    answer, shuffled, one_step, refused, code = json.loads(done.stdout.splitlines()[-1])
     expected = predict(loaded["maml"], episode / "support", episode / "query")
     assert [(row["class"], row["probability"], row["probabilities"]) for row in answer] == [p[1:4] for p in expected]
     assert shuffled == answer[::-1]
     assert one_step != answer
+    assert "the support set has 2 classes but the model was trained for 3-way tasks" in refused
     assert Path(code).parts[-3:] == ("code", "distmeta", "__init__.py")

@@ -12,10 +12,11 @@ from typing import Any
 import mlflow.models
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
 from safetensors.torch import load_file
 
-from distmeta.errors import DataError
+from distmeta.errors import DataError, DistmetaError
 from distmeta.registry.model import Model, Picture, build
 
 
@@ -33,10 +34,15 @@ class FewShotClassifier(PythonModel):
         self.model = Model("", description, build(description, weights), weights)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        asked = (params or {}).get("inner_steps") or None
+        try:
+            return self._answer(model_input, (params or {}).get("inner_steps"))
+        except DistmetaError as error:  # so that MLflow's server passes the reason on
+            raise MlflowException.invalid_parameter_value(f"{error.message}; {error.remedy}") from None
+
+    def _answer(self, model_input: pd.DataFrame, inner_steps: int | None) -> pd.DataFrame:
         is_support = model_input["label"].notna() & (model_input["label"] != "")
         support, queries = model_input[is_support], model_input[~is_support]
-        adapted = self.model.adapt([_picture(image) for image in support["image"]], list(support["label"]), asked)
+        adapted = self.model.adapt([_picture(image) for image in support["image"]], list(support["label"]), inner_steps)
         probabilities = adapted.predict([_picture(image) for image in queries["image"]]).tolist()
         rows = [
             {

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from registered import DESCRIPTION, PROTONET, by_episode, finished_run, publish
 from scipy.stats import ttest_rel
 
+from distmeta import cli
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.registry import models, tracking
 from distmeta.registry.compare import compare, verdict
@@ -220,3 +221,29 @@ def test_mlflow_out_of_reach_is_said_in_seconds() -> None:
 def test_credentials_are_not_shown() -> None:
     assert tracking.without_credentials("https://me:secret@host:8080/x") == "https://host:8080/x"
     assert tracking.without_credentials("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"
+
+
+def test_the_verbs(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def call(*arguments: str) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["distmeta", *arguments, "--tracking-uri", uri])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert not stopped.value.code
+        out, err = capsys.readouterr()
+        return out, err
+
+    runs = [finished_run(tmp_path / str(i), uri, figures=by_episode(0.4 + i / 5, seed=i)) for i in range(2)]
+    for number, run in enumerate(runs, 1):
+        out, _ = call("publish", str(run), "--name", "verbs", "--alias", f"try-{number}", "--json")
+        assert json.loads(out) == {
+            "model": "models:/verbs@champion" if number == 1 else "models:/verbs/2",
+            "version": str(number),
+            "champion": number == 1,
+        }
+    assert call("promote", "models:/verbs@try-2")[1] == "models:/verbs@champion is now models:/verbs@try-2\n"
+    rows = json.loads(call("models", "--name", "verbs", "--alias", "champion", "--json")[0])
+    assert [(row["uri"], sorted(row["aliases"])) for row in rows] == [("models:/verbs/2", ["champion", "try-2"])]
+    assert "models:/verbs/1" in call("models", "--name", "verb?")[0]
+    found = json.loads(call("compare", "models:/verbs/1", "models:/verbs@champion", "--json")[0])
+    assert found == compare(uri, "models:/verbs/1", "models:/verbs/2")
+    assert call("compare", "models:/verbs/1", "models:/verbs/2")[0].splitlines()[-1] == verdict(found)

@@ -111,7 +111,8 @@ def test_every_stage_halves_its_image() -> None:
 def test_the_linear_sigmoid_network() -> None:
     model = build("mlp", "none", widths=[], output_activation="sigmoid").double()
     inputs = drawn(4, 3)
-    torch.testing.assert_close(model(inputs), torch.sigmoid(inputs @ model.head.weight.T + model.head.bias))
+    linear = model.head[0]
+    torch.testing.assert_close(model(inputs), torch.sigmoid(inputs @ linear.weight.T + linear.bias))
 
 
 def test_resnet_is_its_formula() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distmeta.models.layers import Positive
 from distmeta.models.norm import has_bias, make_norm
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "none": nn.Identity}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
 
 class MLP(nn.Module):
@@ -32,14 +32,15 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [prod(input_shape), *widths]
         self.layers = nn.Sequential(*(HiddenLayer(ins, outs, norm, activation) for ins, outs in pairwise(sizes)))
-        self.head = nn.Linear(sizes[-1], outputs)
-        self.output_activation = ACTIVATIONS[output_activation]()
+        linear = nn.Linear(sizes[-1], outputs)
+        # In the head, so that whoever computes features and head by themselves has it too.
+        self.head = linear if output_activation == "none" else nn.Sequential(linear, ACTIVATIONS[output_activation]())
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs.flatten(1))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.output_activation(self.head(self.features(inputs)))
+        return self.head(self.features(inputs))
 
 
 class HiddenLayer(nn.Module):

@@ -173,6 +173,40 @@ def train(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML file with a section `sweep`; configs/ holds an example.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set sweep.trials=8. May be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in the run folder; no ended trial is repeated.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
+    allow_other_hardware: Annotated[bool, typer.Option("--allow-other-hardware", help="Resume on another kind of machine.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search hyperparameters: each trial is a distributed run, poor ones stop early, the winner is tested and registered.
+
+    Example: distmeta sweep configs/quickstart_sweep.yaml --set sweep.trials=8
+    """
+    from distmeta.config import load_config
+
+    settings = load_config(config, sets)
+    _say(f"sweeping {config}")
+    from distmeta.scale.sweep import sweep as search
+    from distmeta.scale.sweep_view import trial_table
+
+    result = search(settings, resume, address, allow_other_hardware)
+    if as_json:
+        print(json.dumps(result))
+        return
+    assert settings.sweep is not None
+    _print(trial_table(result["trials"], settings.sweep))
+    best = result["best"]
+    _say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
+    _show_advance(best["fresh"])
+    if "model" in best:
+        _show_test(best["test"])
+        _say(f"model {best['model']}")
+
+
+@app.command()
 def models(
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -236,6 +270,10 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or pipe has no width to fit into
@@ -261,6 +299,16 @@ def _show_test(test: dict[str, Any]) -> None:
             f"{test['inner_steps']} inner steps, norm {test['norm']}:"
         )
     _table(columns, rows)
+
+
+def _show_advance(fresh: dict[str, Any]) -> None:
+    """The winner of a sweep on validation episodes that no trial saw, and how far it is ahead of trial 0 there."""
+    if "accuracy_inductive" not in fresh:
+        return
+    line = f"on {fresh['episodes']} validation episodes that no trial saw: {_percent(fresh['accuracy_inductive'], fresh['ci95_inductive'])}"
+    if "advance" in fresh:
+        line += f", ahead of trial 0 (the config as it stands) by {_percent(fresh['advance'], fresh['advance_ci95'])}, paired"
+    _say(f"{line} (inductive)")
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, str]:

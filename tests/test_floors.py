@@ -11,6 +11,7 @@ ROOMS = ["errors", "seeds", "config", "data", "models", "learners", "train", "re
 # Which rooms may import a heavy library at all.
 MAY_KNOW = {
     "ray": {"scale"},
+    "optuna": {"scale"},
     "mlflow": {"registry"},
     "webdataset": {"data"},
     "fsspec": {"data"},

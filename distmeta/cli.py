@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from distmeta.errors import DistmetaError
+from distmeta.errors import ConfigError, DistmetaError
 
 T = TypeVar("T")
 
@@ -206,6 +206,66 @@ def sweep(
         _say(f"model {best['model']}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    verb: Annotated[Literal["train", "sweep", "evaluate", "pack"], typer.Argument(help="What to run there.")],
+    address: Annotated[str, typer.Option(help="The head's dashboard, http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")] = ...,  # type: ignore[assignment]
+    include: Annotated[list[Path] | None, typer.Option(help="File or folder to ship; may be repeated. Never data.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the config. May be repeated.")] = None,
+    name: Annotated[str | None, typer.Option(help="The job's id; Ray draws one if absent.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+) -> None:
+    """Run a verb on a Ray cluster, with this distmeta and a config from here; what follows the verb goes to it.
+
+    Example: distmeta submit train configs/quickstart.yaml --set run_folder=/shared/runs/1 --address http://head:8265 --resume
+    """
+    from distmeta.config import load_config
+
+    arguments = list(context.args)
+    config = None
+    if verb in ("train", "sweep"):
+        if not arguments or arguments[0].startswith("-"):
+            raise ConfigError(f"submit {verb} needs a config", f"distmeta submit {verb} CONFIG --address {address}")
+        config = load_config(Path(arguments.pop(0)), sets)
+        arguments.insert(0, "config.yaml")
+    elif sets:
+        arguments += [part for override in sets for part in ("--set", override)]
+    from distmeta.scale.submit import submit as start
+
+    job_id = start(address, [verb, *arguments], config, include or [], name)
+    _say(f"job {job_id}; distmeta jobs logs|stop {job_id} --address {address}")
+    if not detach:
+        _follow(address, job_id)
+
+
+@app.command()
+def jobs(
+    action: Annotated[Literal["list", "logs", "stop", "follow"], typer.Argument(help="What to do.")] = "list",
+    job_id: Annotated[str | None, typer.Argument(metavar="ID", help="The job; not for list.", show_default=False)] = None,
+    address: Annotated[str, typer.Option(help="The head's dashboard, http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")] = ...,  # type: ignore[assignment]
+    as_json: Json = False,
+) -> None:
+    """List a cluster's jobs; print or follow the log of one, or stop it.
+
+    Example: distmeta jobs logs raysubmit_8QzX --address http://head:8265
+    """
+    from distmeta.scale import submit as there
+
+    if action != "list" and job_id is None:
+        raise ConfigError(f"jobs {action} needs a job's id", f"distmeta jobs {action} ID; distmeta jobs list names them")
+    if job_id is None or action == "list":
+        rows = there.list_jobs(address)
+        print(json.dumps(rows)) if as_json else _table(["job", "status", "command"], [[r["id"], r["status"], r["command"]] for r in rows])
+    elif action == "logs":
+        print(there.logs(address, job_id), end="")
+    elif action == "follow":
+        _follow(address, job_id)
+    else:
+        there.stop(address, job_id)
+        _say(f"job {job_id} is asked to stop")
+
+
 @app.command()
 def models(
     tracking_uri: TrackingUri = None,
@@ -259,6 +319,20 @@ def predict(
         print(json.dumps(predictions))
         return
     _table(["file", "class", "probability"], [[p["file"], p["class"], f"{p['probability']:.3f}"] for p in predictions])
+
+
+def _follow(address: str, job_id: str) -> None:
+    """Copy a job's log here; leave with its exit code."""
+    from distmeta.scale.submit import follow
+
+    def ask() -> bool:
+        if not sys.stdin.isatty():
+            return False
+        return typer.confirm("Stop the job? (no: only stop watching it)", default=False, err=True)
+
+    code = follow(address, job_id, sys.stdout, ask)
+    if code:
+        raise typer.Exit(code)
 
 
 def _say(text: str) -> None:

@@ -17,7 +17,7 @@ STATE=${STATE:-.cluster}
 RAY=${RAY:-$([[ -x .venv/bin/ray ]] && echo .venv/bin/ray || echo ray)}
 NODE_IP=127.0.0.2 # loopback; 127.0.0.1 itself Ray would replace by the machine's address
 PATH=$(cd "$(dirname "$(command -v "$RAY")")" && pwd):$PATH # a job's `python` is the one beside ray
-export PATH RAY_USAGE_STATS_ENABLED=0 RAY_raylet_start_wait_time_s=120
+export PATH RAY_USAGE_STATS_ENABLED=0
 umask 077
 
 usage() {

@@ -5,6 +5,7 @@ A job's runtime environment is metadata that everybody on the cluster can read: 
 
 import asyncio
 import json
+import logging
 import shlex
 import shutil
 import signal
@@ -24,6 +25,7 @@ from urllib.request import urlopen
 from zipfile import ZipFile
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
 import distmeta
 from distmeta.config import Config
@@ -35,7 +37,10 @@ from distmeta.scale.job import COMPARED, VERSIONS
 CONFIG = "config.yaml"
 LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
 _CONNECT_S = 8.0
+_NOT_YET = r"(?s).*No available agent"  # a head that has just started
 _UNKNOWN = "distmeta jobs list --address … names the jobs"
+for _told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_told}").setLevel(logging.WARNING)  # of each upload and closed connection
 _IGNORED = shutil.ignore_patterns("__pycache__", ".git", ".venv")
 
 
@@ -153,13 +158,16 @@ def submit(address: str, arguments: list[str], config: Config | None, includes: 
     entrypoint = shlex.join(["python", "-m", "distmeta.scale.job", *arguments])
     with tempfile.TemporaryDirectory(prefix="distmeta-job-") as folder, _answers(address, None):
         pack_job(Path(folder), config, includes)
+        metadata = {"distmeta": version("distmeta"), "verb": arguments[0]}
         try:
-            return jobs.submit_job(
-                entrypoint=entrypoint,
-                submission_id=job_id,
-                runtime_env={"working_dir": folder},
-                metadata={"distmeta": version("distmeta"), "verb": arguments[0]},
-            )
+            for attempt in Retrying(
+                retry=retry_if_exception_message(match=_NOT_YET), stop=stop_after_delay(30), wait=wait_fixed(1), reraise=True
+            ):
+                with attempt:
+                    started = jobs.submit_job(
+                        entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder}, metadata=metadata
+                    )
+            return started
         except RuntimeError as error:
             if "already exists" in str(error):
                 raise ClusterError(f"there is a job {job_id} at {address} already", "choose another --name, or leave it out") from None

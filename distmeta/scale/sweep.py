@@ -346,15 +346,13 @@ def _winner(records: Records) -> Trial:
 
 def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, Any]:
     """The winner's row, with its figures on validation episodes that no trial has seen and its advance over trial 0 on the same ones."""
-    episodes, others = records.settings.fresh_episodes, ""
-    baseline = records.trials[0] if records.settings.baseline and records.trials[0].state == "finished" else None
-    if baseline not in (None, winner):
-        others = " and trial 0"
-    view.say(f"trial {winner.number}{others} on {episodes} validation episodes that no trial has seen")
+    episodes, first = records.settings.fresh_episodes, records.trials[0]
+    compared = records.settings.baseline and first.state == "finished" and first is not winner
+    view.say(f"trial {winner.number}{' and trial 0' if compared else ''} on {episodes} validation episodes that no trial has seen")
     evaluation = evaluate_fresh(records.config_of(winner), episodes)
     fresh: dict[str, Any] = dict(evaluation.as_dict())
-    if baseline is not None:
-        other = evaluation if baseline is winner else evaluate_fresh(records.config_of(baseline), episodes)
+    if compared:
+        other = evaluate_fresh(records.config_of(first), episodes)
         difference = evaluation.by_episode[:, -1] - other.by_episode[:, -1]
         ci95 = 1.96 * difference.std().item() / len(difference) ** 0.5
         fresh |= {"trial_0": other.as_dict(), "advance": difference.mean().item(), "advance_ci95": ci95}

@@ -44,20 +44,28 @@ start() { # NAME ARGUMENTS…: a node in a process group of its own, its id reco
 }
 
 started() { # NAME: wait until its log says so, two minutes at most
-  local name=$1
   for _ in $(seq 240); do
-    grep -q "Ray runtime started" "$STATE/$name.log" && return
-    kill -0 "$(cat "$STATE/$name.pid")" 2>/dev/null || break
+    grep -q "Ray runtime started" "$STATE/$1.log" && return
+    kill -0 "$(cat "$STATE/$1.pid")" 2>/dev/null || return 1
     sleep 0.5
   done
-  tail -n 5 "$STATE/$name.log" >&2
+  return 1
+}
+
+node() { # NAME ARGUMENTS…: started and seen to run; tried three times, for Ray gives a node only half a minute on busy cores
+  for _ in 1 2 3; do
+    start "$@"
+    started "$1" && return
+    end "$STATE/$1.pid"
+  done
+  tail -n 5 "$STATE/$1.log" >&2
   down
-  echo "$name did not start; the lines above are the end of its log" >&2
+  echo "$1 did not start; the lines above are the end of its log" >&2
   exit 1
 }
 
 up() {
-  local nodes=$1 port dashboard client agent
+  local port dashboard client agent
   if compgen -G "$STATE/*.pid" >/dev/null; then
     echo "a cluster is recorded in $STATE already; end it first: cluster/local.sh down" >&2
     exit 1
@@ -67,12 +75,10 @@ up() {
   python3 -c 'import secrets; print(secrets.token_hex(32))' >"$STATE/token"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
   read -r port dashboard client agent < <(free_ports 4)
-  start head --head --port="$port" --num-cpus=0 --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
+  node head --head --port="$port" --num-cpus=0 --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
     --ray-client-server-port="$client" --dashboard-agent-listen-port="$agent"
-  started head
-  for ((i = 1; i <= nodes; i++)); do
-    start "node-$i" --address="$NODE_IP:$port" --num-cpus="$CPUS" --dashboard-agent-listen-port="$(free_ports 1)"
-    started "node-$i" # one after another: nodes that start together on few cores time out
+  for ((i = 1; i <= $1; i++)); do # one after another: they share a folder of the session
+    node "node-$i" --address="$NODE_IP:$port" --num-cpus="$CPUS" --dashboard-agent-listen-port="$(free_ports 1)"
   done
   cat >"$STATE/env" <<ENV
 export RAY_ADDRESS=$NODE_IP:$port
@@ -82,21 +88,25 @@ ENV
   cat "$STATE/env"
 }
 
+end() { # FILE with a process id: that process and its group
+  local pid
+  pid=$(cat "$1")
+  # Ids are used again by the system: only a group in which Ray still runs is ours.
+  if pgrep -g "$pid" -f ray >/dev/null; then
+    kill -TERM -- "-$pid" 2>/dev/null || true
+    for _ in $(seq 20); do
+      kill -0 -- "-$pid" 2>/dev/null || break
+      sleep 0.25
+    done
+    kill -KILL -- "-$pid" 2>/dev/null || true
+  fi
+  rm -f "$1"
+}
+
 down() {
-  local file pid
+  local file
   for file in "$STATE"/node-*.pid "$STATE"/head.pid; do
-    [[ -e $file ]] || continue
-    pid=$(cat "$file")
-    # Ids are used again by the system: only a process that is still a Ray node is ours.
-    if [[ -r /proc/$pid/cmdline ]] && tr '\0' ' ' <"/proc/$pid/cmdline" | grep -q 'ray.* start --block'; then
-      kill -TERM -- "-$pid" 2>/dev/null || true
-      for _ in $(seq 40); do
-        kill -0 -- "-$pid" 2>/dev/null || break
-        sleep 0.25
-      done
-      kill -KILL -- "-$pid" 2>/dev/null || true
-    fi
-    rm -f "$file"
+    if [[ -e $file ]]; then end "$file"; fi
   done
   rm -f "$STATE/token" "$STATE/env"
 }

@@ -156,3 +156,49 @@ def test_no_secrets_and_no_ending_of_processes_by_name(path: Path) -> None:
     assert not re.search(r"(?i)(password|secret_?(access_?)?key|token)\s*[:=]\s*['\"]?[A-Za-z0-9+/]{8,}", text)
     if path.suffix == ".sh":
         assert not re.search(r"\bray stop\b|\bpkill\b|\bkillall\b", text)
+
+
+LOCAL = CLUSTER / "local.sh"
+
+
+@pytest.mark.parametrize("arguments", [[], ["up"], ["up", "0"], ["up", "many"], ["stop"]], ids=" ".join)
+def test_local_says_how_it_is_used(arguments: list[str], tmp_path: Path) -> None:
+    said = subprocess.run([str(LOCAL), *arguments], env={**os.environ, "STATE": str(tmp_path / "state")}, capture_output=True, text=True)
+    assert (said.returncode, said.stderr) == (2, "usage: cluster/local.sh up N | down\n")
+    assert not (tmp_path / "state").exists()
+
+
+def test_local_ends_only_what_it_started(tmp_path: Path) -> None:
+    """An id that the system has given to another process since."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
+        (tmp_path / "head.pid").write_text(str(stranger.pid))
+        subprocess.run([str(LOCAL), "down"], env={**os.environ, "STATE": str(tmp_path)}, check=True)
+        assert stranger.poll() is None
+        assert not (tmp_path / "head.pid").exists()
+        stranger.kill()
+
+
+@pytest.mark.slow
+def test_local_starts_nodes_and_ends_all_of_them(tmp_path: Path) -> None:
+    import psutil
+
+    ray = Path(sys.executable).with_name("ray")
+    environment = {**os.environ, "STATE": str(tmp_path), "RAY": str(ray)}
+    environment.pop("RAY_AUTH_MODE", None)
+    subprocess.run([str(LOCAL), "up", "2"], env=environment, check=True, capture_output=True)
+    try:
+        settings = dict(re.findall(r"(\w+)='?([^'\s]+)", (tmp_path / "env").read_text()))
+        status = subprocess.run([str(ray), "status"], env=environment | settings, capture_output=True, text=True)
+        assert "0.0/2.0 CPU" in status.stdout, status.stdout + status.stderr
+        refused = subprocess.run(
+            [str(ray), "status"], env=environment | settings | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True
+        )
+        assert refused.returncode != 0, "the cluster answers without its token"
+        leaders = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
+        members = [p for p in psutil.process_iter() if os.getpgid(p.pid) in leaders]
+        assert len(leaders) == 3
+        assert len(members) > 3
+    finally:
+        subprocess.run([str(LOCAL), "down"], env=environment, check=True)
+    assert not [p for p in members if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not list(tmp_path.glob("*.pid"))

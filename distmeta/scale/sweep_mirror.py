@@ -23,7 +23,7 @@ class SweepMirror:
         self._uri = uri
         self._parent = tracking.start_run(config, records.folder, tags_of(config, domain) | {"kind": "sweep"})
         self._children: dict[int, tuple[str, tracking.Mirror]] = {}
-        self._done: set[int] = {trial.number for trial in records.ended}
+        self._done: set[int] = set()  # nor those of an earlier session: it may have been killed before it had told MLflow
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow sweep mirror", daemon=True)
         self.unsent: str | None = None

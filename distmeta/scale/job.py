@@ -1,4 +1,4 @@
-"""What a submitted job runs, `python -m distmeta.scale.job VERB …`: compare the cluster's libraries with the submitter's, then the verb.
+"""What a submitted job runs first, `python -m distmeta.scale.job`: compare the cluster's libraries with the submitter's.
 
 Imports nothing that may be missing before it has said what is.
 """
@@ -39,9 +39,6 @@ def main() -> None:
     differing = differences(json.loads(Path(VERSIONS).read_text()))
     if differing:
         print(f"libraries differ from the submitter's: {', '.join(differing)}", file=sys.stderr)
-    from distmeta.cli import main as command_line
-
-    command_line()
 
 
 if __name__ == "__main__":

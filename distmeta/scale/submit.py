@@ -155,7 +155,7 @@ def submit(address: str, arguments: list[str], config: Config | None, includes: 
     if config is not None:
         check_reachable(config)
     jobs = client(address)
-    entrypoint = shlex.join(["python", "-m", "distmeta.scale.job", *arguments])
+    entrypoint = f"python -m distmeta.scale.job && python -m distmeta {shlex.join(arguments)}"
     with tempfile.TemporaryDirectory(prefix="distmeta-job-") as folder, _answers(address, None):
         pack_job(Path(folder), config, includes)
         metadata = {"distmeta": version("distmeta"), "verb": arguments[0]}

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from distmeta.errors import DataError, DistmetaError
+from distmeta.errors import ConfigError, DataError, DistmetaError
 
 if TYPE_CHECKING:
     from distmeta.registry.predict import Prediction
@@ -255,6 +255,100 @@ def train(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML file with a section `sweep`; configs/ holds an example.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set sweep.trials=8. May be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in the run folder; no ended trial is repeated.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
+    allow_other_hardware: Annotated[bool, typer.Option("--allow-other-hardware", help="Resume on another kind of machine.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Search hyperparameters: each trial is a distributed run, poor ones stop early, the winner is tested and registered.
+
+    Example: distmeta sweep configs/quickstart_sweep.yaml --set sweep.trials=8
+    """
+    from distmeta.config import load_config
+
+    settings = load_config(config, sets)
+    _say(f"sweeping {config}")
+    from distmeta.scale.sweep import sweep as search
+    from distmeta.scale.sweep_view import trial_table
+
+    result = search(settings, resume, address, allow_other_hardware)
+    if as_json:
+        print(json.dumps(result))
+        return
+    assert settings.sweep is not None
+    _print(trial_table(result["trials"], settings.sweep))
+    best = result["best"]
+    _say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
+    _show_advance(best["fresh"])
+    if "model" in best:
+        _show_test(best["test"])
+        _say(f"model {best['model']}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    verb: Annotated[Literal["train", "sweep", "evaluate", "pack"], typer.Argument(help="What to run there.")],
+    address: Annotated[str, typer.Option(help="The head's dashboard, http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")] = ...,  # type: ignore[assignment]
+    include: Annotated[list[Path] | None, typer.Option(help="File or folder to ship; may be repeated. Never data.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the config. May be repeated.")] = None,
+    name: Annotated[str | None, typer.Option(help="The job's id; Ray draws one if absent.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+) -> None:
+    """Run a verb on a Ray cluster, with this distmeta and a config from here; what follows the verb goes to it.
+
+    Example: distmeta submit train configs/quickstart.yaml --set run_folder=/shared/runs/1 --address http://head:8265 --resume
+    """
+    from distmeta.config import load_config
+
+    arguments = list(context.args)
+    config = None
+    if verb in ("train", "sweep"):
+        if not arguments or arguments[0].startswith("-"):
+            raise ConfigError(f"submit {verb} needs a config", f"distmeta submit {verb} CONFIG --address {address}")
+        config = load_config(Path(arguments.pop(0)), sets)
+        arguments.insert(0, "config.yaml")
+    elif sets:
+        arguments += [part for override in sets for part in ("--set", override)]
+    from distmeta.scale.submit import submit as start
+
+    job_id = start(address, [verb, *arguments], config, include or [], name)
+    _say(f"job {job_id}; distmeta jobs logs|stop {job_id} --address {address}")
+    if not detach:
+        _follow(address, job_id)
+
+
+@app.command()
+def jobs(
+    action: Annotated[Literal["list", "logs", "stop", "follow"], typer.Argument(help="What to do.")] = "list",
+    job_id: Annotated[str | None, typer.Argument(metavar="ID", help="The job; not for list.", show_default=False)] = None,
+    address: Annotated[str, typer.Option(help="The head's dashboard, http://HEAD:8265.", envvar="RAY_API_SERVER_ADDRESS")] = ...,  # type: ignore[assignment]
+    as_json: Json = False,
+) -> None:
+    """List a cluster's jobs; print or follow the log of one, or stop it.
+
+    Example: distmeta jobs logs raysubmit_8QzX --address http://head:8265
+    """
+    from distmeta.scale import submit as there
+
+    if action != "list" and job_id is None:
+        raise ConfigError(f"jobs {action} needs a job's id", f"distmeta jobs {action} ID; distmeta jobs list names them")
+    if job_id is None or action == "list":
+        rows = there.list_jobs(address)
+        print(json.dumps(rows)) if as_json else _table(["job", "status", "command"], [[r["id"], r["status"], r["command"]] for r in rows])
+    elif action == "logs":
+        print(there.logs(address, job_id), end="")
+    elif action == "follow":
+        _follow(address, job_id)
+    else:
+        there.stop(address, job_id)
+        _say(f"job {job_id} is asked to stop")
+
+
+@app.command()
 def models(
     name: Annotated[str | None, typer.Option(help="Only models of this name; * and ? stand for any characters.")] = None,
     alias: Annotated[str | None, typer.Option(help="Only those with this alias.")] = None,
@@ -460,6 +554,20 @@ def _write_predictions(predictions: "Iterable[Prediction]", form: str, keep: boo
     return kept
 
 
+def _follow(address: str, job_id: str) -> None:
+    """Copy a job's log here; leave with its exit code."""
+    from distmeta.scale.submit import follow
+
+    def ask() -> bool:
+        if not sys.stdin.isatty():
+            return False
+        return typer.confirm("Stop the job? (no: only stop watching it)", default=False, err=True)
+
+    code = follow(address, job_id, sys.stdout, ask)
+    if code:
+        raise typer.Exit(code)
+
+
 def _say(text: str) -> None:
     """A line for people: standard error, so that standard output holds results alone."""
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
@@ -469,6 +577,10 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*row)
+    _print(table)
+
+
+def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or pipe has no width to fit into
@@ -500,6 +612,16 @@ def _show_test(test: dict[str, Any]) -> None:
             f"{test['inner_steps']} inner steps, norm {test['norm']}:"
         )
     _table(columns, rows)
+
+
+def _show_advance(fresh: dict[str, Any]) -> None:
+    """The winner of a sweep on validation episodes that no trial saw, and how far it is ahead of trial 0 there."""
+    if "accuracy_inductive" not in fresh:
+        return
+    line = f"on {fresh['episodes']} validation episodes that no trial saw: {_percent(fresh['accuracy_inductive'], fresh['ci95_inductive'])}"
+    if "advance" in fresh:
+        line += f", ahead of trial 0 (the config as it stands) by {_percent(fresh['advance'], fresh['advance_ci95'])}, paired"
+    _say(f"{line} (inductive)")
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, str]:

@@ -1,8 +1,9 @@
 """What a run is: every key of a config file, with its unit and meaning. YAML, with `--set a.b=c` on top."""
 
 import difflib
+import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -218,6 +219,83 @@ class TrackingConfig(Section):
     """Name in the model registry; <dataset>-<way>way-<shot>shot if absent."""
 
 
+class Values(Section):
+    """The values that a key takes in a sweep: one of these."""
+
+    uniform: tuple[float, float] | None = None
+    """[lowest, highest], evenly."""
+    loguniform: tuple[float, float] | None = None
+    """[lowest, highest], both above 0, evenly in the logarithm."""
+    integers: tuple[int, int] | None = None
+    """[lowest, highest], both included."""
+    choice: list[Any] | None = None
+    """One of a list."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Values":
+        given = self.model_dump(exclude_none=True)
+        if len(given) != 1:
+            raise PydanticCustomError("one_kind", "give one of uniform, loguniform, integers, choice")
+        ((kind, values),) = given.items()
+        if not values or (kind != "choice" and values[0] >= values[1]):
+            raise PydanticCustomError(
+                "empty", "the range is empty: [lowest, highest] with lowest below highest, or a list of choices, is needed"
+            )
+        if kind == "loguniform" and values[0] <= 0:
+            raise PydanticCustomError("no_logarithm", "both bounds of loguniform must be above 0")
+        if kind == "choice" and len({repr(value) for value in values}) < len(values):
+            raise PydanticCustomError("twice", "a choice stands twice")
+        return self
+
+    @property
+    def extremes(self) -> list[Any]:
+        """If these are valid values, all are."""
+        return list(next(iter(self.model_dump(exclude_none=True).values())))
+
+
+class SweepConfig(Section):
+    space: dict[str, Values]
+    """Dotted key → its values: {learner.inner_lr: {loguniform: [1e-3, 1]}, learner.inner_steps: {choice: [1, 3, 5]}}."""
+    trials: Positive | None = None
+    """Trials in all; 16 if absent, or every point of the grid."""
+    search: Literal["random", "grid", "optuna"] = "random"
+    """Where trials look: anywhere, every combination of choices in turn, or (Optuna's TPE) near what did well before."""
+    baseline: bool = True
+    """Trial 0 takes the config's own values, and the winner is compared with it."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha: a trial that is not among the best 1/reduction at a rung (grace, grace * reduction, … steps) stops there."""
+    grace: Positive | None = None
+    """Steps that every trial gets; train.validate_every if absent."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """Of so many trials at a rung, one goes on."""
+    fresh_episodes: Positive = 600
+    """Validation episodes that no trial has seen, on which the winner and trial 0 are compared at the end."""
+    promote: bool = True
+    """Test and register the winner; no other trial is ever registered."""
+
+    @property
+    def grid_points(self) -> int:
+        return math.prod(len(values.choice or ()) for values in self.space.values())
+
+    @property
+    def total(self) -> int:
+        """How many trials there are."""
+        return self.trials or (self.grid_points + self.baseline if self.search == "grid" else 16)
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "SweepConfig":
+        if not self.space:
+            raise PydanticCustomError("empty_space", "sweep.space names no key")
+        ranges = [key for key, values in self.space.items() if values.choice is None]
+        if self.search == "grid" and ranges:
+            raise PydanticCustomError("range_in_grid", "search: grid needs choices, but {key} is a range", {"key": ranges[0]})
+        if self.search == "grid" and self.trials is not None and self.trials > self.grid_points + self.baseline:
+            raise PydanticCustomError(
+                "small_grid", "sweep.trials is more than the grid's {count} points and trial 0", {"count": self.grid_points}
+            )
+        return self
+
+
 class Config(Section):
     """One run."""
 
@@ -233,6 +311,8 @@ class Config(Section):
     outer: OuterConfig = OuterConfig()
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig | None = None
+    """What `distmeta sweep` varies; `distmeta train` leaves it aside."""
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -262,9 +342,12 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 def validate(content: dict[str, Any], origin: str) -> Config:
     """The Config in `content`. Raises ConfigError, with the nearest valid keys where one is unknown; `origin` names the source."""
     try:
-        return Config.model_validate(content)
+        config = Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
+    else:
+        _check_space(config, origin)
+        return config
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         raise ConfigError(f"unknown key {key} in {origin}", _nearest(key))
@@ -275,8 +358,42 @@ def validate(content: dict[str, Any], origin: str) -> Config:
     raise ConfigError(f"{key}={first['input']!r} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}", f"mend {key}")
 
 
+# What all trials of a sweep must have alike: their place, how they are watched and placed, and the episodes that they are compared on.
+_NOT_SWEPT = ("run_folder", "outer.steps", "data.shards", "data.functions", "data.eval.", "train.", "tracking.", "sweep.")
+
+
+def _check_space(config: Config, origin: str) -> None:
+    for key in config.sweep.space if config.sweep else ():
+        if key.startswith(_NOT_SWEPT):
+            raise ConfigError(
+                f"sweep.space names {key} in {origin}, which all trials must have alike", "set it for the whole sweep, outside sweep.space"
+            )
+        sections = {known.rpartition(".")[0] for known in known_keys()}
+        if key in sections or (key not in known_keys() and not key.startswith("model.")):
+            raise ConfigError(f"unknown key {key} in sweep.space in {origin}", _nearest(key))
+
+
+def with_values(config: Config, values: dict[str, Any], origin: str) -> Config:
+    """`config` with other values of dotted keys. Raises ConfigError if one of them is not valid there."""
+    content = config.model_dump()
+    for key, value in values.items():
+        section, _, last = key.rpartition(".")
+        _section(content, section.split(".") if section else [], key)[last] = value
+    return validate(content, origin)
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a dotted key, None where it has none."""
+    content: Any = config.model_dump()
+    for part in key.split("."):
+        content = content.get(part)
+    return content
+
+
 def _nearest(unknown: str) -> str:
     """The valid keys that somebody who wrote `unknown` may have meant: alike ones, else all of its section."""
+    if unknown.startswith("sweep.space."):
+        return f"for every key, give one of {', '.join(Values.model_fields)}"
     section = unknown.rpartition(".")[0]
     siblings = [key for key in known_keys() if key.rpartition(".")[0] == section]
     near = difflib.get_close_matches(unknown, siblings, n=3, cutoff=0.75) or difflib.get_close_matches(
@@ -291,8 +408,10 @@ def known_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            keys += known_keys(field.annotation, f"{prefix}{name}.")
+        optional = get_args(field.annotation) if type(None) in get_args(field.annotation) else ()
+        for kind in (field.annotation, *optional):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                keys += known_keys(kind, f"{prefix}{name}.")
     return keys
 
 
@@ -301,12 +420,17 @@ def _set(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {override} has no value", "write --set dotted.key=value, such as --set outer.lr=0.002")
     *sections, last = key.split(".")
-    for section in sections:
-        inside = content.setdefault(section, {})
-        if not isinstance(inside, dict):
-            raise ConfigError(f"--set {override}: {section} is not a section", "write --set dotted.key=value, such as --set outer.lr=0.002")
-        content = inside
+    content = _section(content, sections, f"--set {override}")
     try:
         content[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not YAML", "put quotes around it") from None
+
+
+def _section(content: dict[str, Any], names: list[str], what: str) -> dict[str, Any]:
+    for name in names:
+        inside = content.setdefault(name, {})
+        if not isinstance(inside, dict):
+            raise ConfigError(f"{what}: {name} is not a section", "write --set dotted.key=value, such as --set outer.lr=0.002")
+        content = inside
+    return content

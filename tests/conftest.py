@@ -1,6 +1,7 @@
 """Shared by all tests: a small packed dataset made here, and the real data where there is some."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,12 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 torch.set_num_threads(1)
 settings.register_profile("distmeta", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("distmeta")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -7,10 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "distmeta"
 # Lower floors first; rooms of one floor in their order.
-ROOMS = ["errors", "seeds", "config", "data", "models", "learners", "train", "registry", "report", "scale", "library", "cli"]
+ROOMS = ["errors", "seeds", "config", "data", "models", "learners", "train", "registry", "report", "scale", "library", "cli", "__main__"]
 # Which rooms may import a heavy library at all.
 MAY_KNOW = {
     "ray": {"scale"},
+    "optuna": {"scale"},
     "mlflow": {"registry"},
     "webdataset": {"data"},
     "fsspec": {"data"},

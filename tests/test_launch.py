@@ -12,9 +12,9 @@ from distmeta.config import Config, validate
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
+from distmeta.registry.models import default_name
 from distmeta.scale.domain import domain_of
 from distmeta.scale.launch import check_outputs, initial_params, learner_of, model_description, outer_of, worker_bytes
-from distmeta.scale.run import default_name
 
 IMAGES = {"model": {"filters": 4}, "data": {"way": 3, "shot": 1, "queries": 2}}
 POINTS = {
@@ -74,7 +74,7 @@ def test_regression_differs_in_loss_and_source_only(name: str) -> None:
     stream = domain.evaluation("test")
     result = domain.evaluate(learner, initial_params(made, domain, learner), stream, 30, "none", 0, 1).as_dict()
     assert list(result["mse_by_step"]) == [str(step) for step in range(6)]
-    assert default_name(made, domain) == "sinusoid-5shot"
+    assert default_name(model_description(made, domain, learner)) == "sinusoid-5shot"
 
 
 def test_episodes_of_functions_are_pure_and_belong_to_their_split() -> None:

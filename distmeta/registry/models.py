@@ -165,6 +165,14 @@ def _is_champion(mlflow_client: MlflowClient, held: RegisteredModel, new: ModelV
     return same_episodes and float(new.tags[_SCORE]) > float(old.tags[_SCORE])
 
 
+def tag_version(uri: str, model_uri: str, tags: dict[str, str]) -> None:
+    """Add tags to the version at models:/NAME@ALIAS or models:/NAME/VERSION. Raises RegistryError."""
+    version = look_up(uri, model_uri)
+    with answers(uri):
+        for key, value in tags.items():
+            client(uri).set_model_version_tag(version.name, version.version, key, value)
+
+
 def list_models(uri: str) -> list[dict[str, Any]]:
     """One row for each model version: uri, aliases, the test's figures (accuracy or mse_by_step, …), dataset, way, shot, learner, age_s."""
     rows = []

@@ -176,10 +176,17 @@ def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
         mlflow.set_tag(run_id, "best_step", str(result["best_step"]))
 
 
-def log_file(uri: str, run_id: str, path: Path) -> None:
-    """Keep a file with the run. Raises RegistryError."""
+def log_files(uri: str, run_id: str, files: list[Path]) -> None:
+    """Keep copies of `files` with the run. Raises RegistryError."""
     with answers(uri):
-        client(uri).log_artifact(run_id, str(path))
+        for file in files:
+            client(uri).log_artifact(run_id, str(file))
+
+
+def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
+    """Raises RegistryError."""
+    with answers(uri):
+        client(uri).log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

@@ -29,17 +29,25 @@ ALLOCATOR = {
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A connection to the cluster at `address`, or else to RAY_ADDRESS, or else to a local instance of our own that ends with the block."""
+def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
+    """A connection to the cluster at `address`, or else to RAY_ADDRESS, or else to a local instance of our own that ends with the block.
+
+    With `dashboard`, raises ClusterError if the cluster has none.
+    """
     address = address or os.environ.get("RAY_ADDRESS")
     if address is None:
         os.environ["RAY_AUTH_MODE"] = "disabled"  # our own instance listens on loopback only
     try:
-        ray.init(address=address or "local", include_dashboard=None if address else False, logging_level=logging.ERROR)
+        context = ray.init(address=address or "local", include_dashboard=None if address else dashboard, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ClusterError(f"no Ray cluster answers at {address or 'this machine'}: {reason}", "check --address or RAY_ADDRESS") from None
     try:
+        if dashboard and not context.dashboard_url:
+            raise ClusterError(
+                f"the Ray cluster at {address} has no dashboard; without it Ray does not give a stopped trial's place to the next",
+                "start its head with --include-dashboard=true, and with ray[default] installed",
+            )
         yield
     finally:
         ray.shutdown()
@@ -84,8 +92,8 @@ def gpus_per_worker(train: TrainConfig, device: str) -> float:
     return (1.0 if train.gpus_per_worker is None else train.gpus_per_worker) if device == "cuda" else 0.0
 
 
-def check_capacity(train: TrainConfig, device: str) -> None:
-    """Raises ClusterError, with the arithmetic, if the cluster's nodes can never hold all workers at once."""
+def check_capacity(train: TrainConfig, device: str) -> int:
+    """How many workers the cluster's nodes can hold at once. Raises ClusterError, with the arithmetic, if that is fewer than a run's."""
     need = {"CPU": train.cpus_per_worker, "GPU": gpus_per_worker(train, device)}
     places = 0
     arithmetic = []
@@ -106,3 +114,4 @@ def check_capacity(train: TrainConfig, device: str) -> None:
             if places
             else "lower train.cpus_per_worker or train.gpus_per_worker",
         )
+    return places

@@ -14,17 +14,17 @@ from typing import Any
 import ray
 import torch
 import yaml
-from ray.exceptions import RayError
-from ray.train import ControllerError, TrainingFailedError
 
 from distmeta.config import Config, validate
-from distmeta.errors import ClusterError, ConfigError, DistmetaError, RegistryError, Stopped
+from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped
+from distmeta.learners.learner import Learner
 from distmeta.registry import models, tracking
 from distmeta.report.adaptation import draw_adaptation
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.domain import Domain, domain_of
+from distmeta.scale.fit import Fit, failure, reached
 from distmeta.scale.launch import BESIDE, INIT, check_outputs, learner_of, model_description, published_learner, started_from, worker_bytes
-from distmeta.scale.progress import Board, Display, raised
+from distmeta.scale.progress import Board, Display
 from distmeta.scale.report import report
 from distmeta.scale.worker import trainer
 from distmeta.train import checkpoint as checkpoints
@@ -35,6 +35,7 @@ _POLL_S = 0.5
 _FREE = {
     "run_folder",
     "data.shards",  # compared by fingerprint
+    *(f"sweep.{key}" for key in ("trials", "promote", "fresh_episodes")),
     *(f"tracking.{key}" for key in ("uri", "experiment", "model")),
     *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "checkpoint_every", "max_failures")),
     *(f"train.{key}" for key in ("max_bad_steps", "collective_timeout_s", "start_timeout_s")),
@@ -46,29 +47,32 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
 
     With `resume`, go on from the newest whole checkpoint, or begin if there is none. Raises DistmetaError.
     """
-    config = absolute(config)
+    config = absolute(config).model_copy(update={"sweep": None})
     run_folder = Path(config.run_folder)
-    domain = domain_of(config)
-    domain.check()
-    learner = learner_of(config, domain)
-    check_outputs(config, domain, learner)
-    check_slots(config)
+    domain, learner = checked(config)
     check_run_folder(config, domain, resume)
     description = model_description(config, domain, learner)
     name = config.tracking.model or models.default_name(description)
-    with _new_folder(run_folder), quiet(run_folder / "log.txt") as terminal, Display(terminal, config.outer.steps) as display:
+    with new_folder(run_folder), quiet(run_folder / "log.txt") as terminal, Display(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         models.check_name(uri, name, description)
-        fetch_models(config, uri)
-        started_from(config, learner.initial_params(0), learner.statistics)
-        for number, origin in enumerate(config.data.eval.beside):
-            published_learner(run_folder / BESIDE / str(number), domain, origin, torch.zeros(()))
+        fetch_models(config, domain, learner, uri)
         if not (run_folder / RESULT).exists():
             display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
             _train(config, domain, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
         return _conclude(config, uri, name)
+
+
+def checked(config: Config) -> tuple[Domain, Learner]:
+    """What a run learns from and with. Raises ConfigError or DataError if it could not begin."""
+    domain = domain_of(config)
+    domain.check()
+    learner = learner_of(config, domain)
+    check_outputs(config, domain, learner)
+    check_slots(config)
+    return domain, learner
 
 
 def absolute(config: Config) -> Config:
@@ -87,8 +91,11 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
 
 
-def fetch_models(config: Config, uri: str) -> None:
-    """Put the registered models that the run starts from or is tested beside into its folder, once, for aliases may move."""
+def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> None:
+    """Put the registered models that the run starts from or is tested beside into its folder, once, for aliases may move.
+
+    Raises RegistryError if one is not there, ConfigError if it does not fit.
+    """
     run_folder = Path(config.run_folder)
     wanted = {run_folder / BESIDE / str(number): origin for number, origin in enumerate(config.data.eval.beside)}
     if config.init_from is not None:
@@ -98,6 +105,9 @@ def fetch_models(config: Config, uri: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             models.download(uri, origin, folder)
             checkpoints.seal(folder)
+    started_from(config, learner.initial_params(0), learner.statistics)
+    for number, origin in enumerate(config.data.eval.beside):
+        published_learner(run_folder / BESIDE / str(number), domain, origin, torch.zeros(()))
 
 
 def check_slots(config: Config) -> None:
@@ -135,7 +145,7 @@ def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
 
 
 @contextmanager
-def _new_folder(run_folder: Path) -> Iterator[None]:
+def new_folder(run_folder: Path) -> Iterator[None]:
     """Leaves no new folder behind if the run was refused before it began."""
     try:
         yield
@@ -158,60 +168,52 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
         run_id = _begin(config, domain)
         board = Board.remote()  # type: ignore[attr-defined]
         with tracking.Mirror(uri, run_id, run_folder) as mirror:
-            fit = _Fit(trainer(config, board, allow_other_hardware))
+            fit = Fit(trainer(config, board, allow_other_hardware))
             _watch(fit, board, display)
             used = ray.get(board.snapshot.remote())[0].get("memory_used")
             if used is not None:
                 display.say(f"its first step took {used / 1e9:.2f} GB")
         if mirror.unsent:
             display.say(f"MLflow did not take all metrics: {mirror.unsent}\nthey stand in {run_folder / 'metrics'}")
-        failure = _failure(fit, ray.get(board.snapshot.remote())[1], config)
-        if failure is not None:
+        error = _failure(fit, ray.get(board.snapshot.remote())[1], config)
+        if error is not None:
             with suppress(RegistryError):  # what ended the run is what the user must hear of
-                tracking.end_run(uri, run_id, "KILLED" if isinstance(failure, Stopped) else "FAILED")
-            raise failure
+                tracking.end_run(uri, run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
+            raise error
 
 
 def _begin(config: Config, domain: Domain) -> str:
     """Write what the run is into its folder, and begin its MLflow run."""
-    run_folder, uri = Path(config.run_folder), config.tracking.uri
-    shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
-    config_file = run_folder / "config.yaml"
+    config_file = Path(config.run_folder) / "config.yaml"
     began = config_file.exists()
-    identity = {"dataset": domain.name, "fingerprint": domain.fingerprint}
-    checkpoints.write_whole(run_folder / "dataset.json", json.dumps(identity))
-    # Last, for a folder with a config is a folder with a run.
-    checkpoints.write_whole(config_file, config.model_copy(update={"tracking": shown}).to_yaml())
-    machine = checkpoints.machine(config.train.threads_per_worker)
-    tags = identity | {"run_folder": str(run_folder)} | machine
+    write_description(config, domain)
     try:
-        return tracking.start_run(config, run_folder, tags | {"checkpoints": str(run_folder / "checkpoints")})
+        return tracking.start_run(config, Path(config.run_folder), tags_of(config, domain))
     except DistmetaError:
         if not began:
             config_file.unlink()
         raise
 
 
-class _Fit:
-    """Ray Train's blocking fit() in a thread, so that this one can draw and listen."""
-
-    def __init__(self, ray_trainer: Any) -> None:
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(ray_trainer,), name="ray train", daemon=True)
-        self._thread.start()
-
-    def _run(self, ray_trainer: Any) -> None:
-        try:
-            ray_trainer.fit()
-        except (TrainingFailedError, RayError, RuntimeError) as error:
-            self.error = error
-
-    @property
-    def going(self) -> bool:
-        return self._thread.is_alive()
+def write_description(config: Config, domain: Domain) -> None:
+    """Write what the run is into its folder, the config last: a folder with a config is a folder with a run."""
+    run_folder, uri = Path(config.run_folder), config.tracking.uri
+    shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
+    checkpoints.write_whole(run_folder / "dataset.json", json.dumps(_identity(domain)))
+    checkpoints.write_whole(run_folder / "config.yaml", config.model_copy(update={"tracking": shown}).to_yaml())
 
 
-def _watch(fit: _Fit, board: Any, display: Display) -> None:
+def _identity(domain: Domain) -> dict[str, str]:
+    return {"dataset": domain.name, "fingerprint": domain.fingerprint}
+
+
+def tags_of(config: Config, domain: Domain) -> dict[str, str]:
+    """What MLflow is told of the run beside its config."""
+    folders = {"run_folder": config.run_folder, "checkpoints": str(Path(config.run_folder) / "checkpoints")}
+    return _identity(domain) | folders | checkpoints.machine(config.train.threads_per_worker)
+
+
+def _watch(fit: Fit, board: Any, display: Display) -> None:
     """Draw progress until training ends. The first Ctrl-C (or SIGTERM) asks for a last checkpoint, a second one ends at once."""
     asked = threading.Event()
 
@@ -235,30 +237,12 @@ def _watch(fit: _Fit, board: Any, display: Display) -> None:
             signal.signal(number, handler)
 
 
-def _failure(fit: _Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
+def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
     """What kept the run from its result, if anything did."""
-    if reported is not None:
-        return raised(reported)
-    run_folder = Path(config.run_folder)
-    newest = checkpoints.newest(run_folder)
-    at = newest.name if newest else "no checkpoint yet"
-    if fit.error is not None:
-        return ClusterError(
-            f"training failed after {config.train.max_failures} restarts: {_reason(fit.error)}",
-            f"see {run_folder / 'log.txt'}; --resume goes on from {at}",
-        )
-    if not (run_folder / RESULT).exists():
-        return Stopped(f"stopped as asked, at {at} of {config.outer.steps}", "give --resume to go on")
-    return None
-
-
-def _reason(error: BaseException) -> str:
-    cause: BaseException = error
-    if isinstance(error, TrainingFailedError):
-        failures = getattr(error, "worker_failures", None) or {}
-        cause = error.controller_failure if isinstance(error, ControllerError) else next(iter(failures.values()), error)
-    lines = str(cause).strip().splitlines()
-    return lines[-1] if lines else type(cause).__name__
+    found = failure(fit, reported, config)
+    if found is None and not (Path(config.run_folder) / RESULT).exists():
+        return Stopped(f"stopped as asked, at {reached(config)} of {config.outer.steps}", "give --resume to go on")
+    return found
 
 
 def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
@@ -271,8 +255,8 @@ def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
         tracking.log_result(uri, held["run_id"], result)
         if "mse_by_step" in result["test"]:
             draw_adaptation(result["test"], run_folder.name, run_folder / "adaptation.png")
-            tracking.log_file(uri, held["run_id"], run_folder / "adaptation.png")
-        tracking.log_file(uri, held["run_id"], report(run_folder))
+            tracking.log_files(uri, held["run_id"], [run_folder / "adaptation.png"])
+        tracking.log_files(uri, held["run_id"], [report(run_folder)])
         tracking.end_run(uri, held["run_id"], "FINISHED")
         published = models.publish(uri, run_folder, name)
         held["model"] = published.uri

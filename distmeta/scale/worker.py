@@ -76,7 +76,8 @@ class Worker:
         if self.rank == 0:
             self.metrics = MetricsWriter(self.run_folder, self.progress.step)
 
-    def run(self) -> None:
+    def run(self, test: bool) -> None:
+        """Train; at the end, `test` the best step."""
         outer, train_config = self.config.outer, self.config.train
         slots = block(outer.meta_batch_size, self.rank, self.workers)
         plan = Plan(
@@ -93,7 +94,7 @@ class Worker:
         self._memory_before = memory_in_use(self.device)
         if self.rank == 0:
             self.reporter.tell(phase="training", step=self.progress.step)
-        if train(self.learner, self.outer, batches, self.progress, plan, self):
+        if train(self.learner, self.outer, batches, self.progress, plan, self) and test:
             self._test()
 
     def _test(self) -> None:
@@ -201,15 +202,15 @@ def run_worker(settings: dict[str, Any]) -> None:
             failure = error
         agree(failure, device)
         assert worker is not None
-        worker.run()
+        worker.run(settings["test"])
     except PeerFailure:
         return
     except DistmetaError as error:
         reporter.fail(error)
 
 
-def trainer(config: Config, board: Any, allow_other_hardware: bool) -> TorchTrainer:
-    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute."""
+def trainer(config: Config, board: Any, allow_other_hardware: bool, test: bool = True) -> TorchTrainer:
+    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`."""
     train_config = config.train
     gpus = gpus_per_worker(train_config, train_config.device)
     resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
@@ -222,6 +223,7 @@ def trainer(config: Config, board: Any, allow_other_hardware: bool) -> TorchTrai
             "board": board,
             "allow_other_hardware": allow_other_hardware,
             "import_from": os.getcwd(),  # where the driver finds networks given by import path
+            "test": test,
         },
         scaling_config=ScalingConfig(num_workers=train_config.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),

@@ -95,7 +95,7 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
         record = step_record(progress, reduced, gradient_norm, outer)
         if progress.step % plan.validate_every == 0 or progress.step == plan.steps:
             validation = hooks.validate(outer.meta_params)
-            record["validation"] = validation.as_dict()
+            record["validation"] = validation.as_dict() | {"score": validation.score}
             if progress.best_score is None or validation.score > progress.best_score:
                 progress.best_step, progress.best_score = progress.step, validation.score
                 hooks.keep_best(outer.meta_params, progress.step, validation)

@@ -1,0 +1,5 @@
+"""`python -m distmeta` is the command line, where no `distmeta` program is installed: in a job."""
+
+from distmeta.cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""Where a sweep's trials look, by Optuna: values for a trial's number, from what earlier trials found."""
+
+import itertools
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState, create_trial
+
+from distmeta.config import SweepConfig, Values
+from distmeta.scale.trials import Point
+from distmeta.seeds import torch_seed
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Search:
+    """Proposes params (dotted key → value). With `random` and `grid` they depend on the seed and the trial's number alone."""
+
+    def __init__(self, sweep: SweepConfig, seed: int) -> None:
+        self._sweep = sweep
+        self._seed = seed
+        self._distributions = {key: _distribution(values) for key, values in sweep.space.items()}
+        self._study = optuna.create_study(direction="maximize")
+        self._asked: dict[int, optuna.Trial] = {}
+
+    def propose(self, number: int) -> dict[str, Any]:
+        space = self._sweep.space
+        if self._sweep.search == "grid":
+            point = next(itertools.islice(itertools.product(*(values.choice or () for values in space.values())), number, None))
+            return dict(zip(space, point, strict=True))
+        self._study.sampler = self._sampler(torch_seed(self._seed, "sweep", number) % 2**32)
+        asked = self._asked[number] = self._study.ask(self._distributions)
+        return {key: self._value(key, found) for key, found in asked.params.items()}
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        if self._sweep.search == "random":
+            return RandomSampler(seed)
+        return TPESampler(seed=seed, n_startup_trials=max(4, self._sweep.total // 4), constant_liar=True)
+
+    def _value(self, key: str, found: Any) -> Any:
+        choice = self._sweep.space[key].choice
+        return found if choice is None else choice[found]
+
+    def learn(self, number: int, params: dict[str, Any], curve: list[Point], failed: bool) -> None:
+        """Take in what a trial came to; one that failed counts as a place not to look, and so does one without a figure."""
+        best = max((point.score for point in curve), default=None)
+        state = TrialState.FAIL if failed or best is None else TrialState.COMPLETE
+        value = best if state is TrialState.COMPLETE else None
+        if number in self._asked:
+            self._study.tell(self._asked.pop(number), value, state)
+            return
+        found = {key: self._found(key, value) for key, value in params.items()}
+        if all(key in found and _contains(distribution, found[key]) for key, distribution in self._distributions.items()):
+            self._study.add_trial(create_trial(state=state, value=value, params=found, distributions=self._distributions))
+
+    def _found(self, key: str, value: Any) -> Any:
+        choice = self._sweep.space[key].choice
+        if choice is None:
+            return value
+        return choice.index(value) if value in choice else None
+
+
+def _distribution(values: Values) -> BaseDistribution:
+    if values.uniform is not None:
+        return FloatDistribution(*values.uniform)
+    if values.loguniform is not None:
+        return FloatDistribution(*values.loguniform, log=True)
+    if values.integers is not None:
+        return IntDistribution(*values.integers)
+    assert values.choice is not None
+    return CategoricalDistribution(range(len(values.choice)))  # by position: a choice may be a list
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    return value is not None and distribution._contains(distribution.to_internal_repr(value))

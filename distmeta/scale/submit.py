@@ -1,0 +1,248 @@
+"""Jobs on a distant Ray cluster: ship this package and a config over Ray Jobs, follow the log, answer with the job's exit code.
+
+A job's runtime environment is metadata that everybody on the cluster can read: nothing of this process's environment goes into it.
+"""
+
+import asyncio
+import json
+import logging
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+from zipfile import ZipFile
+
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
+
+import distmeta
+from distmeta.config import Config
+from distmeta.data.shards import MANIFEST
+from distmeta.errors import ClusterError, ConfigError, Stopped
+from distmeta.registry.tracking import without_credentials
+from distmeta.scale.job import COMPARED, VERSIONS
+
+CONFIG = "config.yaml"
+LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
+_CONNECT_S = 8.0
+_NOT_YET = r"(?s).*No available agent"  # a head that has just started
+_UNKNOWN = "distmeta jobs list --address … names the jobs"
+for _told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+    logging.getLogger(f"ray.{_told}").setLevel(logging.WARNING)  # of each upload and closed connection
+_IGNORED = shutil.ignore_patterns("__pycache__", ".git", ".venv")
+
+
+def client(address: str) -> JobSubmissionClient:
+    """A client of the cluster whose dashboard is at `address` (http://HEAD:8265). Raises ClusterError within ten seconds."""
+    check = (
+        f"is the head running, with ray[default] and its dashboard at {address} (often port 8265), and is the port open to this machine?"
+    )
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise ConfigError(f"--address {address} is no dashboard's address", "write http://HEAD:8265, the address of the head's dashboard")
+    try:
+        urlopen(f"{address.rstrip('/')}/api/version", timeout=_CONNECT_S).close()
+    except HTTPError:
+        pass  # it answers; the client says what it lacks
+    except (URLError, OSError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address}: {getattr(error, 'reason', error)}", check) from None
+    with _answers(address):
+        return JobSubmissionClient(address)
+
+
+@contextmanager
+def _answers(address: str, job_id: str | None = None) -> Iterator[None]:
+    """Turn what the job server raises inside the block into ClusterError."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if job_id is not None and "does not exist" in reason:
+            raise ClusterError(f"there is no job {job_id} at {address}", _UNKNOWN) from None
+        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" if "nauth" in reason else "ray job list and the head's log may say more"
+        raise ClusterError(f"the Ray cluster at {address}: {reason}", remedy) from None
+
+
+def check_reachable(config: Config) -> None:
+    """Raises ConfigError if the config names places on this machine only, which a job would lose or not find, or holds a password."""
+    places = {"run_folder": config.run_folder, "data.shards": config.data.shards, "data.cache.folder": config.data.cache.folder}
+    for key, place in places.items():
+        if place is not None and "://" not in place and not place.startswith("pipe:") and not Path(place).is_absolute():
+            raise ConfigError(
+                f"{key}={place} is relative: in a job it would lie in a folder that goes with the job",
+                f"give an absolute path that all nodes share, or a URL: --set {key}=…",
+            )
+    uri = config.tracking.uri
+    if uri is not None and without_credentials(uri) != uri:
+        raise ConfigError(
+            "tracking.uri holds a password, which a job would show to everybody on the cluster", "set MLFLOW_TRACKING_… on its nodes"
+        )
+
+
+def pack_job(folder: Path, config: Config | None, includes: list[Path]) -> None:
+    """Fill `folder` with what a job needs: this package (unpacked wheel), the config, the versions here, and `includes`.
+
+    Raises ConfigError if they are a packed dataset, or together too large.
+    """
+    for path in includes:
+        if not path.exists():
+            raise ConfigError(f"--include {path} does not exist", "give a file or folder")
+        if path.is_dir() and any(path.rglob(MANIFEST)):
+            raise ConfigError(
+                f"--include {path} holds a packed dataset; data is read from where it lies, never shipped", "put it on shared storage"
+            )
+    sizes = {str(path): _bytes(path) for path in includes}
+    if sum(sizes.values()) > LIMIT_BYTES:
+        listed = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
+        raise ConfigError(
+            f"--include comes to more than {LIMIT_BYTES / 1e6:.0f} MB: {listed}", "put large files on storage that all nodes share"
+        )
+    for path in includes:
+        target = folder / path.name
+        shutil.copytree(path, target, ignore=_IGNORED) if path.is_dir() else shutil.copy(path, target)
+    _unpack_package(folder)
+    here = {name: version(name) for name in COMPARED}
+    (folder / VERSIONS).write_text(json.dumps(here))
+    if config is not None:
+        (folder / CONFIG).write_text(config.to_yaml())
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _unpack_package(folder: Path) -> None:
+    """distmeta and its metadata, as its wheel holds them. Ray would install a wheel together with torch, if it were given one."""
+    source = Path(distmeta.__file__).parent.parent
+    if not (source / "pyproject.toml").exists():
+        raise ConfigError(
+            f"distmeta in {source} was not installed from its source", "use `ray job submit`, with distmeta installed on the cluster"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        # A copy, for building leaves files behind; without isolation where setuptools is at hand, for that needs no network.
+        shutil.copytree(source / "distmeta", Path(scratch) / "distmeta", ignore=_IGNORED)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(source / name, scratch)
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *_isolation(), "--wheel-dir", f"{scratch}/wheel", scratch]
+        built = subprocess.run(command, capture_output=True, text=True)
+        if built.returncode:
+            reason = (built.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+            raise ConfigError(f"the wheel of {source} cannot be built: {reason}", "pip install 'setuptools>=77' wheel, or mend the source")
+        with ZipFile(next(Path(scratch, "wheel").glob("*.whl"))) as wheel:
+            wheel.extractall(folder)
+
+
+def _isolation() -> list[str]:
+    try:
+        return ["--no-build-isolation"] if int(version("setuptools").partition(".")[0]) >= 77 else []
+    except PackageNotFoundError:
+        return []
+
+
+def submit(address: str, arguments: list[str], config: Config | None, includes: list[Path], job_id: str | None = None) -> str:
+    """Start `distmeta ARGUMENTS` as a job and return its id; a config is shipped as config.yaml. Raises ClusterError or ConfigError."""
+    if config is not None:
+        check_reachable(config)
+    jobs = client(address)
+    entrypoint = f"python -m distmeta.scale.job && python -m distmeta {shlex.join(arguments)}"
+    with tempfile.TemporaryDirectory(prefix="distmeta-job-") as folder, _answers(address, None):
+        pack_job(Path(folder), config, includes)
+        metadata = {"distmeta": version("distmeta"), "verb": arguments[0]}
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_message(match=_NOT_YET), stop=stop_after_delay(30), wait=wait_fixed(1), reraise=True
+            ):
+                with attempt:
+                    started = jobs.submit_job(
+                        entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder}, metadata=metadata
+                    )
+            return started
+        except RuntimeError as error:
+            if "already exists" in str(error):
+                raise ClusterError(f"there is a job {job_id} at {address} already", "choose another --name, or leave it out") from None
+            raise
+
+
+def follow(address: str, job_id: str, out: TextIO, ask: Callable[[], bool]) -> int:
+    """Copy the job's log to `out` until the job ends; its exit code.
+
+    Ctrl-C calls `ask`, which says whether to stop the job; if not, its log is no longer followed, and the answer is 0.
+    """
+    jobs = client(address)
+    copier = threading.Thread(target=_copy_log, args=(jobs, job_id, out), daemon=True)
+    asked = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: asked.set())
+    try:
+        copier.start()
+        while not (status := _details(jobs, address, job_id).status).is_terminal():
+            if asked.wait(1.0):
+                asked.clear()
+                if not ask():
+                    return 0
+                stop(address, job_id)
+        copier.join(10)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    details = _details(jobs, address, job_id)
+    if status is JobStatus.STOPPED:
+        raise Stopped(f"job {job_id} was stopped", "submit it again with --resume to go on")
+    if status is JobStatus.SUCCEEDED:
+        return 0
+    if details.driver_exit_code is None:
+        reason = " ".join((details.message or "").split())[:300]
+        raise ClusterError(
+            f"job {job_id} {status.value.lower()} before it ran: {reason}", "ray job logs, and the head's runtime_env_setup logs, say more"
+        )
+    return details.driver_exit_code or 1
+
+
+def _copy_log(jobs: JobSubmissionClient, job_id: str, out: TextIO) -> None:
+    async def copy() -> None:
+        async for chunk in jobs.tail_job_logs(job_id):
+            out.write(chunk)
+            out.flush()
+
+    try:
+        asyncio.run(copy())
+    except (RuntimeError, OSError):  # the connection, or the job before it had a log; its status tells
+        time.sleep(0)
+
+
+def _details(jobs: JobSubmissionClient, address: str, job_id: str) -> JobDetails:
+    with _answers(address, job_id):
+        return jobs.get_job_info(job_id)
+
+
+def list_jobs(address: str) -> list[dict[str, Any]]:
+    """One row for each job that has an id: id, status, command, began (seconds since 1970)."""
+    with _answers(address):
+        found = client(address).list_jobs()
+    rows = [
+        {"id": job.submission_id, "status": job.status.value, "command": job.entrypoint, "began": (job.start_time or 0) / 1000}
+        for job in found
+        if job.submission_id
+    ]
+    return sorted(rows, key=lambda row: row["began"], reverse=True)
+
+
+def logs(address: str, job_id: str) -> str:
+    jobs = client(address)
+    with _answers(address, job_id):
+        return jobs.get_job_logs(job_id)
+
+
+def stop(address: str, job_id: str) -> None:
+    jobs = client(address)
+    with _answers(address, job_id):
+        jobs.stop_job(job_id)

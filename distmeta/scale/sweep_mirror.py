@@ -1,0 +1,64 @@
+"""A sweep's mirror in MLflow: a parent run, and a child for each trial, sent from a thread of its own. No trial waits for it."""
+
+import threading
+from typing import Any
+
+from distmeta.config import Config
+from distmeta.errors import RegistryError
+from distmeta.registry import tracking
+from distmeta.scale.domain import Domain
+from distmeta.scale.run import tags_of
+from distmeta.scale.trials import Trial
+
+_EVERY_S = 1.0
+_STATUS: dict[str, Any] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "KILLED"}
+
+
+class SweepMirror:
+    """Begins the parent run at once (raises RegistryError), children as trials begin; ends children as trials end."""
+
+    def __init__(self, config: Config, domain: Domain, records: Any, uri: str) -> None:
+        self._records = records
+        self._domain = domain
+        self._uri = uri
+        self._parent = tracking.start_run(config, records.folder, tags_of(config, domain) | {"kind": "sweep"})
+        self._children: dict[int, tuple[str, tracking.Mirror]] = {}
+        self._done: set[int] = set()  # nor those of an earlier session: it may have been killed before it had told MLflow
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow sweep mirror", daemon=True)
+        self.unsent: str | None = None
+
+    def __enter__(self) -> "SweepMirror":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._end.wait(_EVERY_S)
+            self.unsent = None
+            for trial in list(self._records.trials):
+                try:
+                    self._follow(trial, last)
+                except RegistryError as error:  # tried again at the next turn
+                    self.unsent = error.message
+
+    def _follow(self, trial: Trial, last: bool) -> None:
+        folder = trial.folder(self._records.folder)
+        if trial.number in self._done or not (folder / "config.yaml").exists():
+            return
+        if trial.number not in self._children:
+            config = self._records.config_of(trial)
+            parent = {"mlflow.parentRunId": self._parent, "trial": str(trial.number)}
+            run_id = tracking.start_run(config, folder, tags_of(config, self._domain) | parent)
+            self._children[trial.number] = run_id, tracking.Mirror(self._uri, run_id, folder).__enter__()
+        if trial.state != "running" or last:
+            run_id, mirror = self._children[trial.number]
+            mirror.__exit__()
+            tracking.set_tags(self._uri, run_id, {"state": trial.state, "reason": trial.reason})
+            tracking.end_run(self._uri, run_id, _STATUS[trial.state])
+            self._done.add(trial.number)

@@ -1,0 +1,243 @@
+"""What a person sees of a sweep: a live table of its trials, and pictures of what they came to."""
+
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import matplotlib
+import matplotlib.cm
+import matplotlib.colors
+import matplotlib.lines
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from distmeta.config import SweepConfig
+from distmeta.scale.trials import Trial
+
+_LINE_EVERY_S = 10.0
+_COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "running": "#5b6770"}
+
+
+def parameters(trial: Trial, sweep_folder: Path) -> dict[str, Any]:
+    """A trial as a row of the answer: its params, how it ended, and its best validation (score, step)."""
+    curve = trial.curve(sweep_folder)
+    best = max(curve, key=lambda point: point.score, default=None)
+    seconds = None if trial.ended is None or trial.began is None else round(trial.ended - trial.began, 1)
+    return {
+        "number": trial.number,
+        "params": trial.params,
+        "state": trial.state,
+        "reason": trial.reason,
+        "steps": curve[-1].step if curve else 0,
+        "score": best.score if best else None,
+        "best_step": best.step if best else None,
+        "seconds": seconds,
+        "run_folder": str(trial.folder(sweep_folder)),
+    }
+
+
+class TrialTable:
+    """A table that is drawn anew on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
+
+    def __init__(self, terminal: TextIO, sweep_folder: Path, settings: SweepConfig) -> None:
+        console = Console(file=terminal)
+        self._console = console if console.is_terminal else Console(file=terminal, width=200)
+        self._folder = sweep_folder
+        self._settings = settings
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._line_at = time.monotonic()
+        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+
+    def __enter__(self) -> "TrialTable":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def show(self, trials: list[Trial]) -> None:
+        before = {number for number, row in self._rows.items() if row["state"] != "running"}
+        for trial in list(trials):
+            if trial.number not in before:  # what ended does not change
+                self._rows[trial.number] = parameters(trial, self._folder)
+        if self._console.is_terminal:
+            self._live.update(trial_table(list(self._rows.values()), self._settings), refresh=True)
+            return
+        if self._line_at == 0 or time.monotonic() - self._line_at > _LINE_EVERY_S:
+            self.say(self._count())
+            self._line_at = time.monotonic()
+        for number, row in self._rows.items():
+            if number not in before and row["state"] != "running":
+                self.say(f"trial {number} {row['state']}: {row['reason']}; {_score(row)}  {_params(row)}")
+
+    def _count(self) -> str:
+        states = [row["state"] for row in self._rows.values()]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in _COLORS if state in states)
+        scores = [row["score"] for row in self._rows.values() if row["score"] is not None]
+        return f"{len(states)} of {self._settings.total} trials begun: {counts}" + (f"; best {max(scores):.4g}" if scores else "")
+
+
+def trial_table(rows: list[dict[str, Any]], settings: SweepConfig) -> Table:
+    """One line for each trial, in the order given."""
+    keys = list(settings.space)
+    table = Table("trial", *keys, "steps", "best validation", "s", "state", "reason")
+    for row in rows:
+        values = [_number(row["params"].get(key, "")) for key in keys]
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        ending = Text(row["state"], _COLORS[row["state"]]), Text(row["reason"])
+        table.add_row(str(row["number"]), *values, str(row["steps"]), _score(row), seconds, *ending)
+    return table
+
+
+def _score(row: dict[str, Any]) -> str:
+    if row["score"] is None:
+        return "no validation"
+    return f"{100 * row['score']:.1f} %" if row["score"] >= 0 else f"error {-row['score']:.4g}"
+
+
+def _params(row: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {_number(value)}" for key, value in row["params"].items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def draw(trials: list[Trial], sweep_folder: Path, settings: SweepConfig) -> list[Path]:
+    """Write by_parameter.png, parallel.png and over_time.png into the sweep's folder."""
+    matplotlib.use("agg")
+    rows = [row for row in (parameters(trial, sweep_folder) for trial in trials) if row["score"] is not None]
+    figures = {
+        "by_parameter.png": _by_parameter(rows, list(settings.space), settings),
+        "parallel.png": _parallel(rows, list(settings.space), settings),
+        "over_time.png": _over_time(trials, sweep_folder),
+    }
+    paths = []
+    for name, figure in figures.items():
+        paths.append(sweep_folder / name)
+        figure.savefig(paths[-1], dpi=130)
+    return paths
+
+
+class _Axis:
+    """Where the values of a key lie: numbers between `low` and `high`, on a logarithmic axis if they were drawn so, or choices in a row."""
+
+    def __init__(self, key: str, rows: list[dict[str, Any]], settings: SweepConfig) -> None:
+        self.key = key
+        values = settings.space[key]
+        self.log = values.loguniform is not None
+        self.labels = None if values.choice is None else [_number(value) for value in values.choice]
+        self.rows = [row for row in rows if row["params"].get(key) is not None]
+        if self.labels is not None:  # trial 0's own value may be none of the choices, or lie outside the range
+            self.labels += sorted({_number(row["params"][key]) for row in self.rows} - set(self.labels))
+            places = [0.0, len(self.labels) - 1.0]
+        else:
+            places = [*values.extremes, *(self.at(row) for row in self.rows)]
+        self.low, self.high = min(places), max(places)
+
+    def at(self, row: dict[str, Any]) -> float:
+        value = row["params"][self.key]
+        return float(value) if self.labels is None else float(self.labels.index(_number(value)))
+
+    def share(self, row: dict[str, Any]) -> float:
+        """The value's place between `low` (0) and `high` (1)."""
+        at, low, high = np.log([self.at(row), self.low, self.high]) if self.log else (self.at(row), self.low, self.high)
+        return 0.5 if high == low else float((at - low) / (high - low))
+
+    def marks(self) -> list[tuple[float, str]]:
+        """Places between 0 and 1 with what to write there."""
+        if self.labels is None:
+            return [(0, _number(self.low)), (1, _number(self.high))]
+        return [(place / max(len(self.labels) - 1, 1), label) for place, label in enumerate(self.labels)]
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+
+
+def _legend(figure: Figure, states: set[str]) -> None:
+    handles = [
+        matplotlib.lines.Line2D([], [], marker="o", ls="", color=_COLORS[state], label=state) for state in _COLORS if state in states
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+
+
+def _by_parameter(rows: list[dict[str, Any]], keys: list[str], settings: SweepConfig) -> Figure:
+    """Best validation against each key, a point for each trial."""
+    figure = Figure(figsize=(3.4 * len(keys) + 0.6, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
+    for key, axes in zip(keys, panels, strict=True):
+        axis = _Axis(key, rows, settings)
+        for row in axis.rows:
+            axes.scatter(axis.at(row), row["score"], s=42, color=_COLORS[row["state"]], edgecolor="white", zorder=3)
+        if axis.log:
+            axes.set_xscale("log")
+            axes.set_xlim(axis.low / 1.3, axis.high * 1.3)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        if axis.labels is not None:
+            axes.set_xticks(range(len(axis.labels)), axis.labels)
+        axes.set_xlabel(key)
+        _style(axes)
+    panels[0].set_ylabel("best validation")
+    _legend(figure, {row["state"] for row in rows})
+    return figure
+
+
+def _parallel(rows: list[dict[str, Any]], keys: list[str], settings: SweepConfig) -> Figure:
+    """A line for each trial through its values, coloured by its best validation."""
+    figure = Figure(figsize=(1.9 * (len(keys) + 1) + 2.2, 4), layout="constrained")
+    axes = figure.subplots()
+    scores = np.array([row["score"] for row in rows])
+    low, high = scores.min(), scores.max()
+    color = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, max(high, low + 1e-9)), "viridis")
+    axis = {key: _Axis(key, rows, settings) for key in keys}
+    for row in sorted(rows, key=lambda row: row["score"]):
+        if all(row["params"].get(key) is not None for key in keys):
+            places = [axis[key].share(row) for key in keys] + [(row["score"] - low) / max(high - low, 1e-9)]
+            axes.plot(places, color=color.to_rgba(row["score"]), lw=1.8, alpha=0.9)
+    for position, key in enumerate(keys):
+        for place, label in axis[key].marks():
+            axes.annotate(label, (position, place), (-5, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+    axes.set_xticks(range(len(keys) + 1), [*keys, "best validation"])
+    axes.set_yticks([])
+    axes.set_xlim(-0.45, len(keys) + 0.3)
+    for position in range(len(keys) + 1):
+        axes.axvline(position, color="#b8c0c6", lw=1, zorder=0)
+    axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    figure.colorbar(color, ax=axes, label="best validation")
+    return figure
+
+
+def _over_time(trials: list[Trial], sweep_folder: Path) -> Figure:
+    """When each trial ran, and the validations of all of them over their steps."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    bars, curves = figure.subplots(1, 2)
+    start = min((trial.began for trial in trials if trial.began is not None), default=0.0)
+    for trial in trials:
+        color = _COLORS[trial.state]
+        if trial.began is not None and trial.ended is not None:
+            bars.barh(trial.number, (trial.ended - trial.began) / 60, left=(trial.began - start) / 60, color=color, height=0.75)
+        curve = trial.curve(sweep_folder)
+        if curve:
+            curves.plot(*zip(*curve, strict=True), color=color, lw=1.4, marker="o", ms=3)
+            curves.annotate(str(trial.number), curve[-1], (4, -3), textcoords="offset points", fontsize=7, color=color)
+    bars.set(xlabel="minutes since the sweep began", ylabel="trial")
+    bars.invert_yaxis()
+    bars.yaxis.get_major_locator().set_params(integer=True)
+    curves.set(xlabel="step", ylabel="validation")
+    for axes in (bars, curves):
+        _style(axes)
+    _legend(figure, {trial.state for trial in trials})
+    return figure

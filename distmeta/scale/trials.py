@@ -1,0 +1,96 @@
+"""A sweep's trials: what is recorded of each, and what runs in its Ray Tune actor. A trial's run folder is the truth about it.
+
+Nothing here reads what Ray Tune writes: its records are pickles.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import ray
+from ray import tune
+
+from distmeta.config import Config
+from distmeta.errors import DistmetaError
+from distmeta.scale.fit import Fit, failure
+from distmeta.scale.progress import Board
+from distmeta.scale.worker import trainer
+from distmeta.train import checkpoint as checkpoints
+from distmeta.train.metrics import Record, read_metrics
+
+RECORD = "trial.json"
+FAILURE = "failure.json"
+_POLL_S = 0.5
+
+
+class Point(NamedTuple):
+    """One validation: the step it came after, and its score (inductive accuracy; in regression, minus the squared error)."""
+
+    step: int
+    score: float
+
+
+def validations(run_folder: Path, after: int = -1) -> list[Record]:
+    """The validations of a run in order of steps, those later than `after`."""
+    return [record["validation"] | {"step": record["step"]} for record in read_metrics(run_folder, after) if "validation" in record]
+
+
+@dataclass
+class Trial:
+    """One trial. `params` is dotted key → value; `began` and `ended` are seconds since 1970; `reason` says why it ended."""
+
+    number: int
+    params: dict[str, Any]
+    state: Literal["running", "finished", "stopped", "failed"] = "running"
+    reason: str = ""
+    began: float | None = None
+    ended: float | None = None
+
+    def folder(self, sweep_folder: Path) -> Path:
+        return sweep_folder / "trials" / f"trial-{self.number:03d}"
+
+    def save(self, sweep_folder: Path) -> None:
+        checkpoints.write_whole(self.folder(sweep_folder) / RECORD, json.dumps(asdict(self)))
+
+    def curve(self, sweep_folder: Path) -> list[Point]:
+        return [Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder))]
+
+
+def load_trials(sweep_folder: Path) -> list[Trial]:
+    """Every trial that was ever begun, by number."""
+    found = [Trial(**json.loads(path.read_text())) for path in sweep_folder.glob(f"trials/trial-*/{RECORD}")]
+    return sorted(found, key=lambda trial: trial.number)
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """What Ray Tune runs for a trial: a distributed run that goes on from its newest checkpoint, and tells its validations as they come.
+
+    An error that would come again is written to the trial's folder instead of being raised: Ray Tune tries again what is raised.
+    """
+    config = Config.model_validate(settings["config"])
+    folder, last_step = Path(config.run_folder), config.outer.steps
+    board = Board.remote()  # type: ignore[attr-defined]
+    fit = Fit(trainer(config, board, settings["allow_other_hardware"], test=False))
+    told = -1
+    while fit.going:
+        time.sleep(_POLL_S)
+        # The last validation waits for its checkpoint: the scheduler may end this process when it hears of it.
+        told = _tell([found for found in validations(folder, told) if found["step"] < last_step], told)
+    error = failure(fit, ray.get(board.snapshot.remote())[1], config)
+    if error is None:
+        _tell(validations(folder, told), told)
+    else:
+        write_failure(folder, error)
+
+
+def _tell(found: list[Record], told: int) -> int:
+    for validation in found:
+        tune.report({"step": validation["step"], "score": validation["score"]})
+        told = validation["step"]
+    return told
+
+
+def write_failure(folder: Path, error: DistmetaError) -> None:
+    checkpoints.write_whole(folder / FAILURE, json.dumps({"message": error.message, "remedy": error.remedy}))

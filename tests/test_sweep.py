@@ -1,0 +1,363 @@
+"""Sweeps: what trials are proposed, which are stopped, what is recorded, and that nothing is lost or done twice, whoever is killed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from conftest import free_port
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
+
+from distmeta.config import Config, SweepConfig, load_config, validate
+from distmeta.errors import ClusterError, ConfigError, RunError
+from distmeta.scale.search import Search
+from distmeta.scale.sweep import Asha, Records, _as_sweep, _winner, check_space, sweep
+from distmeta.scale.sweep_view import draw
+from distmeta.scale.trials import FAILURE, Point, Trial, load_trials
+from distmeta.train import checkpoint as checkpoints
+
+SPACE: dict[str, Any] = {"learner.inner_lr": {"loguniform": [0.01, 1.0]}, "learner.inner_steps": {"choice": [1, 2, 3]}}
+
+
+def config(folder: Path, shards: Path | str = "x", steps: int = 12, space: dict[str, Any] | None = None, **settings: Any) -> Config:
+    return validate(
+        {
+            "run_folder": str(folder / "sweep"),
+            "data": {
+                "shards": str(shards),
+                "way": 3,
+                "shot": 1,
+                "queries": 3,
+                "eval": {"queries": 3, "episodes": 20, "val_episodes": 10},
+            },
+            "model": {"filters": 8},
+            "learner": {"inner_lr": 0.2, "inner_steps": 2},
+            "outer": {"lr": 0.01, "steps": steps, "meta_batch_size": 2},
+            "train": {"workers": 1, "validate_every": 2, "device": "cpu"},
+            "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
+            "sweep": {"space": space or SPACE, "trials": 4, "fresh_episodes": 20} | settings,
+        },
+        "test",
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"learner.iner_lr": {"choice": [1]}}, r"unknown key learner.iner_lr in sweep.space in test\nnearest valid keys: learner.inner_lr"),
+        ({"learner": {"choice": [1]}}, "unknown key learner in sweep.space"),
+        ({"learner.inner_lr": {"loguniform": [0, 1]}}, "both bounds of loguniform must be above 0"),
+        ({"learner.inner_lr": {"uniform": [1, 1]}}, "the range is empty"),
+        ({"learner.inner_lr": {"loguniform": [1, 0.1]}}, "the range is empty"),
+        ({"learner.inner_steps": {"choice": []}}, "the range is empty"),
+        ({"learner.inner_steps": {"choice": [1, 1]}}, "a choice stands twice"),
+        ({"learner.inner_lr": {"uniform": [0, 1], "choice": [1]}}, "give one of uniform, loguniform, integers, choice"),
+        ({"learner.inner_lr": {"log": [0, 1]}}, r"unknown key .*\nfor every key, give one of uniform, loguniform"),
+        ({"train.workers": {"choice": [1, 2]}}, "sweep.space names train.workers in test, which all trials must have alike"),
+        ({"data.eval.seed": {"choice": [1, 2]}}, "which all trials must have alike"),
+    ],
+)
+def test_bad_spaces(space: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, space=space)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"learner.inner_steps": {"choice": [1, 0]}}, r"learner.inner_steps=0 in sweep.space: input should be greater"),
+        ({"learner.inner_lr": {"uniform": [-1.0, 1.0]}}, r"learner.inner_lr=-1.0 in sweep.space: input should be greater"),
+        ({"learner.temperature": {"uniform": [1, 2]}}, "temperature"),  # a setting of another learner
+        ({"model.filtres": {"choice": [8, 16]}}, "filtres"),
+    ],
+)
+def test_a_value_that_would_be_refused_in_a_trial_is_refused_before_the_first(
+    space: dict[str, Any], message: str, packed: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_space(config(tmp_path, packed, space=space))
+
+
+def test_a_scheduler_that_would_never_hear_of_an_accuracy_is_refused(tmp_path: Path) -> None:
+    rare = config(tmp_path)
+    rare = rare.model_copy(update={"train": rare.train.model_copy(update={"validate_every": 12})})
+    with pytest.raises(
+        ConfigError, match=r"no accuracy is reported before step 12, the last .*validate_every=12.*\nset both below outer.steps"
+    ):
+        _as_sweep(rare)
+    with pytest.raises(ConfigError, match=r"the config has no sweep.space"):
+        _as_sweep(rare.model_copy(update={"sweep": None}))
+
+
+MIXED = SweepConfig.model_validate(
+    {"space": {"a": {"loguniform": [0.01, 1]}, "b": {"uniform": [2, 3]}, "c": {"integers": [1, 9]}, "d": {"choice": [[40, 40], [64]]}}}
+)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 40))
+def test_random_values_lie_in_their_ranges_and_depend_on_seed_and_number_alone(seed: int, number: int) -> None:
+    fresh, used = Search(MIXED, seed), Search(MIXED, seed)
+    used.propose(number + 1)
+    found = fresh.propose(number)
+    assert found == used.propose(number)
+    assert 0.01 <= found["a"] <= 1
+    assert 2 <= found["b"] <= 3
+    assert found["c"] in range(1, 10)
+    assert found["d"] in ([40, 40], [64])
+
+
+def test_loguniform_is_even_in_the_logarithm() -> None:
+    from scipy.stats import kstest
+
+    search = Search(MIXED, 0)
+    values = [search.propose(number)["a"] for number in range(400)]
+    assert kstest([(math.log(value) - math.log(0.01)) / math.log(100) for value in values], "uniform").pvalue > 0.01
+
+
+def test_the_grid_holds_every_combination_once() -> None:
+    settings = SweepConfig.model_validate({"space": {"a": {"choice": [1, 2, 3]}, "b": {"choice": ["x", "y"]}}, "search": "grid"})
+    assert settings.total == 7, "six points and trial 0"
+    points = {tuple(Search(settings, 0).propose(number).values()) for number in range(6)}
+    assert points == {(a, b) for a in (1, 2, 3) for b in ("x", "y")}
+    with pytest.raises(ValueError, match="but a is a range"):
+        SweepConfig.model_validate({"space": {"a": {"uniform": [1, 2]}}, "search": "grid"})
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_optuna_looks_where_earlier_trials_did_well(resumed: bool) -> None:
+    """Also when those were in an earlier session."""
+    settings = SweepConfig.model_validate({"space": {"a": {"loguniform": [0.001, 1]}}, "search": "optuna", "trials": 40})
+    search = Search(settings, 0)
+
+    def off(params: dict[str, Any]) -> float:
+        return abs(math.log10(params["a"]) + 1)  # best at 0.1
+
+    told = [(number, search.propose(number)) for number in range(25)]
+    if resumed:
+        search = Search(settings, 0)
+    for number, params in told:
+        search.learn(number, params, [Point(10, -off(params))], failed=False)
+    later = [off(search.propose(number)) for number in range(25, 40)]
+    assert sum(later) / 15 < 0.5 * sum(off(params) for _, params in told) / 25
+
+
+def finished(sweep_folder: Path, number: int, scores: list[float], steps: int = 12, state: str = "running", reason: str = "") -> Trial:
+    """A trial's run folder, as a run leaves it that validated every second step."""
+    trial = Trial(number, {"learner.inner_lr": 0.1 * (number + 1), "learner.inner_steps": 1}, state=state, reason=reason)  # type: ignore[arg-type]
+    trial.began, trial.ended = 1000.0 * number, 1000.0 * number + 700
+    folder = trial.folder(sweep_folder)
+    (folder / "metrics").mkdir(parents=True)
+    if scores:
+        lines = [json.dumps({"step": 2 * i, "validation": {"score": score}}) for i, score in enumerate(scores, 1)]
+        (folder / "metrics" / f"000000-{2 * len(scores):06d}.jsonl").write_text("\n".join(lines) + "\n")
+    if 2 * len(scores) == steps:
+        last = folder / "checkpoints" / checkpoints.folder_name(steps)
+        last.mkdir(parents=True)
+        checkpoints.seal(last)
+    trial.save(sweep_folder)
+    return trial
+
+
+def test_records_are_taken_up_where_they_were_left(tmp_path: Path) -> None:
+    base = config(tmp_path)
+    folder = Path(base.run_folder)
+    finished(folder, 0, [0.5] * 6, state="finished")
+    interrupted = finished(folder, 1, [0.4, 0.5])
+    finished(folder, 2, [0.3], state="stopped")
+    records = Records(base)
+    assert records.unended == 2
+    taken = [records.next(), records.next()]
+    assert taken[0] == interrupted, "what was interrupted comes first"
+    assert taken[1] is not None
+    assert (taken[1].number, records.next()) == (3, None)
+    unbroken = Search(records.settings, base.seed).propose(2)  # trial 0 is the config itself
+    assert taken[1].params == unbroken
+    assert [trial.number for trial in load_trials(folder)] == [0, 1, 2]
+
+
+def test_how_a_trial_ended_is_what_its_run_folder_says(tmp_path: Path) -> None:
+    base = config(tmp_path)
+    folder = Path(base.run_folder)
+    trials = [finished(folder, 0, [0.5] * 6), finished(folder, 1, [0.4, 0.25]), finished(folder, 2, [0.3]), finished(folder, 3, [])]
+    (trials[2].folder(folder) / FAILURE).write_text(json.dumps({"message": "the meta-gradient was not finite", "remedy": ""}))
+    records = Records(base)
+    for trial, died in zip(records.trials, (False, False, False, True), strict=True):
+        records.end(trial, died)
+    assert [(trial.state, trial.reason) for trial in load_trials(folder)] == [
+        ("finished", "all 12 steps"),
+        ("stopped", "at step 4: 0.25 is not among the best 1/3 there"),
+        ("failed", "the meta-gradient was not finite"),
+        ("failed", "its driver was lost 4 times"),
+    ]
+
+
+def test_a_trial_that_went_all_the_way_ranks_before_one_that_was_stopped(tmp_path: Path) -> None:
+    base = config(tmp_path)
+    folder = Path(base.run_folder)
+    finished(folder, 0, [0.5] * 5 + [0.6], state="finished")
+    finished(folder, 1, [0.9], state="stopped")
+    finished(folder, 2, [0.7] * 6, state="finished")
+    finished(folder, 3, [0.99], state="failed")
+    assert [trial.number for trial in Records(base).ranking()] == [2, 0, 1]
+    for picture in draw(load_trials(folder), folder, Records(base).settings):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_all_trials_failing_is_told_with_the_commonest_reason(tmp_path: Path) -> None:
+    base = config(tmp_path)
+    for number, reason in enumerate(["no memory", "not finite", "not finite", "no memory?"]):
+        finished(Path(base.run_folder), number, [0.5], state="failed", reason=reason)
+    with pytest.raises(RunError, match="all 4 trials failed, 2 of them with: not finite"):
+        _winner(Records(base))
+
+
+def decisions(asha: Asha, scores: dict[int, list[float]], spared: int | None = None) -> dict[int, list[str]]:
+    """What the scheduler says to each trial's validations, trials one after another."""
+    said: dict[int, list[str]] = {}
+    for number, curve in scores.items():
+        trial: Any = SimpleNamespace(trial_id=str(number), config={"spared": number == spared})
+        asha.on_trial_add(None, trial)  # type: ignore[arg-type]
+        said[number] = [asha.on_trial_result(None, trial, {"step": 2 * i, "score": score}) for i, score in enumerate(curve, 1)]
+    return said
+
+
+def test_stopping_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    base = config(tmp_path)
+    before = {number: [score, score + 0.1, score + 0.2] for number, score in enumerate([0.5, 0.6, 0.4, 0.7])}
+    later = {number: [score, score + 0.1, score + 0.2] for number, score in ((4, 0.45), (5, 0.65), (6, 0.8))}
+    empty = Records(base)
+    unbroken = Asha(empty.settings, 2, 12, empty)
+    said = decisions(unbroken, before | later)
+    for number, curve in before.items():
+        finished(Path(base.run_folder), number, curve, state="stopped")
+    resumed = Asha(empty.settings, 2, 12, Records(base))
+    assert decisions(resumed, later) == {number: said[number] for number in later}
+    assert "STOP" in said[4], "the test says nothing"
+    assert "STOP" not in said[6]
+
+
+def test_trial_0_goes_all_the_way(tmp_path: Path) -> None:
+    records = Records(config(tmp_path))
+    said = decisions(Asha(records.settings, 2, 12, records), {1: [0.9], 2: [0.8], 0: [0.1]}, spared=0)
+    assert said[0] == ["CONTINUE"]
+    assert said[2] == ["STOP"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
+    head = {"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": True, **ports}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(packed: Path, address: str, tmp_path: Path) -> None:
+    crowd = config(tmp_path, packed)
+    crowd = crowd.model_copy(update={"train": crowd.train.model_copy(update={"workers": 2, "cpus_per_worker": 1.5})})
+    with pytest.raises(ClusterError, match=r"train.workers=2 of 1.5 CPU each, but this cluster places 1 .*2 CPUs hold 1"):
+        sweep(crowd, address=address)
+    assert not Path(crowd.run_folder).exists()
+
+
+def children(uri: str, parent: str) -> list[Any]:
+    mlflow = MlflowClient(uri)
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    return mlflow.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{parent}'")
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from distmeta.cli import main; main()", *arguments]
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 120) -> Any:
+    until = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+    return answer
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Ray actors of our own cluster, whose daemons are this process's descendants."""
+    return [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE and name in " ".join(p.cmdline())]
+
+
+def check_answer(answer: dict[str, Any], base: Config, trials: int) -> None:
+    """What a sweep leaves behind: a parent and a child for each trial in MLflow, one registered model, a config that `train` takes."""
+    uri = base.tracking.uri
+    assert uri is not None
+    numbers = list(range(trials))
+    assert sorted(row["number"] for row in answer["trials"]) == numbers
+    runs = children(uri, answer["run_id"])
+    assert sorted(int(run.data.tags["trial"]) for run in runs) == numbers, "MLflow shows a trial twice, or lacks one"
+    for run in runs:
+        (row,) = (row for row in answer["trials"] if row["number"] == int(run.data.tags["trial"]))
+        assert (run.info.status, run.data.tags["reason"]) == ("FINISHED", row["reason"])
+        curve = MlflowClient(uri).get_metric_history(run.info.run_id, "validation/score")
+        assert [metric.step for metric in curve] == list(range(2, row["steps"] + 1, 2))
+    mlflow = MlflowClient(uri)
+    (version,) = mlflow.search_model_versions()
+    assert version.tags["sweep"] == answer["run_id"]
+    assert version.run_id in {run.info.run_id for run in runs if int(run.data.tags["trial"]) == answer["best"]["number"]}
+    assert {"by_parameter.png", "parallel.png", "over_time.png", "best.yaml"} <= {f.path for f in mlflow.list_artifacts(answer["run_id"])}
+    best = load_config(Path(answer["best_config"]))
+    assert best.sweep is None
+    assert best.learner.inner_lr == answer["best"]["params"]["learner.inner_lr"]
+    assert not Path(best.run_folder).exists()
+    assert answer["best"]["fresh"]["seed"] == base.data.eval.seed + 1
+    assert not (Path(base.run_folder) / ".ray").exists(), "pickles are left behind"
+
+
+def test_a_sweep_leaves_one_model_and_a_config_to_train(packed: Path, address: str, tmp_path: Path) -> None:
+    base = config(tmp_path, packed, steps=4, trials=2)
+    check_answer(sweep(base, address=address), base, trials=2)
+
+
+@pytest.mark.slow
+def test_killed_at_every_level_and_resumed_every_trial_is_accounted_for_once(packed: Path, address: str, tmp_path: Path) -> None:
+    """One trial's worker, then one trial's driver, then the sweep's driver; the last with kill -9, in a process of its own."""
+    base = config(tmp_path, packed, steps=16)
+    (tmp_path / "sweep.yaml").write_text(base.to_yaml())
+    folder = Path(base.run_folder)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    with (tmp_path / "out").open("w") as out:
+        driver = subprocess.Popen(
+            command("sweep", str(tmp_path / "sweep.yaml"), "--address", address), env=environment, stdout=out, stderr=out
+        )
+        try:
+            wait_for(lambda: list(folder.glob("trials/*/checkpoints/step-*/checkpoint.json")))
+            wait_for(lambda: processes("RayTrainWorker"))[0].kill()
+            wait_for(lambda: processes("ImplicitFunc"))[-1].kill()
+            wait_for(lambda: any(trial.state != "running" for trial in load_trials(folder)))
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+    ended = {trial.number: (trial.state, trial.ended) for trial in load_trials(folder) if trial.state != "running"}
+    assert 1 <= len(ended) < 4, (tmp_path / "out").read_text()
+    answer = sweep(base, resume=True, address=address)
+    trials = {trial.number: trial for trial in load_trials(folder)}
+    assert sorted(trials) == [0, 1, 2, 3]
+    assert {trial.state for trial in trials.values()} <= {"finished", "stopped"}
+    assert all((trials[number].state, trials[number].ended) == ending for number, ending in ended.items()), "an ended trial was run again"
+    for trial in trials.values():
+        steps = [point.step for point in trial.curve(folder)]
+        assert steps == list(range(2, steps[-1] + 1, 2))
+    assert not (folder / ".ray").exists(), "pickles are left behind"
+    check_answer(answer, base, trials=4)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        sweep(base, address=address)
+    assert sweep(base, resume=True, address=address)["best"]["model"] == answer["best"]["model"], "promoted twice"
+    assert len(MlflowClient(base.tracking.uri).search_model_versions()) == 1

@@ -1,4 +1,4 @@
-# make quickstart: embedded data, a meta-trained model, the commands to use it.   make test: what CI runs.
+# make quickstart: embedded data, a meta-trained model, the commands to use it.   make test: what CI runs.   make slow: the tests that take long.
 # Each sets up .venv by itself. TORCH_INDEX=URL takes torch from another wheel index (a CPU or CUDA build).
 
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test slow lint clean
 
 install: $(READY)
 
@@ -26,6 +26,9 @@ quickstart: $(READY)
 
 test: $(READY) lint
 	$(BIN)/pytest
+
+slow: $(READY)
+	$(BIN)/pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -103,6 +103,7 @@ def dashboard() -> Iterator[str]:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_job_runs_what_was_shipped_and_ends_with_its_exit_code(dashboard: str, tmp_path: Path) -> None:
     """One job that the verb refuses, by its own words; a name in use; one that is stopped."""
     out = io.StringIO()

@@ -22,7 +22,7 @@ from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError,
 from distmeta.learners.params import weights_sha256
 from distmeta.registry.models import load_model
 from distmeta.scale.run import run
-from distmeta.train.metrics import read_metrics
+from distmeta.train.metrics import read_metrics, restarts
 
 STEPS, SLOTS = 40, 8
 
@@ -221,6 +221,7 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
     assert [record["step"] for record in read_metrics(run_folder)] == list(range(1, STEPS + 1))
     history = mlflow.get_metric_history(result["run_id"], "meta_loss")
     assert [metric.step for metric in history] == list(range(1, STEPS + 1)), "MLflow shows a step twice, or lacks one"
+    assert restarts(run_folder) == [stopped_at]
     # And once more: nothing is done twice.
     assert run(config(home, packed, "stopped"), resume=True, address=address) == result
 
@@ -240,6 +241,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[s
     at_checkpoint(Path(interrupted.run_folder), 4, kill_a_worker)
     result = run(interrupted, address=address)
     assert killed
+    assert [step >= 4 for step in restarts(Path(result["run_folder"]))] == [True], "went on once, from a checkpoint"
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert [record["step"] for record in read_metrics(Path(result["run_folder"]))] == list(range(1, STEPS + 1))
 

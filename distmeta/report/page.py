@@ -18,7 +18,7 @@ from distmeta.report.figures import Curve, bars, binned, lines, matrix
 from distmeta.report.study import PicturedEpisode, Study
 from distmeta.train.checkpoint import MODEL, machine_of, newest, write_whole
 from distmeta.train.evaluate import RESULT
-from distmeta.train.metrics import Record, read_metrics
+from distmeta.train.metrics import Record, read_metrics, restarts
 
 REPORT = "report.html"
 _PARTS = {
@@ -54,7 +54,7 @@ def write_report(run_folder: Path, study: Study | None, why_not: str = "") -> Pa
         best=best,
         dataset=dataset,
         summary=_summary(result["test"]),
-        facts=_facts(records, best),
+        facts=_facts(records, best, restarts(run_folder)),
         learning=list(_learning(records)),
         adaptation=_adaptation(result["test"], study, best["task"]["way"]),
         episodes=[_pictures(episode, study) for episode in study.pictured] if study else [],
@@ -86,7 +86,7 @@ def _summary(test: dict[str, Any]) -> str:
     )
 
 
-def _facts(records: Sequence[Record], best: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[int]) -> list[tuple[str, str]]:
     """What happened on the way, as name and value."""
     workers: list[tuple[int, int]] = []  # since which step how many
     for record in records:
@@ -99,6 +99,7 @@ def _facts(records: Sequence[Record], best: dict[str, Any]) -> list[tuple[str, s
     facts = [
         ("steps", f"{len(records)}, best at {best['step']}"),
         ("workers", ", ".join(f"{count} from step {step}" for step, count in workers)),
+        ("went on after a failure, or by --resume", ", ".join(f"from step {step}" for step in restarted) or "never"),
         ("steps skipped (meta-gradient not finite)", ", ".join(map(str, skipped[:10])) or "none"),
     ]
     if seconds:

@@ -28,7 +28,7 @@ from distmeta.train import checkpoint as checkpoints
 from distmeta.train.checkpoint import Checkpoint
 from distmeta.train.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
 from distmeta.train.loop import Plan, Progress, train
-from distmeta.train.metrics import MetricsWriter, Record
+from distmeta.train.metrics import MetricsWriter, Record, note_start
 from distmeta.train.reduce import PeerFailure, agree
 
 CHECKPOINTS_KEPT = 2
@@ -74,6 +74,7 @@ class Worker:
             self.outer.load(found.meta_params, found.optimizer)
             self.progress = Progress(found.step, **found.progress)
         if self.rank == 0:
+            note_start(self.run_folder, self.progress.step)
             self.metrics = MetricsWriter(self.run_folder, self.progress.step)
 
     def run(self, test: bool) -> None:

@@ -9,6 +9,8 @@ from distmeta.train.checkpoint import write_whole
 
 Record = dict[str, Any]
 
+_STARTS = "starts.jsonl"
+
 
 class MetricsWriter:
     """Keeps records in memory and writes `metrics/<from>-<to>.jsonl` when a checkpoint is due: the steps after <from>, up to <to>.
@@ -37,6 +39,19 @@ class MetricsWriter:
         write_whole(self.folder / f"{self.start:06d}-{step:06d}.jsonl", lines)
         self.start = step
         self.records = []
+
+
+def note_start(run_folder: Path, step: int) -> None:
+    """Remember that workers began to train at `step`: 0 the first time, later ones after a failure or by --resume."""
+    with (run_folder / _STARTS).open("a") as file:
+        file.write(json.dumps({"step": step}) + "\n")
+
+
+def restarts(run_folder: Path) -> list[int]:
+    """The steps from which a run went on, after its first start."""
+    path = run_folder / _STARTS
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines[1:]]
 
 
 def _range(path: Path) -> tuple[int, int]:

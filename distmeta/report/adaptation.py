@@ -23,6 +23,6 @@ def draw_adaptation(test: dict[str, Any], title: str, path: Path) -> None:
         low, high = zip(*((mse[step] - ci95[step], mse[step] + ci95[step]) for step in steps), strict=True)
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="inner steps", ylabel="mean squared error on query points", title=title, ylim=(0, None))
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -43,7 +43,7 @@ def test_splits_of_classes_and_splits_of_categories(tmp_path: Path) -> None:
     ]
     write(tmp_path / "deep", "train/pets/cat/1.jpg", "train/yard/cat/1.jpg", "test/birds/hen/1.jpg")
     assert [image[:3] for image in read(tmp_path / "deep")] == [
-        ("train", "farm/cat", "farm"),
+        ("train", "yard/cat", "yard"),
         ("train", "pets/cat", "pets"),
         ("test", "birds/hen", "birds"),
     ]

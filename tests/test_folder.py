@@ -41,9 +41,9 @@ def test_splits_of_classes_and_splits_of_categories(tmp_path: Path) -> None:
         ("test", "hen", "hen"),
         ("test", "hen", "hen"),
     ]
-    write(tmp_path / "deep", "train/pets/cat/1.jpg", "train/yard/cat/1.jpg", "test/birds/hen/1.jpg")
+    write(tmp_path / "deep", "train/pets/cat/1.jpg", "train/barn/cat/1.jpg", "test/birds/hen/1.jpg")
     assert [image[:3] for image in read(tmp_path / "deep")] == [
-        ("train", "yard/cat", "yard"),
+        ("train", "barn/cat", "barn"),
         ("train", "pets/cat", "pets"),
         ("test", "birds/hen", "birds"),
     ]

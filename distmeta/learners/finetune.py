@@ -43,7 +43,7 @@ class FineTuning(Learner):
     def adaptation(self, meta_params: Params, inputs: Tensor, targets: Tensor, steps: int | None = None) -> Iterator[Params]:
         steps = self.inner_steps_eval if steps is None else steps
         held = self.model.state_dict()
-        params = {name: value.detach() for name, value in meta_params.items()}
+        params = detached(meta_params)
         descent = self.descent(self.forward(), params, {name: params[name] for name in self.adapted}, inputs[None], targets[None], steps)
         fast_weights: Params | None = {}
         while fast_weights is not None:

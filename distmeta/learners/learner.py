@@ -11,7 +11,7 @@ from distmeta.data.episodes import EpisodeBatch, LabelledBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, frozen, support_statistics
 from distmeta.learners.loss import correct
-from distmeta.learners.params import Params, initial_params, persistent_buffers
+from distmeta.learners.params import Params, initial_params, leaves, persistent_buffers
 
 Batch = EpisodeBatch | LabelledBatch
 TaskBatching = Literal["loop", "vmap", "auto"]
@@ -162,5 +162,5 @@ def _chunk(batch: Batch, start: int, size: int) -> Any:
 def _task_params(meta_params: Params, tasks: int | None) -> Params:
     """meta_params as leaves to differentiate by: the same tensors, or a copy for each task."""
     if tasks is None:
-        return {name: value.detach().requires_grad_() for name, value in meta_params.items()}
-    return {name: value.detach().expand(tasks, *value.shape).clone().requires_grad_() for name, value in meta_params.items()}
+        return leaves(meta_params)
+    return leaves({name: value.detach().expand(tasks, *value.shape).clone() for name, value in meta_params.items()})

@@ -14,6 +14,7 @@ from distmeta.learners.learner import Learner, TaskGradients
 from distmeta.learners.loss import task_losses
 from distmeta.learners.params import Params
 
+IMAGES_PER_SLOT = 32  # of Classifier-Baseline, unless told otherwise
 _CENTROIDS = "centroids"
 
 
@@ -102,7 +103,7 @@ class ClassifierBaseline(MetricLearner):
     trains_on: ClassVar = "labelled batches"
     _SCALE = 10.0  # probabilities only: the order of classes does not depend on it
 
-    def __init__(self, model: nn.Module, images_per_slot: int = 32, **common: Any) -> None:
+    def __init__(self, model: nn.Module, images_per_slot: int = IMAGES_PER_SLOT, **common: Any) -> None:
         super().__init__(model, **common)
         self.images_per_slot = images_per_slot
 

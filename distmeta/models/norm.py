@@ -19,8 +19,8 @@ class BatchNorm2d(nn.Module):
     """Batch norm whose statistics belong to the episode.
 
     In training mode every call normalises by the statistics of the images it is given (transductive when these are queries).
-    In evaluation mode it uses `running_mean` and `running_var`, which `distmeta.learners.inner.support_statistics` takes from a support
-    set.
+    In evaluation mode it uses `running_mean` and `running_var`, which `distmeta.learners.forward.support_statistics` takes from a
+    support set.
     Shapes: input and output (N, C, H, W), a vector being an image of one pixel (N, C, 1, 1); weight, bias, running_mean, running_var (C,).
     """
 

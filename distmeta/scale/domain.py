@@ -20,6 +20,7 @@ from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Batch
+from distmeta.learners.metric import IMAGES_PER_SLOT
 from distmeta.train.evaluate import Evaluation, Stream, accuracy, squared_error
 
 
@@ -100,7 +101,7 @@ class Classification:
 
     @property
     def _images_per_slot(self) -> int:
-        return self.config.learner.images_per_slot or 32
+        return self.config.learner.images_per_slot or IMAGES_PER_SLOT
 
     def describe(self, step: int, slot: int) -> str:
         """What the training episode of (step, slot) is made of, for people."""

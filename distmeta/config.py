@@ -178,18 +178,38 @@ class OuterConfig(Section):
 
 
 class TrainConfig(Section):
-    workers: Positive = 1
-    """Ray Train workers; the result does not depend on how many."""
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Ray Train workers; the result does not depend on how many. [fewest, most]: as many as the cluster places, also when it changes."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray reserves for a worker; may be a fraction."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """GPUs that Ray reserves for a worker; 1 on cuda and 0 on cpu if absent."""
+    accelerator_type: str | None = None
+    """Kind of GPU that workers are placed on, by Ray's name for it (A100, H100, …); any if absent."""
     threads_per_worker: Positive = 1
     """CPU threads that torch uses in a worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """Type of weights and images; bfloat16 keeps both in float32 and computes the outer pass (query loss) in bfloat16, for GPUs."""
+
+    reduction: Literal["exact", "fast"] = "exact"
+    """How meta-gradients are summed: in integers, the same bits for any number of workers, or by the backend as floats, half the bytes."""
+
+    @model_validator(mode="after")
+    def _fewest_first(self) -> "TrainConfig":
+        if self.fewest > self.most:
+            raise PydanticCustomError("fewest_first", "train.workers is [fewest, most]; the first is the larger")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which a run does not go on."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
     def weights(self) -> Literal["float32", "float64"]:

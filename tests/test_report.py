@@ -50,7 +50,7 @@ def run_of(folder: Path, uri: str, packed: Path, description: dict[str, Any] = D
     (run / "metrics").mkdir()
     with (run / "metrics" / "000000-000030.jsonl").open("w") as file:
         for step in range(1, 31):
-            times = {"time/data": 0.01, "time/adapt": 0.2, "time/reduce": 0.02, "time/update": 0.01}
+            times = {"time/data": 0.01, "time/adapt": 0.2, "time/wait": 0.01, "time/reduce": 0.01, "time/update": 0.01}
             record = {"step": step, "meta_loss": 1 / step, "accuracy": 1 - 1 / (step + 1), "ranks": [0, 0, 1] if step < 20 else [0] * 3}
             if step == 7:
                 record = {"step": step, "bad_slot": 2}

@@ -24,8 +24,11 @@ REPORT = "report.html"
 _PARTS = {
     "data": "waiting for episodes",
     "adapt": "adapting, and its gradients",
+    "wait": "waiting for other workers",
     "reduce": "sum over workers",
-    "update": "update and validation",
+    "update": "update",
+    "validate": "validation",
+    "log": "records and checkpoints",
 }
 _CATEGORIES_SHOWN = 30
 

@@ -254,8 +254,8 @@ def _run_trials(
     view.say(f"sweep folder {folder}; Ray's log is {folder / 'log.txt'}")
     with connected(address, dashboard=True):
         device = resolve_device(config.train)
-        at_once = check_capacity(config.train, device) // config.train.workers
-        view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {config.train.workers} workers each")
+        at_once = check_capacity(config.train, device) // config.train.fewest
+        view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {config.train.fewest} workers each")
         write_description(config, domain)
 
         def begin(trial: Trial) -> dict[str, Any]:

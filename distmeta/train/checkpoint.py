@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
 from distmeta.errors import RunError
 from distmeta.learners.params import Params
@@ -56,7 +57,8 @@ def save(checkpoint: Checkpoint, folder: Path, threads: int) -> None:
 
 
 def _save_params(params: Params, path: Path) -> None:
-    save_file({name: value.detach().contiguous() for name, value in params.items()}, path)
+    # Not save_file: its errors do not say that the disk is full in a way that can be asked for.
+    path.write_bytes(serialised({name: value.detach().contiguous() for name, value in params.items()}))
 
 
 def load_params(path: Path) -> Params:

@@ -487,6 +487,40 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = ...,  # type: ignore[assignment]
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Whose classes.")] = "test",
+    way: Annotated[int | None, typer.Option(min=2, help="Classes of an episode; as the model was trained, if absent.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Support images per class; as the model was trained, if absent.")] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 15,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a registered model on fixed episodes of a packed dataset, spread over all of a Ray cluster's CPUs, or its GPUs.
+
+    Example: distmeta evaluate data/omniglot --model models:/omniglot-5way-1shot@champion --shot 5
+    """
+    from distmeta.registry.models import load_model
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    loaded = load_model(resolve(tracking_uri), model)
+    _say(f"evaluating {model}")  # before Ray is imported: that takes seconds
+    from distmeta.scale.evaluate import PART, Asked
+    from distmeta.scale.evaluate import evaluate as start
+
+    parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address)
+    *_, test = _counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
+    if as_json:
+        print(json.dumps(test))
+    else:
+        _show_test(test)
+
+
+@app.command()
 def report(
     run: Annotated[str, typer.Argument(help="Folder of a finished run, or models:/NAME@ALIAS of one that lies on this machine.")],
     shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,

@@ -21,6 +21,7 @@ from distmeta.config import Config, validate
 from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, Stopped
 from distmeta.learners.params import weights_sha256
 from distmeta.registry.models import load_model
+from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
 from distmeta.train.metrics import read_metrics, restarts
 
@@ -257,6 +258,18 @@ def test_what_mlflow_holds(alone: dict[str, Any], home: Path) -> None:
     assert [m.step for m in mlflow.get_metric_history(alone["run_id"], "accuracy")] == list(range(1, STEPS + 1))
     assert [m.step for m in mlflow.get_metric_history(alone["run_id"], "validation/accuracy")] == [10, 20, 30, 40]
     assert "config.yaml" in {file.path for file in mlflow.list_artifacts(alone["run_id"])}
+
+
+def test_evaluate_over_the_cluster_gives_the_runs_own_figures(
+    alone: dict[str, Any], home: Path, packed: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmeta.scale.evaluate.PART", 7)  # parts that do not divide the 20 episodes
+    model = load_model(f"sqlite:///{home / 'mlflow.db'}", alone["model"])
+    *parts, found = evaluate(model, Asked(str(packed), "test", None, None, 3, 0), 20, address)
+    assert parts == [{}, {}, {}]
+    assert found == alone["test"]
+    with pytest.raises(DataError, match="has 4 classes but the model was trained for 3-way"):
+        list(evaluate(model, Asked(str(packed), "test", 4, None, 3, 0), 20, address))
 
 
 def test_what_cannot_be_placed_is_refused_with_the_arithmetic(home: Path, packed: Path, address: str) -> None:

@@ -284,6 +284,8 @@ def sweep(
     _say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
     _show_advance(best["fresh"])
     if "model" in best:
+        if "retrained" in best:
+            _say(f"trained anew for {best['retrained_steps']} steps in {best['retrained']}")
         _show_test(best["test"])
         _say(f"model {best['model']}")
 

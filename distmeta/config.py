@@ -270,8 +270,10 @@ class SweepConfig(Section):
     """Of so many trials at a rung, one goes on."""
     fresh_episodes: Positive = 600
     """Validation episodes that no trial has seen, on which the winner and trial 0 are compared at the end."""
-    promote: bool = True
-    """Test and register the winner; no other trial is ever registered."""
+    promote: Literal["best", "retrain", "none"] = "best"
+    """What is tested and registered: the winning trial (best), its config trained anew (retrain), or nothing. No other trial ever is."""
+    retrain_steps: Positive | None = None
+    """Steps of a retrain; outer.steps if absent, which gives the winning trial's own bits again."""
 
     @property
     def grid_points(self) -> int:

@@ -27,6 +27,7 @@ from distmeta.scale.sweep import Asha, Records, _as_sweep, _winner, check_space,
 from distmeta.scale.sweep_view import draw
 from distmeta.scale.trials import FAILURE, Point, Trial, load_trials
 from distmeta.train import checkpoint as checkpoints
+from distmeta.train.metrics import read_metrics
 
 SPACE: dict[str, Any] = {"learner.inner_lr": {"loguniform": [0.01, 1.0]}, "learner.inner_steps": {"choice": [1, 2, 3]}}
 
@@ -301,7 +302,7 @@ def check_answer(answer: dict[str, Any], base: Config, trials: int) -> None:
     assert uri is not None
     numbers = list(range(trials))
     assert sorted(row["number"] for row in answer["trials"]) == numbers
-    runs = children(uri, answer["run_id"])
+    runs = [run for run in children(uri, answer["run_id"]) if "trial" in run.data.tags]  # others are retrained
     assert sorted(int(run.data.tags["trial"]) for run in runs) == numbers, "MLflow shows a trial twice, or lacks one"
     for run in runs:
         (row,) = (row for row in answer["trials"] if row["number"] == int(run.data.tags["trial"]))
@@ -309,7 +310,7 @@ def check_answer(answer: dict[str, Any], base: Config, trials: int) -> None:
         curve = MlflowClient(uri).get_metric_history(run.info.run_id, "validation/score")
         assert [metric.step for metric in curve] == list(range(2, row["steps"] + 1, 2))
     mlflow = MlflowClient(uri)
-    (version,) = mlflow.search_model_versions()
+    (version,) = mlflow.search_model_versions(base.tracking.model and f"name = '{base.tracking.model}'")
     assert version.tags["sweep"] == answer["run_id"]
     assert version.run_id in {run.info.run_id for run in runs if int(run.data.tags["trial"]) == answer["best"]["number"]}
     assert {"by_parameter.png", "parallel.png", "over_time.png", "best.yaml"} <= {f.path for f in mlflow.list_artifacts(answer["run_id"])}
@@ -321,9 +322,42 @@ def check_answer(answer: dict[str, Any], base: Config, trials: int) -> None:
     assert not (Path(base.run_folder) / ".ray").exists(), "pickles are left behind"
 
 
-def test_a_sweep_leaves_one_model_and_a_config_to_train(packed: Path, address: str, tmp_path: Path) -> None:
-    base = config(tmp_path, packed, steps=4, trials=2)
-    check_answer(sweep(base, address=address), base, trials=2)
+@pytest.fixture(scope="module")
+def swept(packed: Path, address: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A sweep of two trials that ended; nothing is promoted."""
+    base = config(tmp_path_factory.mktemp("swept"), packed, steps=4, trials=2, promote="none")
+    assert "model" not in sweep(base, address=address)["best"]
+    assert not MlflowClient(base.tracking.uri).search_registered_models()
+    return base
+
+
+def promoting(base: Config, promote: str, model: str, **settings: Any) -> Config:
+    """The same sweep, with a model of this name to come of it."""
+    assert base.sweep is not None
+    kind = {"sweep": base.sweep.model_copy(update={"promote": promote} | settings)}
+    return base.model_copy(update=kind | {"tracking": base.tracking.model_copy(update={"model": model})})
+
+
+def test_a_sweep_leaves_one_model_and_a_config_to_train(swept: Config, address: str) -> None:
+    best = promoting(swept, "best", "best")
+    check_answer(sweep(best, resume=True, address=address), best, trials=2)
+
+
+def test_a_retrain_goes_further_with_the_winners_config(swept: Config, address: str) -> None:
+    anew = promoting(swept, "retrain", "anew", retrain_steps=6)
+    answer = sweep(anew, resume=True, address=address)
+    mlflow, best = MlflowClient(anew.tracking.uri), answer["best"]
+    (version,) = mlflow.search_model_versions("name = 'anew'")
+    assert version.tags["sweep"] == answer["run_id"]
+    run = mlflow.get_run(version.run_id)
+    winner = str(best["number"])
+    assert (run.data.tags["mlflow.parentRunId"], run.data.tags["retrained"]) == (answer["run_id"], winner)
+    assert Path(run.data.tags["run_folder"]).is_relative_to(Path(anew.run_folder) / "retrained")
+    folder = Path(best["retrained"])
+    losses, short = ([record["meta_loss"] for record in read_metrics(path)] for path in (folder, Path(best["run_folder"])))
+    assert (len(losses), losses[:4]) == (6, short), "the same config and seed took another way"
+    assert load_config(folder / "config.yaml").learner.inner_lr == best["params"]["learner.inner_lr"]
+    assert load_config(Path(answer["best_config"])).outer.steps == 4, "what was searched, as it was searched"
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ _POLL_S = 0.5
 _FREE = {
     "run_folder",
     "data.shards",  # compared by fingerprint
-    *(f"sweep.{key}" for key in ("trials", "promote", "fresh_episodes")),
+    *(f"sweep.{key}" for key in ("trials", "promote", "retrain_steps", "fresh_episodes")),
     *(f"tracking.{key}" for key in ("uri", "experiment", "model")),
     *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "checkpoint_every", "max_failures")),
     *(f"train.{key}" for key in ("max_bad_steps", "collective_timeout_s", "start_timeout_s")),

@@ -58,7 +58,7 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
             _run_trials(config, domain, records, view, uri, address, allow_other_hardware)
         winner = _winner(records)
         best = _describe(records, winner, view)
-    return _conclude(config, records, winner, best, uri, address)
+    return _conclude(records, winner, best, uri, address, allow_other_hardware)
 
 
 def _settings(config: Config) -> SweepConfig:
@@ -359,26 +359,42 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
     return parameters(winner, records.folder) | {"fresh": fresh}
 
 
-def _conclude(config: Config, records: Records, winner: Trial, best: dict[str, Any], uri: str, address: str | None) -> dict[str, Any]:
-    """Write what is kept of the sweep, and promote the winner: its run goes on to the test, and is published."""
+def _conclude(
+    records: Records, winner: Trial, best: dict[str, Any], uri: str, address: str | None, allow_other_hardware: bool
+) -> dict[str, Any]:
+    """Write what is kept of the sweep, and promote what the winner found."""
     folder, winning = records.folder, records.config_of(winner)
     shown = winning.tracking.model_copy(update={"uri": winning.tracking.uri and tracking.without_credentials(winning.tracking.uri)})
-    again = winning.model_copy(update={"run_folder": f"{config.run_folder}-best", "tracking": shown})
+    again = winning.model_copy(update={"run_folder": f"{records.config.run_folder}-best", "tracking": shown})
     checkpoints.write_whole(folder / BEST, again.to_yaml())
     pictures = draw(records.trials, folder, records.settings)
-    if records.settings.promote:
-        result = run(winning, resume=True, address=address)
-        best |= {"model": result["model"], "test": result["test"]}
+    run_id = json.loads((folder / tracking.RUN_FILE).read_text())["run_id"]
+    if records.settings.promote != "none":
+        best |= _promote(records, winner, run_id, uri, address, allow_other_hardware)
     ranking = records.ranking()
     rows = [parameters(trial, folder) for trial in [*ranking, *(t for t in records.trials if t not in ranking)]]
-    run_id = json.loads((folder / tracking.RUN_FILE).read_text())["run_id"]
     answer = {"run_id": run_id, "run_folder": str(folder), "trials": rows, "best_config": str(folder / BEST), "best": best}
     checkpoints.write_whole(folder / TRIALS, json.dumps(answer, indent=1))
     tracking.log_files(uri, run_id, [folder / BEST, folder / TRIALS, *pictures])
-    if records.settings.promote:
-        models.tag_version(uri, best["model"], {"sweep": run_id})
     tracking.end_run(uri, run_id, "FINISHED")
     return answer
+
+
+def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: str | None, allow_other_hardware: bool) -> dict[str, Any]:
+    """Test and publish the winner's run, or a new run with its config; the model's address and its test."""
+    config, settings, retrained = records.config_of(winner), records.settings, {}
+    if settings.promote == "retrain":
+        steps = settings.retrain_steps or config.outer.steps
+        folder = (
+            records.folder / "retrained" / f"trial-{winner.number:03d}-{steps}-steps"
+        )  # a resume may find another winner, or change steps
+        config = config.model_copy(update={"run_folder": str(folder), "outer": config.outer.model_copy(update={"steps": steps})})
+        retrained = {"retrained": str(folder), "retrained_steps": steps}
+    result = run(config, resume=True, address=address, allow_other_hardware=allow_other_hardware)
+    models.tag_version(uri, result["model"], {"sweep": sweep_id})
+    if retrained:
+        tracking.set_tags(uri, result["run_id"], {"mlflow.parentRunId": sweep_id, "retrained": str(winner.number)})
+    return {"model": result["model"], "test": result["test"]} | retrained
 
 
 def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
@@ -386,7 +402,7 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     seed = config.data.eval.seed + 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
     domain = domain_of(config)
-    learner = learner_of(config, domain, dtype=getattr(torch, config.train.precision))
+    learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
     params = checkpoints.load_params(Path(config.run_folder) / "best" / checkpoints.WEIGHTS)
     like = learner.initial_params(0)
     params = {name: torch.empty_like(value).copy_(params[name]) for name, value in like.items()}

@@ -411,7 +411,7 @@ def publish(
 
 @app.command()
 def promote(
-    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model.")],
     alias: Annotated[str, typer.Option(help="What it is to be called.")] = "champion",
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -427,7 +427,7 @@ def promote(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
     b: Annotated[str, typer.Argument(help="Another, tested on the same episodes.")],
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -450,7 +450,7 @@ def compare(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
     support: Annotated[Path, typer.Option(help="Folder with a folder of labelled images for each class.")],
     query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image, or - for paths on standard input.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
@@ -490,7 +490,7 @@ def predict(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run, or models:/NAME@ALIAS of one that lies on this machine.")],
+    run: Annotated[str, typer.Argument(help="Folder of a finished run, or a model's address (models:/…, runs:/…) if its run lies here.")],
     shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -503,7 +503,8 @@ def report(
     from distmeta.scale.report import report as write
     from distmeta.scale.report import report_of_model
 
-    written = report_of_model(resolve(tracking_uri), run, shards) if run.startswith("models:/") else write(Path(run), shards)
+    registered = run.startswith(("models:/", "runs:/"))
+    written = report_of_model(resolve(tracking_uri), run, shards) if registered else write(Path(run), shards)
     _say(f"wrote {written}")
     if as_json:
         print(json.dumps({"report": str(written)}))

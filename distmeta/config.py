@@ -35,7 +35,7 @@ class EvalConfig(Section):
     seed: Count = 0
     """Seed of validation and test episodes: they stay the same whatever the training seed."""
     beside: list[str] = []
-    """Registered models (models:/NAME@ALIAS) to try on the test's episodes as well, each with its paired difference to the run's own."""
+    """Registered models (as in init_from) to try on the test's episodes as well, each with its paired difference to the run's own."""
 
 
 class CacheConfig(Section):
@@ -306,7 +306,10 @@ class Config(Section):
     seed: Count = 0
     """Decides initial weights and training episodes."""
     init_from: str | None = None
-    """Registered model, models:/NAME@ALIAS or models:/NAME/VERSION, whose weights training starts from; a head of other width is drawn."""
+    """Registered model whose weights training starts from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.
+
+    A head of other width is drawn.
+    """
     data: DataConfig
     model: ModelConfig = ModelConfig()
     learner: LearnerConfig = LearnerConfig()

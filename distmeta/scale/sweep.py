@@ -391,7 +391,7 @@ def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: 
         config = config.model_copy(update={"run_folder": str(folder), "outer": config.outer.model_copy(update={"steps": steps})})
         retrained = {"retrained": str(folder), "retrained_steps": steps}
     result = run(config, resume=True, address=address, allow_other_hardware=allow_other_hardware)
-    models.tag_version(uri, result["model"], {"sweep": sweep_id})
+    models.tag_version(uri, f"runs:/{result['run_id']}/model", {"sweep": sweep_id})  # an alias may have moved on since
     if retrained:
         tracking.set_tags(uri, result["run_id"], {"mlflow.parentRunId": sweep_id, "retrained": str(winner.number)})
     return {"model": result["model"], "test": result["test"]} | retrained

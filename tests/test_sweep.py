@@ -1,5 +1,6 @@
 """Sweeps: what trials are proposed, which are stopped, what is recorded, and that nothing is lost or done twice, whoever is killed."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -358,6 +361,72 @@ def test_a_retrain_goes_further_with_the_winners_config(swept: Config, address: 
     assert (len(losses), losses[:4]) == (6, short), "the same config and seed took another way"
     assert load_config(folder / "config.yaml").learner.inner_lr == best["params"]["learner.inner_lr"]
     assert load_config(Path(answer["best_config"])).outer.steps == 4, "what was searched, as it was searched"
+
+
+@pytest.fixture
+def server(swept: Config, tmp_path: Path) -> Iterator[str]:
+    """`mlflow server` over the sweep's store, on loopback."""
+    assert swept.tracking.uri is not None
+    address = "127.0.0.1", str(free_port())
+    arguments = ["--backend-store-uri", swept.tracking.uri, "--host", address[0], "--port", address[1], "--workers", "1"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    with (tmp_path / "log").open("w") as log:
+        process = psutil.Popen(
+            [sys.executable, "-m", "mlflow", "server", *arguments], env=environment, cwd=tmp_path, stdout=log, stderr=log
+        )
+
+    def healthy() -> bool:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"http://{':'.join(address)}/health", timeout=5).status == 200
+        return False
+
+    try:
+        wait_for(healthy)
+        yield f"http://{':'.join(address)}"
+    finally:
+        ours = [process, *process.children(recursive=True)]
+        for one in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+        for one in psutil.wait_procs(ours, timeout=20)[1]:
+            one.kill()
+
+
+def test_mlflows_server_shows_parent_children_and_pictures(swept: Config, server: str) -> None:
+    """What its pages are made of, asked of its REST API."""
+
+    def ask(what: str, body: dict[str, Any] | None = None, **query: str) -> Any:
+        address = f"{server}/{what}?{urllib.parse.urlencode(query)}"
+        sent = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(address, sent, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read() if what == "get-artifact" else json.loads(answer.read())
+
+    def values(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        return {pair["key"]: pair["value"] for pair in pairs}
+
+    api, folder = "api/2.0/mlflow", Path(swept.run_folder)
+    parent_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    parent = ask(f"{api}/runs/get", run_id=parent_id)["run"]
+    assert (parent["info"]["status"], values(parent["data"]["tags"])["kind"]) == ("FINISHED", "sweep")
+    assert values(parent["data"]["params"])["sweep.trials"] == "2"
+
+    wanted = f"tags.`mlflow.parentRunId` = '{parent_id}' AND tags.trial LIKE '%'"
+    runs = ask(f"{api}/runs/search", {"experiment_ids": [parent["info"]["experiment_id"]], "filter": wanted})["runs"]
+    trials = load_trials(folder)
+    assert sorted(values(run["data"]["tags"])["trial"] for run in runs) == ["0", "1"]
+    for run in runs:
+        tags, params = values(run["data"]["tags"]), values(run["data"]["params"])
+        trial = trials[int(tags["trial"])]
+        assert (tags["state"], tags["reason"]) == (trial.state, trial.reason)
+        assert {key: params[key] for key in trial.params} == {key: str(value) for key, value in trial.params.items()}
+        history = ask(f"{api}/metrics/get-history", run_id=run["info"]["run_id"], metric_key="validation/score")["metrics"]
+        assert [(int(point["step"]), point["value"]) for point in history] == trial.curve(folder)
+
+    files = {file["path"] for file in ask(f"{api}/artifacts/list", run_id=parent_id)["files"]}
+    assert {"by_parameter.png", "parallel.png", "over_time.png", "best.yaml", "trials.json"} <= files
+    assert ask("get-artifact", run_uuid=parent_id, path="parallel.png") == (folder / "parallel.png").read_bytes()
 
 
 @pytest.mark.slow

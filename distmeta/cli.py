@@ -282,6 +282,8 @@ def sweep(
     _print(trial_table(result["trials"], settings.sweep))
     best = result["best"]
     _say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
+    if len(best.get("history", ())) > 1:
+        _say("those are the last values of a schedule: " + "; ".join(_show_part(part) for part in best["history"]))
     _show_advance(best["fresh"])
     if "model" in best:
         if "retrained" in best:
@@ -615,6 +617,13 @@ def _show_test(test: dict[str, Any]) -> None:
             f"{test['inner_steps']} inner steps, norm {test['norm']}:"
         )
     _table(columns, rows)
+
+
+def _show_part(part: dict[str, Any]) -> str:
+    """From when on a trial of a population had which values, and whose checkpoint it went on from."""
+    values = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in part["params"].items())
+    followed = "" if part["from"] is None else f" (with the weights of trial {part['from']})"
+    return f"from step {part['step']}{followed} {values}"
 
 
 def _show_advance(fresh: dict[str, Any]) -> None:

@@ -258,14 +258,17 @@ class SweepConfig(Section):
     """Dotted key → its values: {learner.inner_lr: {loguniform: [1e-3, 1]}, learner.inner_steps: {choice: [1, 3, 5]}}."""
     trials: Positive | None = None
     """Trials in all; 16 if absent, or every point of the grid."""
-    search: Literal["random", "grid", "optuna"] = "random"
-    """Where trials look: anywhere, every combination of choices in turn, or (Optuna's TPE) near what did well before."""
+    search: Literal["random", "grid", "optuna", "pbt"] = "random"
+    """Where trials look: anywhere, every combination of choices in turn, or (Optuna's TPE) near what did well before.
+
+    pbt: all begin anywhere; after every `grace` steps the worst quarter goes on from checkpoints of the best, with values near its own.
+    """
     baseline: bool = True
     """Trial 0 takes the config's own values, and the winner is compared with it."""
     scheduler: Literal["asha", "none"] = "asha"
-    """asha: a trial that is not among the best 1/reduction at a rung (grace, grace * reduction, … steps) stops there."""
+    """asha: a trial that is not among the best 1/reduction at a rung (grace, grace * reduction, … steps) stops there. pbt stops none."""
     grace: Positive | None = None
-    """Steps that every trial gets; train.validate_every if absent."""
+    """Steps that every trial gets, and of a generation of pbt; train.validate_every if absent."""
     reduction: Annotated[int, Field(ge=2)] = 3
     """Of so many trials at a rung, one goes on."""
     fresh_episodes: Positive = 600
@@ -280,6 +283,10 @@ class SweepConfig(Section):
         return math.prod(len(values.choice or ()) for values in self.space.values())
 
     @property
+    def stops_early(self) -> bool:
+        return self.scheduler == "asha" and self.search != "pbt"
+
+    @property
     def total(self) -> int:
         """How many trials there are."""
         return self.trials or (self.grid_points + self.baseline if self.search == "grid" else 16)
@@ -288,6 +295,8 @@ class SweepConfig(Section):
     def _coherent(self) -> "SweepConfig":
         if not self.space:
             raise PydanticCustomError("empty_space", "sweep.space names no key")
+        if self.search == "pbt" and self.total < 4:
+            raise PydanticCustomError("small_population", "search: pbt needs 4 trials or more: the worst quarter follows the best")
         ranges = [key for key, values in self.space.items() if values.choice is None]
         if self.search == "grid" and ranges:
             raise PydanticCustomError("range_in_grid", "search: grid needs choices, but {key} is a range", {"key": ranges[0]})

@@ -11,6 +11,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +26,13 @@ from ray.cluster_utils import Cluster
 
 from distmeta.config import Config, SweepConfig, load_config, validate
 from distmeta.errors import ClusterError, ConfigError, RunError
+from distmeta.scale.population import Population, followed, near
+from distmeta.scale.records import Records
 from distmeta.scale.search import Search
-from distmeta.scale.sweep import Asha, Records, _as_sweep, _winner, check_space, sweep
+from distmeta.scale.sweep import Asha, _as_sweep, _winner, check_space, sweep
 from distmeta.scale.sweep_view import draw
 from distmeta.scale.trials import FAILURE, Point, Trial, load_trials
+from distmeta.seeds import generator
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.metrics import read_metrics
 
@@ -181,7 +185,7 @@ def test_records_are_taken_up_where_they_were_left(tmp_path: Path) -> None:
     interrupted = finished(folder, 1, [0.4, 0.5])
     finished(folder, 2, [0.3], state="stopped")
     records = Records(base)
-    assert records.unended == 2
+    assert records.runs_left == 2
     taken = [records.next(), records.next()]
     assert taken[0] == interrupted, "what was interrupted comes first"
     assert taken[1] is not None
@@ -257,6 +261,133 @@ def test_trial_0_goes_all_the_way(tmp_path: Path) -> None:
     said = decisions(Asha(records.settings, 2, 12, records), {1: [0.9], 2: [0.8], 0: [0.1]}, spared=0)
     assert said[0] == ["CONTINUE"]
     assert said[2] == ["STOP"]
+
+
+def pbt(folder: Path, shards: Path | str = "x", space: dict[str, Any] | None = None, **settings: Any) -> Config:
+    settings = {"search": "pbt", "trials": 4, "grace": 2} | settings
+    return _as_sweep(config(folder, shards, steps=6, space=space, **settings))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("model.filters", [4, 8], "changes model.filters while trials train, but a checkpoint cannot go on with another"),
+        ("outer.optimizer", ["adam", "sgd"], "changes outer.optimizer while"),
+        ("learner.name", ["maml", "fomaml"], "changes learner.name while"),
+        ("learner.inner_lr", [0.1, 0.3], "changes learner.inner_lr .* with learner.name=meta-sgd its value lies in the weights"),
+    ],
+)
+def test_what_a_checkpoint_holds_is_not_changed_on_the_way(key: str, values: list[Any], message: str, packed: Path, tmp_path: Path) -> None:
+    base = pbt(tmp_path, packed, {key: {"choice": values}})
+    if "meta-sgd" in message:
+        base = base.model_copy(update={"learner": base.learner.model_copy(update={"name": "meta-sgd"})})
+    with pytest.raises(ConfigError, match=message):
+        check_space(base)
+    check_space(pbt(tmp_path, packed, SPACE | {"outer.lr": {"loguniform": [0.001, 0.1]}}))
+
+
+def test_a_generation_ends_with_a_validation(tmp_path: Path) -> None:
+    for grace in (3, 6, 8):
+        with pytest.raises(ConfigError, match=rf"sweep.grace={grace}, but .*\nset sweep.grace to a multiple of 2 below 6"):
+            pbt(tmp_path, grace=grace)
+    with pytest.raises(ConfigError, match="search: pbt needs 4 trials or more"):
+        pbt(tmp_path, trials=3)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 2**31), st.sampled_from([None, 0]))
+def test_the_worst_quarter_follows_the_best(scores: list[float], seed: int, spared: int | None) -> None:
+    found = followed(dict(enumerate(scores)), seed, 40, spared)
+    assert found == followed(dict(reversed(list(enumerate(scores)))), seed, 40, spared), "who was asked first matters"
+    assert len(found) == len(scores) // 4
+    assert spared not in found
+    ordered = sorted(scores)
+    for number, donor in found.items():
+        assert scores[number] <= ordered[len(found)]
+        assert scores[donor] >= ordered[-len(found)]
+
+
+@given(st.integers(0, 2**31))
+def test_values_stay_near_and_in_their_space(seed: int) -> None:
+    random = generator(seed, "test")
+    drawn = {
+        key: [near(values, start, random) for _ in range(40)]
+        for (key, values), start in zip(MIXED.space.items(), (0.1, None, 2, [64]), strict=True)
+    }
+    assert all(0.01 <= value <= 1 for value in drawn["a"])
+    assert {0.08, 0.125} & {round(value, 9) for value in drawn["a"]}
+    assert all(2 <= value <= 3 for value in drawn["b"])
+    assert set(drawn["c"]) <= set(range(1, 10))
+    assert {1, 3} & set(drawn["c"]), "a small integer would never move"
+    assert all(value in ([40, 40], [64]) for value in drawn["d"])
+
+
+def generation(base: Config, scores: list[float]) -> Path:
+    """Four trials that have come to step 2, each with a checkpoint of its own."""
+    folder = Path(base.run_folder)
+    population = Population(base)
+    for number, score in enumerate(scores):
+        trial = population.next()
+        assert trial is not None
+        finished(folder, number, [score], steps=2)
+        step = trial.folder(folder) / "checkpoints" / checkpoints.folder_name(2)
+        (step / "of").write_text(str(number))
+        checkpoints.seal(step)
+        trial.save(folder)
+    return folder
+
+
+def trained_from(folder: Path) -> list[tuple[str, Any]]:
+    """Of each trial, whose checkpoint it holds, and its record."""
+    step = checkpoints.folder_name(2)
+    return [((trial.folder(folder) / "checkpoints" / step / "of").read_text(), replace(trial, began=None)) for trial in load_trials(folder)]
+
+
+@pytest.mark.parametrize("killed_after", range(4))
+def test_a_generation_that_ended_half_before_a_kill_ends_the_same(
+    killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = [0.2, 0.1, 0.7, 0.4]
+    unbroken, broken = (generation(pbt(tmp_path / name), scores) for name in ("a", "b"))
+    begun = Population(pbt(tmp_path / "a")).next()
+    assert begun is not None
+    assert (begun.number, begun.since, begun.until) == (0, 2, 4)
+    found = trained_from(unbroken)
+    assert [held for held, _ in found] == ["0", "2", "2", "3"]
+    follower = found[1][1]
+    assert [part["from"] for part in follower.history] == [None, 2]
+    assert follower.params == follower.history[-1]["params"] != found[2][1].params
+
+    save, saved = Trial.save, []
+
+    def dying(trial: Trial, folder: Path) -> None:
+        if len(saved) == killed_after:
+            raise KeyboardInterrupt
+        saved.append(trial)
+        save(trial, folder)
+
+    monkeypatch.setattr(Trial, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        Population(pbt(tmp_path / "b")).next()
+    monkeypatch.setattr(Trial, "save", save)
+    Population(pbt(tmp_path / "b")).next()
+    assert trained_from(broken) == found
+
+
+def test_a_population_waits_for_all_of_its_generation(tmp_path: Path) -> None:
+    folder = generation(pbt(tmp_path), [0.2, 0.1, 0.7, 0.4])
+    (folder / "trials" / "trial-003" / "checkpoints" / checkpoints.folder_name(2) / checkpoints.SEAL).unlink()
+    population = Population(pbt(tmp_path))
+    assert population.runs_left == 3 * 2 + 3
+    late = population.next()
+    assert late is not None
+    assert (late.number, late.until, population.next()) == (3, 2, None)
+    checkpoints.seal(late.folder(folder) / "checkpoints" / checkpoints.folder_name(2))
+    population.end(late, died=False)
+    assert late.state == "running"
+    assert [trial.number for trial in iter(population.next, None)] == [0, 1, 2, 3]
+    (late.folder(folder) / FAILURE).write_text(json.dumps({"message": "not finite", "remedy": ""}))
+    population.end(late, died=False)
+    assert (late.state, late.reason) == ("failed", "not finite")
 
 
 @pytest.fixture(scope="module")
@@ -427,6 +558,32 @@ def test_mlflows_server_shows_parent_children_and_pictures(swept: Config, server
     files = {file["path"] for file in ask(f"{api}/artifacts/list", run_id=parent_id)["files"]}
     assert {"by_parameter.png", "parallel.png", "over_time.png", "best.yaml", "trials.json"} <= files
     assert ask("get-artifact", run_uuid=parent_id, path="parallel.png") == (folder / "parallel.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_population_goes_on_from_its_best(packed: Path, address: str, tmp_path: Path) -> None:
+    base = config(tmp_path, packed, steps=4, search="pbt", grace=2)
+    answer = sweep(base, address=address)
+    folder = Path(base.run_folder)
+    trials = load_trials(folder)
+    assert [(trial.state, trial.reason) for trial in trials] == [("finished", "all 4 steps")] * 4
+    (follower,) = (trial for trial in trials if len(trial.history) > 1)
+    donor = trials[follower.history[-1]["from"]]
+    weights = Path("checkpoints") / checkpoints.folder_name(2) / checkpoints.WEIGHTS
+    assert (follower.folder(folder) / weights).read_bytes() == (donor.folder(folder) / weights).read_bytes()
+    for trial in trials:
+        assert [point.step for point in trial.curve(folder)] == [2, 4]
+        assert json.loads((trial.folder(folder) / "best" / checkpoints.MODEL).read_text())["step"] == 4
+        described = json.loads((trial.folder(folder) / "best" / checkpoints.MODEL).read_text())["learner"]
+        assert described["inner_steps"] == trial.params["learner.inner_steps"], "the model says other values than it was trained with"
+    runs = children(base.tracking.uri or "", answer["run_id"])
+    histories = {int(run.data.tags["trial"]): json.loads(run.data.tags["history"]) for run in runs}
+    assert histories == {trial.number: trial.history for trial in trials}
+    assert answer["best"]["history"][-1]["params"] == answer["best"]["params"]
+    last = Path(answer["best_config"]).read_text()
+    assert last.startswith("# The last values of a schedule") == (answer["best"]["number"] == follower.number)
+    assert load_config(Path(answer["best_config"])).learner.inner_lr == answer["best"]["params"]["learner.inner_lr"]
+    assert len(MlflowClient(base.tracking.uri).search_model_versions()) == 1
 
 
 @pytest.mark.slow

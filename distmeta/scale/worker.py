@@ -59,8 +59,11 @@ class Worker:
         self._clock = (time.monotonic(), 0)
         self._validation_figure: dict[str, float] = {}
 
-    def resume(self, allow_other_hardware: bool) -> None:
-        """Go on from the newest whole checkpoint, if there is one. Raises RunError if it was written by another kind of machine."""
+    def resume(self, allow_other_hardware: bool, since: int = 0) -> None:
+        """Go on from the newest whole checkpoint, if there is one; from step `since` on with other settings, so the best is sought anew.
+
+        Raises RunError if it was written by another kind of machine.
+        """
         folder = checkpoints.newest(self.run_folder)
         if folder is not None:
             here, there = checkpoints.machine(self.config.train.threads_per_worker), checkpoints.machine_of(folder)
@@ -73,16 +76,18 @@ class Worker:
             found = checkpoints.load(folder)
             self.outer.load(found.meta_params, found.optimizer)
             self.progress = Progress(found.step, **found.progress)
+            if since == found.step:
+                self.progress.best_step, self.progress.best_score = 0, None
         if self.rank == 0:
             note_start(self.run_folder, self.progress.step)
             self.metrics = MetricsWriter(self.run_folder, self.progress.step)
 
-    def run(self, test: bool) -> None:
-        """Train; at the end, `test` the best step."""
+    def run(self, test: bool, until: int | None = None) -> None:
+        """Train, to the last step or to step `until`; at the end, `test` the best step."""
         outer, train_config = self.config.outer, self.config.train
         slots = block(outer.meta_batch_size, self.rank, self.workers)
         plan = Plan(
-            outer.steps,
+            until or outer.steps,
             train_config.checkpoint_every,
             train_config.validate_every,
             train_config.max_bad_steps,
@@ -188,6 +193,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
     """
     config = Config.model_validate(settings["config"])
+    since, until = settings["part"]
     sys.path.append(settings["import_from"])
     torch.set_num_threads(config.train.threads_per_worker)
     device = get_device() if config.train.device == "cuda" else torch.device("cpu")
@@ -198,20 +204,25 @@ def run_worker(settings: dict[str, Any]) -> None:
     try:
         try:
             worker = Worker(config, device, reporter)
-            worker.resume(settings["allow_other_hardware"])
+            worker.resume(settings["allow_other_hardware"], since)
         except DistmetaError as error:
             failure = error
         agree(failure, device)
         assert worker is not None
-        worker.run(settings["test"])
+        worker.run(settings["test"], until)
     except PeerFailure:
         return
     except DistmetaError as error:
         reporter.fail(error)
 
 
-def trainer(config: Config, board: Any, allow_other_hardware: bool, test: bool = True) -> TorchTrainer:
-    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`."""
+def trainer(
+    config: Config, board: Any, allow_other_hardware: bool, test: bool = True, part: tuple[int, int | None] = (0, None)
+) -> TorchTrainer:
+    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
+
+    `part`: the step from which its settings are these, and the one where it ends, if not the last.
+    """
     train_config = config.train
     gpus = gpus_per_worker(train_config, train_config.device)
     resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
@@ -225,6 +236,7 @@ def trainer(config: Config, board: Any, allow_other_hardware: bool, test: bool =
             "allow_other_hardware": allow_other_hardware,
             "import_from": os.getcwd(),  # where the driver finds networks given by import path
             "test": test,
+            "part": part,
         },
         scaling_config=ScalingConfig(num_workers=train_config.workers, use_gpu=gpus > 0, resources_per_worker=resources),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),

@@ -103,11 +103,10 @@ class Population(Records):
     def _ending(self, trial: Trial, died: bool) -> tuple[Any, str]:
         self._training.discard(trial.number)
         self._at[trial.number] = self._reached(trial)
-        failed = (trial.folder(self.folder) / FAILURE).exists()
-        if not failed and self._at[trial.number] == trial.until != self._steps:
-            return "running", ""
-        state, reason = super()._ending(trial, died)
-        return ("failed", f"it ended at step {self._at[trial.number]} of {trial.until}") if state == "stopped" else (state, reason)
+        at = self._at[trial.number]
+        if (trial.folder(self.folder) / FAILURE).exists() or at == self._steps or (died and at != trial.until):
+            return super()._ending(trial, died)
+        return ("running", "") if at == trial.until else ("failed", f"it ended at step {at} of {trial.until}")
 
     def _end_generation(self) -> None:
         """Let the worst follow the best, and all go on. What was left half done by a driver that was killed comes out the same."""

@@ -81,6 +81,7 @@ class Records:
         if not curve:
             return "failed", "it ended before its first validation"
         last = curve[-1]
+        trial.until = last.step
         return "stopped", f"at step {last.step}: {last.score:.4g} is not among the best 1/{self.settings.reduction} there"
 
     def _learn(self, trial: Trial) -> None:

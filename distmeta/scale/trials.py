@@ -41,7 +41,8 @@ def validations(run_folder: Path, after: int = -1) -> list[Record]:
 class Trial:
     """One trial. `params` is dotted key → value; `began` and `ended` are seconds since 1970; `reason` says why it ended.
 
-    Of a population: it trains now from step `since` to step `until`, and `history` holds its params so far, each from a step on.
+    `until` is the step where it was stopped: its workers live on for a moment, and what they add does not count. Of a population: it trains
+    now from step `since` to step `until`, and `history` holds its params so far, each from a step on.
     """
 
     number: int
@@ -61,7 +62,8 @@ class Trial:
         checkpoints.write_whole(self.folder(sweep_folder) / RECORD, json.dumps(asdict(self)))
 
     def curve(self, sweep_folder: Path) -> list[Point]:
-        return [Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder))]
+        points = (Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder)))
+        return [point for point in points if self.until is None or point.step <= self.until]
 
     def best(self, sweep_folder: Path) -> Point | None:
         """Its best validation with the params that it has now, if there is one: that of the model in its run folder."""

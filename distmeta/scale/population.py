@@ -111,9 +111,10 @@ class Population(Records):
     def _end_generation(self) -> None:
         """Let the worst follow the best, and all go on. What was left half done by a driver that was killed comes out the same."""
         step = min(trial.until or 0 for trial in self._alive)
-        scores = {trial.number: dict(trial.curve(self.folder))[step] for trial in self._alive}
+        there = [trial for trial in self._alive if self._at[trial.number] == step]  # others are further, if trials were added later
+        scores = {trial.number: dict(trial.curve(self.folder))[step] for trial in there}
         donors = followed(scores, self.config.seed, step, spared=0 if self.settings.baseline else None)
-        for trial in self._alive:
+        for trial in there:
             if trial.until != step:
                 continue
             if trial.number in donors:

@@ -269,6 +269,7 @@ def sweep(
     """
     from distmeta.config import load_config
 
+    sys.path.append(os.getcwd())  # for a network of the user's own, given by import path
     settings = load_config(config, sets)
     _say(f"sweeping {config}")
     from distmeta.scale.sweep import sweep as search
@@ -282,8 +283,12 @@ def sweep(
     _print(trial_table(result["trials"], settings.sweep))
     best = result["best"]
     _say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
+    if len(best.get("history", ())) > 1:
+        _say("those are the last values of a schedule: " + "; ".join(_show_part(part) for part in best["history"]))
     _show_advance(best["fresh"])
     if "model" in best:
+        if "retrained" in best:
+            _say(f"trained anew for {best['retrained_steps']} steps in {best['retrained']}")
         _show_test(best["test"])
         _say(f"model {best['model']}")
 
@@ -409,7 +414,7 @@ def publish(
 
 @app.command()
 def promote(
-    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model.")],
     alias: Annotated[str, typer.Option(help="What it is to be called.")] = "champion",
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -425,7 +430,7 @@ def promote(
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
     b: Annotated[str, typer.Argument(help="Another, tested on the same episodes.")],
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -448,7 +453,7 @@ def compare(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
     support: Annotated[Path, typer.Option(help="Folder with a folder of labelled images for each class.")],
     query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image, or - for paths on standard input.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
@@ -522,7 +527,7 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run, or models:/NAME@ALIAS of one that lies on this machine.")],
+    run: Annotated[str, typer.Argument(help="Folder of a finished run, or a model's address (models:/…, runs:/…) if its run lies here.")],
     shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -535,7 +540,8 @@ def report(
     from distmeta.scale.report import report as write
     from distmeta.scale.report import report_of_model
 
-    written = report_of_model(resolve(tracking_uri), run, shards) if run.startswith("models:/") else write(Path(run), shards)
+    registered = run.startswith(("models:/", "runs:/"))
+    written = report_of_model(resolve(tracking_uri), run, shards) if registered else write(Path(run), shards)
     _say(f"wrote {written}")
     if as_json:
         print(json.dumps({"report": str(written)}))
@@ -646,6 +652,13 @@ def _show_test(test: dict[str, Any]) -> None:
             f"{test['inner_steps']} inner steps, norm {test['norm']}:"
         )
     _table(columns, rows)
+
+
+def _show_part(part: dict[str, Any]) -> str:
+    """From when on a trial of a population had which values, and whose checkpoint it went on from."""
+    values = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in part["params"].items())
+    followed = "" if part["from"] is None else f" (with the weights of trial {part['from']})"
+    return f"from step {part['step']}{followed} {values}"
 
 
 def _show_advance(fresh: dict[str, Any]) -> None:

@@ -13,7 +13,10 @@ from distmeta.train.evaluate import accuracy
 
 
 def load(model: str, tracking_uri: str | None = None) -> Model:
-    """The registered model of images models:/NAME@ALIAS or models:/NAME/VERSION; nothing of it is executed. Raises RegistryError."""
+    """The registered model of images that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model names.
+
+    Nothing of it is executed. Raises RegistryError.
+    """
     return load_model(resolve(tracking_uri), model)
 
 

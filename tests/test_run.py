@@ -120,7 +120,7 @@ def test_pretrain_publish_meta_train_from_the_registry(home: Path, packed: Path,
             learner={"name": learner},
             data={"eval": {"queries": 3, "episodes": 20, "val_episodes": 10, "beside": ["models:/base@champion", "models:/base/2"]}},
         )
-        result = run(made.model_copy(update={"init_from": "models:/base@champion"}), address=address)
+        result = run(made.model_copy(update={"init_from": f"runs:/{first['run_id']}/model"}), address=address)
         started = load_file(Path(result["run_folder"]) / "init_from" / "meta_params.safetensors")
         assert weights_sha256(started) == json.loads((home / "base-1" / "result.json").read_text())["weights_sha256"]
         beside = result["test"]["beside"]

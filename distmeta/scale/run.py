@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -35,7 +36,7 @@ _POLL_S = 0.5
 _FREE = {
     "run_folder",
     "data.shards",  # compared by fingerprint
-    *(f"sweep.{key}" for key in ("trials", "promote", "fresh_episodes")),
+    *(f"sweep.{key}" for key in ("trials", "promote", "retrain_steps", "fresh_episodes")),
     *(f"tracking.{key}" for key in ("uri", "experiment", "model")),
     *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "checkpoint_every", "max_failures")),
     *(f"train.{key}" for key in ("accelerator_type", "max_bad_steps", "collective_timeout_s", "start_timeout_s")),
@@ -168,7 +169,7 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
         run_id = _begin(config, domain)
         board = Board.remote()  # type: ignore[attr-defined]
         with tracking.Mirror(uri, run_id, run_folder) as mirror:
-            fit = Fit(trainer(config, board, allow_other_hardware))
+            fit = Fit(trainer(config, board, allow_other_hardware, os.getcwd()))
             _watch(fit, board, display)
             used = ray.get(board.snapshot.remote())[0].get("memory_used")
             if used is not None:

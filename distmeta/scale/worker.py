@@ -65,8 +65,9 @@ class Worker:
         self._clock = (time.monotonic(), 0)
         self._validation_figure: dict[str, float] = {}
 
-    def join(self, machines: list[dict[str, str]], allow_other_hardware: bool) -> None:
-        """Take a place among workers on `machines` (in order of rank), at the newest whole checkpoint if there is one.
+    def join(self, machines: list[dict[str, str]], allow_other_hardware: bool, since: int) -> None:
+        """Take a place among workers on `machines` (in order of rank), at the newest whole checkpoint if there is one; from
+        step `since` on with other settings, so the best is sought anew.
 
         Raises RunError if this machine is of another kind than rank 0's, or than the one that wrote the checkpoint.
         """
@@ -79,16 +80,18 @@ class Worker:
             found = checkpoints.load(folder)
             self.outer.load(found.meta_params, found.optimizer)
             self.progress = Progress(found.step, **found.progress)
+            if since == found.step:
+                self.progress.best_step, self.progress.best_score = 0, None
         if self.rank == 0:
             note_start(self.run_folder, self.progress.step)
             self.metrics = MetricsWriter(self.run_folder, self.progress.step)
 
-    def run(self, test: bool) -> None:
-        """Train; at the end, `test` the best step."""
+    def run(self, test: bool, until: int | None = None) -> None:
+        """Train, to the last step or to step `until`; at the end, `test` the best step."""
         outer, train_config = self.config.outer, self.config.train
         slots = block(outer.meta_batch_size, self.rank, self.workers)
         plan = Plan(
-            outer.steps,
+            until or outer.steps,
             train_config.checkpoint_every,
             train_config.validate_every,
             train_config.max_bad_steps,
@@ -222,6 +225,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     If storage refuses to be written, that is told and left to Ray: the workers that it starts then find it told, and end.
     """
     config = Config.model_validate(settings["config"])
+    since, until = settings["part"]
     sys.path.append(settings["import_from"])
     torch.set_num_threads(config.train.threads_per_worker)
     device = get_device() if config.train.device == "cuda" else torch.device("cpu")
@@ -239,12 +243,12 @@ def run_worker(settings: dict[str, Any]) -> None:
         machines = _machines(config.train.threads_per_worker)
         try:
             if worker is not None:
-                worker.join(machines, settings["allow_other_hardware"])
+                worker.join(machines, settings["allow_other_hardware"], since)
         except DistmetaError as error:
             failure = error
         agree(failure, device)
         assert worker is not None
-        worker.run(settings["test"])
+        worker.run(settings["test"], until)
     except PeerFailure:
         return
     except DistmetaError as error:
@@ -261,8 +265,18 @@ def run_worker(settings: dict[str, Any]) -> None:
         raise
 
 
-def trainer(config: Config, board: Any, allow_other_hardware: bool, test: bool = True) -> TorchTrainer:
-    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`."""
+def trainer(
+    config: Config,
+    board: Any,
+    allow_other_hardware: bool,
+    import_from: str,
+    test: bool = True,
+    part: tuple[int, int | None] = (0, None),
+) -> TorchTrainer:
+    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
+
+    `import_from`: the folder where the driver finds networks given by import path. `part`: the step from which its settings are these, and the one where it ends, if not the last.
+    """
     train_config = config.train
     gpus = gpus_per_worker(train_config, train_config.device)
     resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
@@ -276,8 +290,9 @@ def trainer(config: Config, board: Any, allow_other_hardware: bool, test: bool =
             "config": config.model_dump(),
             "board": board,
             "allow_other_hardware": allow_other_hardware,
-            "import_from": os.getcwd(),  # where the driver finds networks given by import path
+            "import_from": import_from,
             "test": test,
+            "part": part,
         },
         scaling_config=ScalingConfig(
             num_workers=train_config.workers,  # type: ignore[arg-type]

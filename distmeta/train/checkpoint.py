@@ -95,6 +95,15 @@ def newest(run_folder: Path) -> Path | None:
     return next((folder for folder in folders if is_whole(folder)), None)
 
 
+def take_over(other: Path, run_folder: Path) -> None:
+    """Let a copy of another run's checkpoint stand for this run's own of the same step."""
+    building, own = run_folder / ".checkpoint.new", run_folder / "checkpoints" / other.name
+    shutil.rmtree(building, ignore_errors=True)
+    shutil.copytree(other, building)
+    shutil.rmtree(own, ignore_errors=True)
+    os.rename(building, own)
+
+
 def load(folder: Path) -> Checkpoint:
     """Raises RunError if the folder does not hold what a checkpoint holds."""
     try:

@@ -6,23 +6,26 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
+from failures import at_checkpoint, workers_of
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from distmeta.config import Config, validate
-from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, Stopped
+from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped
 from distmeta.learners.params import weights_sha256
 from distmeta.registry.models import load_model
 from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
+from distmeta.scale.worker import check_machine
+from distmeta.train.checkpoint import machine
 from distmeta.train.metrics import read_metrics, restarts
 
 STEPS, SLOTS = 40, 8
@@ -189,20 +192,6 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
         load_model(made.tracking.uri or "", "models:/own@champion")
 
 
-def at_checkpoint(run_folder: Path, step: int, act: Callable[[], None]) -> threading.Thread:
-    """Call `act` from a thread once the run has a checkpoint of at least `step`."""
-
-    def watch() -> None:
-        while not any(int(path.parent.name[5:]) >= step for path in run_folder.glob("checkpoints/step-*/checkpoint.json")):
-            done.wait(0.05)
-        act()
-
-    done = threading.Event()
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
-
-
 def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
     slow = config(home, packed, "stopped", checkpoint_every=1)  # a checkpoint at every step leaves time to stop in between
     run_folder = Path(slow.run_folder)
@@ -228,15 +217,12 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
 
 
 def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
-    import psutil
-
     killed = []
 
     def kill_a_worker() -> None:
-        # Only descendants of this process: the cluster is ours, others on this machine are not.
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-        killed.append(workers[-1].pid)
-        workers[-1].kill()
+        victim = workers_of(psutil.Process())[-1]
+        killed.append(victim.pid)
+        victim.kill()
 
     interrupted = config(home, packed, "killed", checkpoint_every=1)
     at_checkpoint(Path(interrupted.run_folder), 4, kill_a_worker)
@@ -245,6 +231,17 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[s
     assert [step >= 4 for step in restarts(Path(result["run_folder"]))] == [True], "went on once, from a checkpoint"
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert [record["step"] for record in read_metrics(Path(result["run_folder"]))] == list(range(1, STEPS + 1))
+
+
+def test_workers_on_machines_of_two_kinds_are_refused() -> None:
+    """Law 3 holds on one kind of machine; the check that every worker makes of its peers, and of the checkpoint's."""
+    here = machine(1)
+    check_machine(here, dict(here), "worker 1 runs on another kind of machine than worker 0")
+    there = here | {"cpu_capability": "AVX512", "torch": "1.0"}
+    with pytest.raises(
+        RunError, match=r"^worker 1 .* \(cpu_capability AVX512 → .*, torch 1.0 → .*\); the same bits cannot be promised\nuse machines"
+    ):
+        check_machine(here, there, "worker 1 runs on another kind of machine than worker 0")
 
 
 def test_what_mlflow_holds(alone: dict[str, Any], home: Path) -> None:

@@ -73,9 +73,9 @@ class Worker:
         """
         here, folder = machines[self.rank], checkpoints.newest(self.run_folder)
         if not allow_other_hardware:
-            _check_machine(here, machines[0], f"worker {self.rank} runs on another kind of machine than worker 0")
+            check_machine(here, machines[0], f"worker {self.rank} runs on another kind of machine than worker 0")
             if folder is not None:
-                _check_machine(here, checkpoints.machine_of(folder), f"{folder} was written on another kind of machine")
+                check_machine(here, checkpoints.machine_of(folder), f"{folder} was written on another kind of machine")
         if folder is not None:
             found = checkpoints.load(folder)
             self.outer.load(found.meta_params, found.optimizer)
@@ -187,7 +187,8 @@ class Worker:
         return self.notices.node_going()
 
 
-def _check_machine(here: dict[str, str], there: dict[str, str], what: str) -> None:
+def check_machine(here: dict[str, str], there: dict[str, str], what: str) -> None:
+    """Raises RunError naming what differs; `what` says where `there` was found."""
     differing = [f"{name} {there.get(name)} → {value}" for name, value in here.items() if there.get(name) != value]
     if differing:
         raise RunError(
@@ -275,7 +276,8 @@ def trainer(
 ) -> TorchTrainer:
     """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
 
-    `import_from`: the folder where the driver finds networks given by import path. `part`: the step from which its settings are these, and the one where it ends, if not the last.
+    `import_from`: the folder where networks given by import path are found. `part`: the step from which its settings are these, and the
+    one where it ends, if not the last.
     """
     train_config = config.train
     gpus = gpus_per_worker(train_config, train_config.device)

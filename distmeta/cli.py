@@ -72,7 +72,12 @@ def _about() -> None:
 def pack(
     source: Annotated[Path | None, typer.Argument(help="Folder or archive of images; not for glyphs.", show_default=False)] = None,
     dataset: Annotated[
-        Literal["glyphs", "omniglot", "mini-imagenet", "tiered-imagenet", "folder"], typer.Option(help="What the source is.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the source is: glyphs, omniglot, mini-imagenet, tiered-imagenet, folder, or the import path of a function "
+            "of your own, my_package.my_source, that is called with the source and yields (split, class, category, image bytes).",
+        ),
     ] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
     splits: Annotated[
@@ -123,6 +128,7 @@ def pack(
     from distmeta.data.pack import SPLITS
     from distmeta.data.pack import pack as write
 
+    sys.path.append(os.getcwd())  # for a source of the user's own, given by import path
     request = Request(
         dataset=dataset,
         source=source,

@@ -533,12 +533,14 @@ def evaluate(
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run, or a model's address (models:/…, runs:/…) if its run lies here.")],
+    run: Annotated[str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model it published.")],
     shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's report: one HTML file with its figures, curves, episodes and config, into the run folder.
+
+    For a model whose run folder is not on this machine, the report that MLflow keeps since the run ended comes into the working folder.
 
     Example: distmeta report runs/omniglot_5way_1shot_maml
     """
@@ -546,9 +548,12 @@ def report(
     from distmeta.scale.report import report as write
     from distmeta.scale.report import report_of_model
 
-    registered = run.startswith(("models:/", "runs:/"))
-    written = report_of_model(resolve(tracking_uri), run, shards) if registered else write(Path(run), shards)
-    _say(f"wrote {written}")
+    anew = True
+    if run.startswith(("models:/", "runs:/")):
+        written, anew = report_of_model(resolve(tracking_uri), run, shards)
+    else:
+        written = write(Path(run), shards)
+    _say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
     if as_json:
         print(json.dumps({"report": str(written)}))
 

@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, finished_run
+from test_cli import call
 
 from distmeta.config import validate
 from distmeta.data.episodes import Task
 from distmeta.data.shards import Dataset
 from distmeta.data.stream import EpisodeStream
-from distmeta.errors import RegistryError, RunError
+from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.registry import models
 from distmeta.registry.model import build
+from distmeta.registry.tracking import RUN_FILE, log_files
 from distmeta.report.figures import binned
 from distmeta.report.study import study
 from distmeta.scale.report import report, report_of_model
@@ -153,13 +155,29 @@ def test_without_its_dataset_it_says_so(run: Path, uri: str, packed: Path, tmp_p
         report(tmp_path)
 
 
-def test_the_report_of_a_registered_model(uri: str, packed: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_registered_model(
+    uri: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_of(tmp_path / "run", uri, packed)
     published = models.publish(uri, run, "reported")
-    assert report_of_model(uri, published.uri) == run / "report.html"
+    assert report_of_model(uri, published.uri) == (run / "report.html", True)
+    # On another machine, where another run may have the same path.
     run.rename(tmp_path / "moved")
-    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here"):
+    run_of(run, uri, packed)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here, and MLflow keeps no"):
         report_of_model(uri, published.uri)
+    log_files(uri, json.loads((tmp_path / "moved" / RUN_FILE).read_text())["run_id"], [tmp_path / "moved" / "report.html"])
+    with pytest.raises(ConfigError, match="which is not here: --shards cannot be looked at"):
+        report_of_model(uri, published.uri, shards=str(packed))
+    assert list(here.iterdir()) == []
+    code, out, err = call(monkeypatch, capsys, "report", published.uri, "--tracking-uri", uri, "--json")
+    assert (code, json.loads(out)) == (0, {"report": "reported-1-report.html"})
+    assert err.splitlines()[-1].startswith("wrote reported-1-report.html, the report written when the run ended")
+    assert (here / "reported-1-report.html").read_bytes() == (tmp_path / "moved" / "report.html").read_bytes()
+    assert not (run / "report.html").exists()
 
 
 def test_bins_are_means_with_the_formulas_interval() -> None:

@@ -479,10 +479,15 @@ def predict(
     from distmeta.registry.tracking import tracking_uri as resolve
 
     adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model), support, steps)
-    bad: list[DistmetaError] = []
+    left_out: list[tuple[str, str]] = []
+
+    def leave_out(error: DistmetaError) -> None:
+        _say(error.message)
+        left_out.append((error.message, error.remedy))  # not the error: its traceback would keep the file's bytes
+
     score = Score()
     files = _counted(query_files(query, sys.stdin), "classifying")
-    predictions = score.count(predict_files(adapted, files, shown, bad.append))
+    predictions = score.count(predict_files(adapted, files, shown, leave_out))
     kept = _write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
     if explain is not None:
         from distmeta.report.explain import draw
@@ -493,8 +498,9 @@ def predict(
         accuracy, low, high = score.accuracy()
         interval = f"95% interval {100 * low:.1f} to {100 * high:.1f} %"
         _say(f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, {interval}, this support set alone")
-    if bad:
-        raise DataError(f"{len(bad)} of {len(bad) + score.asked} images were left out; the first: {bad[0].message}", bad[0].remedy)
+    if left_out:
+        message, remedy = left_out[0]
+        raise DataError(f"{len(left_out)} of {len(left_out) + score.asked} images were left out; the first: {message}", remedy)
 
 
 @app.command()

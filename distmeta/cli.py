@@ -648,12 +648,15 @@ def _show_test(test: dict[str, Any]) -> None:
     """The final test as a table."""
     beside = test.get("beside", {})
     if "mse_by_step" in test:
-        columns = ["inner steps", "squared error, meta-trained", "not meta-trained (random initialisation, adapted)"]
-        curves = [(test["mse_by_step"], test["ci95_by_step"]), (test["random_init"], test["random_init_ci95"])]
-        curves += [(other["mse_by_step"], other["ci95_by_step"]) for other in beside.values()]
-        columns += list(beside)
-        rows = [[step, *(f"{mse[step]:.3f} ± {ci95[step]:.3f}" if step in mse else "" for mse, ci95 in curves)] for step in curves[0][0]]
-        _say(f"test, {test['shot'] * test['way']}-shot, {test['episodes']} tasks (seed {test['seed']}), norm {test['norm']}:")
+        from distmeta.report.adaptation import adaptation_curves
+
+        curves = adaptation_curves(test)
+        columns = ["inner steps", *(curve.name for curve in curves)]
+        errors = [{x: f"{y:.3f} ± {ci95:.3f}" for x, y, ci95 in zip(*curve[1:], strict=True)} for curve in curves]
+        rows = [[str(step), *(by_step.get(step, "") for by_step in errors)] for step in errors[0]]
+        _say(
+            f"test, squared error, {test['shot'] * test['way']}-shot, {test['episodes']} tasks (seed {test['seed']}), norm {test['norm']}:"
+        )
     else:
         columns = ["network", "accuracy"]
         rows = [

@@ -15,6 +15,7 @@ from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, finished_run
 from test_cli import call
 
+from distmeta import cli
 from distmeta.config import validate
 from distmeta.data.episodes import Task
 from distmeta.data.shards import Dataset
@@ -23,7 +24,8 @@ from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.registry import models
 from distmeta.registry.model import build
 from distmeta.registry.tracking import RUN_FILE, log_files
-from distmeta.report.figures import binned
+from distmeta.report.adaptation import adaptation_curves, draw_adaptation
+from distmeta.report.figures import Curve, binned, lines
 from distmeta.report.study import study
 from distmeta.scale.report import report, report_of_model
 from distmeta.train.checkpoint import WEIGHTS, load_params
@@ -178,6 +180,33 @@ def test_the_report_of_a_registered_model(
     assert err.splitlines()[-1].startswith("wrote reported-1-report.html, the report written when the run ended")
     assert (here / "reported-1-report.html").read_bytes() == (tmp_path / "moved" / "report.html").read_bytes()
     assert not (run / "report.html").exists()
+
+
+def test_curves_of_a_regression_have_one_order_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def falling(steps: int, to: float) -> dict[str, float]:
+        return {str(step): to + (steps - step) for step in reversed(range(steps + 1))}  # after JSON, in any order
+
+    test = {
+        "mse_by_step": falling(11, 0.25),
+        "ci95_by_step": falling(11, 0.5),
+        "random_init": falling(11, 4),
+        "random_init_ci95": falling(11, 0.125),
+        "beside": {f"models:/m/{i}": {"mse_by_step": falling(i, i), "ci95_by_step": falling(i, 0.5)} for i in range(1, 6)},
+    }
+    curves = adaptation_curves(test)
+    names = ["meta-trained", "random initialisation", *(f"models:/m/{i}" for i in range(1, 6))]
+    assert [curve.name for curve in curves] == names
+    assert curves[0] == Curve("meta-trained", list(range(12)), [11.25 - i for i in range(12)], [11.5 - i for i in range(12)])
+    assert curves[3] == Curve("models:/m/2", [0, 1, 2], [4, 3, 2], [2.5, 1.5, 0.5])
+    svg = lines(curves, "inner steps", "squared error")
+    assert [name for name in names if f">{name}<" in svg] == names
+    draw_adaptation(test, "a run", tmp_path / "adaptation.png")
+    assert Image.open(tmp_path / "adaptation.png").size == (840, 540)
+    on = {"way": 1, "shot": 5, "queries": 20, "episodes": 9, "seed": 0, "norm": "none"}
+    cli._show_test(test | on)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "±" in line]
+    assert [row[0] for row in rows] == [str(step) for step in range(12)]
+    assert rows[2] == ["2", "9.250 ± 9.500", "13.000 ± 9.125", "", *(f"{2 * i - 2:.3f} ± {i - 1.5:.3f}" for i in range(2, 6))]
 
 
 def test_bins_are_means_with_the_formulas_interval() -> None:

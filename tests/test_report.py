@@ -15,7 +15,6 @@ from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, finished_run
 from test_cli import call
 
-from distmeta import cli
 from distmeta.config import validate
 from distmeta.data.episodes import Task
 from distmeta.data.shards import Dataset
@@ -28,6 +27,7 @@ from distmeta.report.adaptation import adaptation_curves, draw_adaptation
 from distmeta.report.figures import Curve, binned, lines
 from distmeta.report.study import study
 from distmeta.scale.report import report, report_of_model
+from distmeta.show import show_test
 from distmeta.train.checkpoint import WEIGHTS, load_params
 from distmeta.train.evaluate import accuracy
 
@@ -203,7 +203,7 @@ def test_curves_of_a_regression_have_one_order_everywhere(tmp_path: Path, capsys
     draw_adaptation(test, "a run", tmp_path / "adaptation.png")
     assert Image.open(tmp_path / "adaptation.png").size == (840, 540)
     on = {"way": 1, "shot": 5, "queries": 20, "episodes": 9, "seed": 0, "norm": "none"}
-    cli._show_test(test | on)
+    show_test(test | on)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "±" in line]
     assert [row[0] for row in rows] == [str(step) for step in range(12)]
     assert rows[2] == ["2", "9.250 ± 9.500", "13.000 ± 9.125", "", *(f"{2 * i - 2:.3f} ± {i - 1.5:.3f}" for i in range(2, 6))]

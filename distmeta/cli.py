@@ -337,9 +337,8 @@ def jobs(
         raise ConfigError(f"jobs {action} needs a job's id", f"distmeta jobs {action} ID; distmeta jobs list names them")
     if job_id is None or action == "list":
         rows = there.list_jobs(address)
-        print(json.dumps(rows)) if as_json else show_table(
-            ["job", "status", "command"], [[r["id"], r["status"], r["command"]] for r in rows]
-        )
+        cells = [[row["id"], row["status"], row["command"]] for row in rows]
+        print(json.dumps(rows)) if as_json else show_table(["job", "status", "command"], cells)
     elif action == "logs":
         print(there.logs(address, job_id), end="")
     elif action == "follow":

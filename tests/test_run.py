@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,15 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
+from conftest import png
 from failures import at_checkpoint, workers_of
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
+from test_library import examples
 
+from distmeta.cli import main
 from distmeta.config import Config, validate
+from distmeta.data.shards import Dataset
 from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped
 from distmeta.learners.params import weights_sha256
 from distmeta.registry.models import load_model
@@ -298,6 +305,39 @@ def test_a_shard_lost_during_the_run_ends_it_with_its_name(home: Path, packed: P
     (shards / "train-000001.tar").unlink()
     with pytest.raises(DataError, match=r"shard .*train-000001.tar is missing\ncopy it again"):
         run(config(home, shards, "lost"), address=address)
+
+
+def test_the_readmes_network_and_images_of_ones_own(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's files and commands as they stand there, with fewer steps."""
+    (usage, source), (settings,), (commands,) = examples(), examples("yaml"), examples("")
+    network = re.search(r"^class Net.*?(?=^\S+ = )", usage, re.DOTALL | re.MULTILINE)
+    assert network is not None
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "networks.py").write_text(f"from torch import nn\n{network[0]}")
+    (package / "animals.py").write_text(source)
+    (tmp_path / "animals.yaml").write_text(settings)
+    for i, animal in enumerate(("lynx", "puma", "otter", "mole", "wolf", "hare")):
+        (tmp_path / "animals" / animal).mkdir(parents=True)
+        for number in range(20):
+            image = np.random.default_rng([i, number]).integers(0, 256, (40 + i, 60, 3), dtype=np.uint8)
+            (tmp_path / "animals" / animal / f"{number}.png").write_bytes(png(image))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    fewer = ["outer.steps=3", "data.eval.episodes=10", "data.eval.val_episodes=5", "train.cpus_per_worker=0.5", "train.device=cpu"]
+    more = {"pack": ["--processes", "1"], "train": ["--address", address, "--json", *(f"--set={key}" for key in fewer)]}
+    for line in commands.splitlines():
+        program, verb, *arguments = shlex.split(line)
+        monkeypatch.setattr("sys.argv", [program, verb, *arguments, *more[verb]])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert ended.value.code == 0, err
+    answer = json.loads(out.splitlines()[-1])
+    assert (answer["steps"], answer["model"]) == (3, "models:/my_package.animals.photos-2way-1shot@champion")
+    assert Dataset("data/animals").manifest.preprocessing.resize == "center-crop"
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -260,14 +260,14 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
     return Model(model_uri, description, learner, weights)
 
 
-def run_folder_of(uri: str, model_uri: str) -> Path:
-    """Where the run of a registered model wrote. Raises RegistryError."""
-    version = look_up(uri, model_uri)
+def run_of(uri: str, version: ModelVersion) -> tuple[str, Path]:
+    """Of the run that a model version came from: its id in MLflow, and the folder it wrote, wherever that was. Raises RegistryError."""
     with answers(uri):
-        folder = client(uri).get_run(version.run_id or "").data.tags.get("run_folder")
+        run = client(uri).get_run(version.run_id or "")
+    folder = run.data.tags.get("run_folder")
     if folder is None:
-        raise RegistryError(f"the MLflow run of {model_uri} names no run_folder", "give the run's folder itself")
-    return Path(folder)
+        raise RegistryError(f"the MLflow run of {version.name}/{version.version} names no run_folder", "give the run's folder itself")
+    return run.info.run_id, Path(folder)
 
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:

@@ -422,6 +422,25 @@ def publish(
 
 
 @app.command()
+def sync(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="Where MLflow is now; where the run found it, if absent.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send to MLflow what it lacks of a run because it was away: metrics, the test's figures, the report, the model. Nothing is sent twice.
+
+    Example: distmeta sync runs/omniglot_5way_1shot_maml
+    """
+    from distmeta.scale.sync import sync as send
+
+    sent = send(run_folder, tracking_uri)
+    say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
+    say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
+    if as_json:
+        print(json.dumps(sent))
+
+
+@app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model.")],
     alias: Annotated[str, typer.Option(help="What it is to be called.")] = "champion",

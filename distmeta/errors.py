@@ -7,6 +7,7 @@ DistmetaError
 │   └── Stopped    nothing is: the user asked to stop        exit code 1
 ├── ClusterError   Ray cannot place or keep the workers      exit code 1
 └── RegistryError  MLflow or a registered model is           exit code 1
+    └── Unanswered MLflow does not answer, or cannot now     exit code 1
 """
 
 
@@ -48,4 +49,8 @@ class ClusterError(DistmetaError):
 
 
 class RegistryError(DistmetaError):
+    pass
+
+
+class Unanswered(RegistryError):
     pass

@@ -16,9 +16,10 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from conftest import png
+from conftest import free_port, png
 from failures import at_checkpoint, workers_of
 from mlflow import MlflowClient
+from mlflow_http import flaky_server, start_server, stop_server
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 from test_library import examples
@@ -26,11 +27,12 @@ from test_library import examples
 from distmeta.cli import main
 from distmeta.config import Config, validate
 from distmeta.data.shards import Dataset
-from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped
+from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped, Unanswered
 from distmeta.learners.params import weights_sha256
 from distmeta.registry.models import load_model
 from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
+from distmeta.scale.sync import sync
 from distmeta.scale.worker import check_machine
 from distmeta.train.checkpoint import machine
 from distmeta.train.metrics import read_metrics, restarts
@@ -249,6 +251,54 @@ def test_workers_on_machines_of_two_kinds_are_refused() -> None:
         RunError, match=r"^worker 1 .* \(cpu_capability AVX512 → .*, torch 1.0 → .*\); the same bits cannot be promised\nuse machines"
     ):
         check_machine(here, there, "worker 1 runs on another kind of machine than worker 0")
+
+
+def tracked_at(uri: str, made: Config) -> Config:
+    return made.model_copy(update={"tracking": made.tracking.model_copy(update={"uri": uri})})
+
+
+def test_a_run_goes_on_without_mlflow_and_is_synced_later(
+    alone: dict[str, Any], home: Path, packed: Path, address: str, tmp_path: Path
+) -> None:
+    with flaky_server(tmp_path) as server:
+        made = tracked_at(server.uri, config(home, packed, "away", checkpoint_every=1))
+        run_folder = Path(made.run_folder)
+        at_checkpoint(run_folder, 5, lambda: setattr(server, "away", True))
+        with pytest.raises(Unanswered, match=rf"whole in {run_folder}, but MLflow lacks: metrics, .* model\n.*distmeta sync {run_folder}"):
+            run(made, address=address)
+        left = json.loads((run_folder / "result.json").read_text())
+        assert (left["weights_sha256"], left["test"]) == (alone["weights_sha256"], alone["test"])
+        server.away = False
+        mlflow = MlflowClient(server.uri)
+        run_id = json.loads((run_folder / "mlflow.json").read_text())["run_id"]
+        assert len(mlflow.get_metric_history(run_id, "meta_loss")) < STEPS, "it was never away"
+        sent = sync(run_folder)
+        assert sent | {"run_id": 0, "run_folder": 0} == alone | {"run_id": 0, "run_folder": 0}
+        for key in ("meta_loss", "time/adapt"):
+            assert [metric.step for metric in mlflow.get_metric_history(run_id, key)] == list(range(1, STEPS + 1))
+        assert run(made, resume=True, address=address) == sent
+        assert len(mlflow.search_model_versions()) == 1
+
+
+@pytest.mark.slow
+def test_a_real_mlflow_server_stops_and_starts_again_in_mid_run(home: Path, packed: Path, address: str, tmp_path: Path) -> None:
+    port, steps = free_port(), 150
+    servers = [start_server(tmp_path, port)]
+    try:
+        made = tracked_at(f"http://127.0.0.1:{port}", config(home, packed, "outage", checkpoint_every=1, validate_every=100))
+        made = made.model_copy(update={"outer": made.outer.model_copy(update={"steps": steps})})
+        run_folder = Path(made.run_folder)
+        at_checkpoint(run_folder, 8, lambda: stop_server(servers[0]))
+        back = at_checkpoint(run_folder, 20, lambda: servers.append(start_server(tmp_path, port)))
+        result = run(made, address=address)
+        back.join()
+        mlflow = MlflowClient(made.tracking.uri)
+        for key in ("meta_loss", "time/adapt"):
+            assert [metric.step for metric in mlflow.get_metric_history(result["run_id"], key)] == list(range(1, steps + 1))
+        assert mlflow.get_run(result["run_id"]).info.status == "FINISHED"
+        assert sync(run_folder) == result
+    finally:
+        stop_server(servers[-1])
 
 
 def test_what_mlflow_holds(alone: dict[str, Any], home: Path) -> None:

@@ -79,8 +79,10 @@ def _registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | Non
         return None
 
 
-def publish(uri: str, run_folder: Path, name: str | None = None, alias: str | None = None) -> Published:
+def publish(uri: str, run_folder: Path, name: str | None = None, alias: str | None = None, again: bool = True) -> Published:
     """Register the best model of a finished run as a new version of `name` (<dataset>-<way>way-<shot>shot, if None).
+
+    Unless `again`, a version that the run has there already is taken: an attempt may have been cut off after it was made.
 
     It becomes `champion` if its validation score (inductive accuracy; in regression, minus the squared error) is the highest so far on
     the same validation episodes; and `alias` in any case, if one is given. Raises RunError if the folder holds no finished run.
@@ -92,17 +94,25 @@ def publish(uri: str, run_folder: Path, name: str | None = None, alias: str | No
         _check_alias(alias)
     with answers(uri), tempfile.TemporaryDirectory() as scratch:
         mlflow_client = client(uri)
-        folder = Path(scratch) / "model"
-        write_package(folder, run_folder / "best", description, by_episode)
-        mlflow_client.log_artifacts(run_id, str(folder), "model")
         held = _registered(mlflow_client, name) or mlflow_client.create_registered_model(name, tags=_identity(description))
-        source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
-        hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in FILES}
-        version = mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes)
+        version = None if again else _version_of(mlflow_client, name, run_id)
+        if version is None:
+            folder = Path(scratch) / "model"
+            write_package(folder, run_folder / "best", description, by_episode)
+            mlflow_client.log_artifacts(run_id, str(folder), "model")
+            source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
+            hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in FILES}
+            version = mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes)
         champion = _is_champion(mlflow_client, held, version)
         for given in ([CHAMPION] if champion else []) + ([alias] if alias else []):
             mlflow_client.set_registered_model_alias(name, given, version.version)
     return Published(name, str(version.version), champion)
+
+
+def _version_of(mlflow_client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    """The first version of `name` that this run made, if there is one."""
+    versions = mlflow_client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return min(versions, key=lambda version: int(version.version), default=None)
 
 
 def _finished(run_folder: Path) -> tuple[dict[str, Any], list[list[float]], str, dict[str, str]]:
@@ -159,6 +169,8 @@ def _version_tags(description: dict[str, Any]) -> dict[str, str]:
 def _is_champion(mlflow_client: MlflowClient, held: RegisteredModel, new: ModelVersion) -> bool:
     """Whether `new` beats the present champion on the same validation episodes, or there is none; not comparable is not better."""
     if CHAMPION not in held.aliases:
+        return True
+    if str(held.aliases[CHAMPION]) == str(new.version):
         return True
     old = mlflow_client.get_model_version(held.name, held.aliases[CHAMPION])
     same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")

@@ -1,33 +1,40 @@
-"""A run folder's mirror in MLflow: one thread in the driver sends the metrics files in order. Nothing waits for it."""
+"""A run folder's mirror in MLflow: one thread in the driver sends the metrics files in order. Nothing waits for it.
+
+Sending a record again changes nothing: a metric's timestamp is its step, and MLflow's database keeps one point for each key, step,
+timestamp and value.
+"""
 
 import json
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# A server that does not answer is found out in seconds, not in the minutes that MLflow would retry.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# A server that is away is found out in 15 s, not in the minutes that MLflow would retry. Its retries would also repeat what a server did
+# before its answer was lost: a run or a model version would be made twice. What needs another attempt makes it itself, after a look.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from distmeta.config import Config
-from distmeta.errors import RegistryError
+from distmeta.errors import RegistryError, RunError, Unanswered
 from distmeta.train.checkpoint import write_whole
 from distmeta.train.metrics import Record, read_metrics
 
 RUN_FILE = "mlflow.json"
 _BATCH = 500  # metrics in one call; MLflow takes up to 1000
 _EVERY_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+_END_S = 30.0
 
 
 def tracking_uri(uri: str | None) -> str:
@@ -43,12 +50,14 @@ def without_credentials(uri: str) -> str:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Turn what MLflow and its stores raise inside the block into RegistryError naming the server."""
+    """Turn what MLflow and its stores raise inside the block into RegistryError naming the server, Unanswered unless it refused."""
     try:
         yield
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise RegistryError(f"MLflow at {without_credentials(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI") from None
+        refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
+        kind = RegistryError if refused else Unanswered
+        raise kind(f"MLflow at {without_credentials(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI") from None
 
 
 def client(uri: str) -> MlflowClient:
@@ -56,15 +65,16 @@ def client(uri: str) -> MlflowClient:
 
 
 def start_run(config: Config, run_folder: Path, tags: dict[str, str]) -> str:
-    """The MLflow run of this run folder, begun if there is none yet; its whole config as parameters. Raises RegistryError."""
+    """The MLflow run of this run folder, begun if there is none yet; its whole config as parameters.
+
+    Raises RegistryError; but a run that MLflow has, and that goes on, does not need an answer.
+    """
     uri = tracking_uri(config.tracking.uri)
-    held = run_folder / RUN_FILE
-    if held.exists():
-        recorded = json.loads(held.read_text())
-        if recorded["uri"] == without_credentials(uri):
-            with answers(uri):
-                client(uri).set_terminated(recorded["run_id"], "RUNNING")
-            return recorded["run_id"]
+    if begun(run_folder, uri):
+        run_id = read_record(run_folder)["run_id"]
+        with suppress(Unanswered), answers(uri):
+            client(uri).set_terminated(run_id, "RUNNING")
+        return run_id
     with answers(uri):
         mlflow = client(uri)
         run = mlflow.create_run(_experiment(mlflow, uri, config.tracking.experiment), run_name=run_folder.name)
@@ -72,8 +82,35 @@ def start_run(config: Config, run_folder: Path, tags: dict[str, str]) -> str:
         params = [Param(key, str(value)[:6000]) for key, value in flat(config.model_dump(exclude={"tracking": {"uri"}})).items()]
         mlflow.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
         mlflow.log_artifact(run_id, str(run_folder / "config.yaml"))
-    write_whole(held, json.dumps({"uri": without_credentials(uri), "run_id": run_id}))
+    write_record(run_folder, {"uri": without_credentials(uri), "run_id": run_id})
     return run_id
+
+
+def begun(run_folder: Path, uri: str) -> bool:
+    """Whether the run in this folder has an MLflow run at `uri`."""
+    return (run_folder / RUN_FILE).exists() and read_record(run_folder)["uri"] == without_credentials(uri)
+
+
+def read_record(run_folder: Path) -> dict[str, str]:
+    """What the folder knows of its MLflow run: `uri` without credentials, `run_id`, and `model`, its address, once it is published.
+
+    Raises RunError if there is no such record.
+    """
+    try:
+        record = json.loads((run_folder / RUN_FILE).read_text())
+        return record | {key: record[key] for key in ("uri", "run_id")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run_folder} has no MLflow run: {RUN_FILE}: {error}", "distmeta train CONFIG --resume begins it") from None
+
+
+def write_record(run_folder: Path, record: dict[str, str]) -> None:
+    write_whole(run_folder / RUN_FILE, json.dumps(record))
+
+
+def recorded_uri(run_folder: Path) -> str:
+    """Where the folder's MLflow run is; MLFLOW_TRACKING_URI, if it is the same but for credentials. Raises RunError."""
+    recorded, usual = read_record(run_folder)["uri"], tracking_uri(None)
+    return usual if without_credentials(usual) == recorded else recorded
 
 
 def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
@@ -99,19 +136,52 @@ def metrics_of(record: Record) -> list[Metric]:
     """The numbers of one step's record; `validation.accuracy` and the like carry the section's name."""
     step = record["step"]
     named = {key.replace(".", "/"): value for key, value in flat(record).items() if key != "step"}
-    # The timestamp is the step, so that sending a step again replaces nothing and hides nothing.
     return [Metric(key, float(value), step, step) for key, value in named.items() if isinstance(value, int | float)]
 
 
+def send_metrics(uri: str, run_id: str, run_folder: Path) -> int:
+    """Send the records of the run folder's metrics files that MLflow lacks; the last step that it holds then. Raises RegistryError."""
+    with answers(uri):
+        mlflow = client(uri)
+        mlflow.get_run(run_id)  # of a run that MLflow does not know it gives an empty history
+        last = _last_held(mlflow, run_id)
+        for sent in _sending(mlflow, run_id, run_folder, last):
+            last = sent
+    return last
+
+
+def _last_held(mlflow: MlflowClient, run_id: str) -> int:
+    """Every record has an outer_lr, and records are sent in order."""
+    return max((metric.step for metric in mlflow.get_metric_history(run_id, "outer_lr")), default=0)
+
+
+def _sending(mlflow: MlflowClient, run_id: str, run_folder: Path, after: int) -> Iterator[int]:
+    """Send the records later than step `after`, whole ones in each call; gives the last step sent so far after each call."""
+    batch: list[Metric] = []
+    last = after
+    for record in read_metrics(run_folder, after):
+        metrics = metrics_of(record)
+        if batch and len(batch) + len(metrics) > _BATCH:
+            mlflow.log_batch(run_id, metrics=batch, synchronous=True)
+            yield last
+            batch = []
+        batch += metrics
+        last = record["step"]
+    if batch:
+        mlflow.log_batch(run_id, metrics=batch, synchronous=True)
+        yield last
+
+
 class Mirror:
-    """Sends metrics files to MLflow from a thread of its own while a run goes on, and what is left at the end."""
+    """Sends metrics files to MLflow from a thread of its own while a run goes on, however often MLflow fails to take them.
+
+    What it has not sent when the block ends is left to `send_metrics`.
+    """
 
     def __init__(self, uri: str, run_id: str, run_folder: Path) -> None:
         self._client = client(uri)
         self._run_id = run_id
         self._run_folder = run_folder
-        self._sent = -1
-        self._error: Exception | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow mirror", daemon=True)
 
@@ -121,41 +191,22 @@ class Mirror:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join()
-
-    @property
-    def unsent(self) -> str | None:
-        """Why something could not be sent, if so."""
-        return str(self._error).splitlines()[0] if self._error else None
+        self._thread.join(_END_S)  # the call under way, if any; one that takes longer is not waited for
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            ended = self._end.wait(_EVERY_S)
+        last: int | None = None
+        pause = _EVERY_S
+        while not self._end.wait(pause):
             try:
-                self._send()
-                self._error = None
-            except (MlflowException, OSError) as error:  # tried again at the next turn
-                self._error = error
-
-    def _send(self) -> None:
-        if self._sent < 0:
-            self._sent = max((m.step for m in self._client.get_metric_history(self._run_id, "outer_lr")), default=0)
-        batch: list[Metric] = []
-        last = self._sent
-        for record in read_metrics(self._run_folder, self._sent):
-            metrics = metrics_of(record)
-            if len(batch) + len(metrics) > _BATCH:
-                self._flush(batch, last)
-                batch = []
-            batch += metrics
-            last = record["step"]
-        if batch:
-            self._flush(batch, last)
-
-    def _flush(self, batch: list[Metric], last: int) -> None:
-        self._client.log_batch(self._run_id, metrics=batch, synchronous=True)
-        self._sent = last
+                last = _last_held(self._client, self._run_id) if last is None else last
+                for sent in _sending(self._client, self._run_id, self._run_folder, last):
+                    last = sent
+                    if self._end.is_set():
+                        return
+                pause = _EVERY_S
+            except Exception:  # whatever it is, training goes on, and `send_metrics` will say it
+                # What a call that failed has done is not known: a server may act and be cut off before it answers.
+                last, pause = None, min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:

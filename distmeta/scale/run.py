@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,15 @@ import torch
 import yaml
 
 from distmeta.config import Config, validate
-from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped
+from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.learners.learner import Learner
 from distmeta.registry import models, tracking
-from distmeta.report.adaptation import draw_adaptation
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.domain import Domain, domain_of
 from distmeta.scale.fit import Fit, failure, reached
 from distmeta.scale.launch import BESIDE, INIT, check_outputs, learner_of, model_description, published_learner, started_from, worker_bytes
 from distmeta.scale.progress import Board, Display
-from distmeta.scale.report import report
+from distmeta.scale.sync import conclude
 from distmeta.scale.worker import trainer
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.evaluate import RESULT
@@ -57,13 +56,18 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     with new_folder(run_folder), quiet(run_folder / "log.txt") as terminal, Display(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
-        models.check_name(uri, name, description)
+        try:
+            models.check_name(uri, name, description)
+        except Unanswered as error:
+            if not tracking.begun(run_folder, uri):
+                raise
+            display.say(f"{error.message}\nthe run goes on, and sends what it has when MLflow answers")
         fetch_models(config, domain, learner, uri)
         if not (run_folder / RESULT).exists():
             display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
             _train(config, domain, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
-        return _conclude(config, uri, name)
+        return conclude(run_folder, uri, config.tracking.model)
 
 
 def checked(config: Config) -> tuple[Domain, Learner]:
@@ -168,18 +172,19 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
         display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
         run_id = _begin(config, domain)
         board = Board.remote()  # type: ignore[attr-defined]
-        with tracking.Mirror(uri, run_id, run_folder) as mirror:
+        with tracking.Mirror(uri, run_id, run_folder):
             fit = Fit(trainer(config, board, allow_other_hardware, os.getcwd()))
             _watch(fit, board, display)
             used = ray.get(board.snapshot.remote())[0].get("memory_used")
             if used is not None:
                 display.say(f"its first step took {used / 1e9:.2f} GB")
-        if mirror.unsent:
-            display.say(f"MLflow did not take all metrics: {mirror.unsent}\nthey stand in {run_folder / 'metrics'}")
         error = _failure(fit, ray.get(board.snapshot.remote())[1], config)
         if error is not None:
-            with suppress(RegistryError):  # what ended the run is what the user must hear of
+            try:
+                tracking.send_metrics(uri, run_id, run_folder)
                 tracking.end_run(uri, run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
+            except RegistryError as unsent:  # what ended the run is what the user must hear of
+                display.say(f"{unsent.message}\nwhat MLflow lacks of the metrics is sent by distmeta sync {run_folder}, or by --resume")
             raise error
 
 
@@ -244,29 +249,3 @@ def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) ->
     if found is None and not (Path(config.run_folder) / RESULT).exists():
         return Stopped(f"stopped as asked, at {reached(config)} of {config.outer.steps}", "give --resume to go on")
     return found
-
-
-def _conclude(config: Config, uri: str, name: str) -> dict[str, Any]:
-    """Send the test's figures, publish the best model (once), and put together the answer."""
-    run_folder = Path(config.run_folder)
-    result = json.loads((run_folder / RESULT).read_text())
-    held_path = run_folder / tracking.RUN_FILE
-    held = json.loads(held_path.read_text())
-    if "model" not in held:
-        tracking.log_result(uri, held["run_id"], result)
-        if "mse_by_step" in result["test"]:
-            draw_adaptation(result["test"], run_folder.name, run_folder / "adaptation.png")
-            tracking.log_files(uri, held["run_id"], [run_folder / "adaptation.png"])
-        tracking.log_files(uri, held["run_id"], [report(run_folder)])
-        tracking.end_run(uri, held["run_id"], "FINISHED")
-        published = models.publish(uri, run_folder, name)
-        held["model"] = published.uri
-        checkpoints.write_whole(held_path, json.dumps(held))
-    keys = ("steps", "best_step", "weights_sha256")
-    return {
-        "run_id": held["run_id"],
-        "run_folder": str(run_folder),
-        **{key: result[key] for key in keys},
-        "model": held["model"],
-        "test": result["test"],
-    }

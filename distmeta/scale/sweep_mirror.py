@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 from distmeta.config import Config
-from distmeta.errors import RegistryError
+from distmeta.errors import RegistryError, Unanswered
 from distmeta.registry import tracking
 from distmeta.scale.domain import Domain
 from distmeta.scale.run import tags_of
@@ -47,6 +47,8 @@ class SweepMirror:
                     self._follow(trial, last)
                 except RegistryError as error:  # tried again at the next turn
                     self.unsent = error.message
+                    if isinstance(error, Unanswered):
+                        break  # nor would it answer for the others
 
     def _follow(self, trial: Trial, last: bool) -> None:
         folder = trial.folder(self._records.folder)
@@ -60,6 +62,7 @@ class SweepMirror:
         if trial.state != "running" or last:
             run_id, mirror = self._children[trial.number]
             mirror.__exit__()
+            tracking.send_metrics(self._uri, run_id, folder)
             history = {"history": json.dumps(trial.history)} if trial.history else {}
             tracking.set_tags(self._uri, run_id, {"state": trial.state, "reason": trial.reason} | history)
             tracking.end_run(self._uri, run_id, _STATUS[trial.state])

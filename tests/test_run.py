@@ -398,7 +398,7 @@ def test_the_readmes_network_and_images_of_ones_own(
             main()
         said[verb], err = capsys.readouterr()
         assert ended.value.code == 0, err
-    assert said["predict"].count(".png") == 4
+    assert said["predict"].count(".jpg") == 4
     answer = json.loads(said["train"].splitlines()[-1])
     assert (answer["steps"], answer["model"]) == (3, "models:/my_package.animals.photos-2way-1shot@champion")
     assert Dataset("data/animals").manifest.preprocessing.resize == "center-crop"

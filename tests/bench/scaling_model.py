@@ -56,7 +56,7 @@ from distmeta.train.reduce import Contribution, reduce
 WORKERS = [2**power for power in range(13)]
 TASKS = [1, 4, 16, 64]
 SHOWN = [1, 2, 4, 16, 64, 256, 1024, 4096]
-DRAWS = 20
+DRAWS = 10
 GOOD = 0.9
 
 
@@ -320,7 +320,8 @@ def report(clusters: list[Cluster], arguments: argparse.Namespace) -> Iterator[s
     clock = "processor time" if arguments.processor_time else "time"
     within = f"90 % lie within {low:.3f} to {high:.3f} of the median, the slowest at {max(spread):.3f}"
     yield f"{len(spread)} tasks of Conv-4 timed ({clock}): {within}."
-    yield f"\nTasks a worker for {100 * GOOD:.0f} % efficiency; workers for which `fast` saves 5 % of a step of one task each, undisturbed:\n"
+    yield f"\nTasks a worker for {100 * GOOD:.0f} % efficiency, with the spread measured and with none; and for how many workers `fast`"
+    yield "saves 5 % of a step of one task each, undisturbed.\n"
     yield "| | 16 workers | 256 | 4,096 | 16, no spread | 256, no spread | 4,096, no spread | `fast` |\n" + "|---" * 8 + "|"
     yield from map(advice, clusters)
     for cluster in clusters:

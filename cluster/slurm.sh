@@ -9,6 +9,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-node=1
 #SBATCH --time=12:00:00
+#SBATCH --requeue
 #SBATCH --signal=B:TERM@300
 #SBATCH --output=distmeta-%j.log
 set -euo pipefail

@@ -1,36 +1,26 @@
 """The command line: one verb for each procedure, nothing else."""
 
-import csv
 import json
 import os
-import shutil
 import sys
-import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
 
 from distmeta.errors import ConfigError, DataError, DistmetaError
-
-if TYPE_CHECKING:
-    from distmeta.registry.predict import Prediction
-
-T = TypeVar("T")
+from distmeta.show import (
+    counted,
+    figures,
+    next_commands,
+    print_table,
+    say,
+    show_advance,
+    show_schedule,
+    show_table,
+    show_test,
+    write_predictions,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -40,7 +30,6 @@ TrackingUri = Annotated[
 ]
 
 _LISTED = 20  # skipped images named one by one; --json names all
-_LINE_S = 10.0  # seconds between progress lines where there is no terminal
 
 
 def main() -> None:
@@ -72,7 +61,12 @@ def _about() -> None:
 def pack(
     source: Annotated[Path | None, typer.Argument(help="Folder or archive of images; not for glyphs.", show_default=False)] = None,
     dataset: Annotated[
-        Literal["glyphs", "omniglot", "mini-imagenet", "tiered-imagenet", "folder"], typer.Option(help="What the source is.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the source is: glyphs, omniglot, mini-imagenet, tiered-imagenet, folder, or the import path of a function "
+            "of your own, my_package.my_source, that is called with the source and yields (split, class, category, image bytes).",
+        ),
     ] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
     splits: Annotated[
@@ -123,6 +117,7 @@ def pack(
     from distmeta.data.pack import SPLITS
     from distmeta.data.pack import pack as write
 
+    sys.path.append(os.getcwd())  # for a source of the user's own, given by import path
     request = Request(
         dataset=dataset,
         source=source,
@@ -143,19 +138,19 @@ def pack(
         max_bad_fraction=max_bad_fraction,
         seed=seed,
     )
-    opened = open_source(request, _say)
-    manifest, skipped = write(opened.images, out, pack_options(request, opened), processes or os.cpu_count() or 1, opened.total, _counted)
+    opened = open_source(request, say)
+    manifest, skipped = write(opened.images, out, pack_options(request, opened), processes or os.cpu_count() or 1, opened.total, counted)
     summary = {}
     for name in SPLITS:
         classes = [info for info in manifest.classes if info.split == name]
         shards = sum(info.split == name for info in manifest.shards)
         summary[name] = {"classes": len(classes), "images": sum(info.images for info in classes), "shards": shards}
-        _say(f"{name}: {{classes}} classes, {{images}} images, {{shards}} shards".format(**summary[name]))
+        say(f"{name}: {{classes}} classes, {{images}} images, {{shards}} shards".format(**summary[name]))
     for origin, reason in skipped[:_LISTED]:
-        _say(f"skipped {origin}: {reason}")
+        say(f"skipped {origin}: {reason}")
     if skipped:
-        _say(f"skipped {len(skipped)} images that do not decode")
-    _say(f"packed {manifest.dataset} into {out}")
+        say(f"skipped {len(skipped)} images that do not decode")
+    say(f"packed {manifest.dataset} into {out}")
     if as_json:
         left_out = [{"origin": origin, "reason": reason} for origin, reason in skipped]
         print(json.dumps({"out": str(out), "splits": summary, "skipped": left_out}))
@@ -176,11 +171,11 @@ def verify(
 
     dataset = Dataset(shards)
     bad = []
-    for findings in _counted(check(dataset, quick), "verifying shards", len(dataset.manifest.shards)):
+    for findings in counted(check(dataset, quick), "verifying shards", len(dataset.manifest.shards)):
         bad += findings
         for finding in findings:
-            _say(f"{finding.shard} {finding.key}: {finding.reason}")
-    _say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
+            say(f"{finding.shard} {finding.key}: {finding.reason}")
+    say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
     if as_json:
         print(json.dumps({"ok": not bad, "bad": [finding._asdict() for finding in bad]}))
     if bad:
@@ -209,17 +204,17 @@ def inspect(
     from distmeta.data.shards import Dataset
 
     dataset = Dataset(shards)
-    _table(["split", "classes", "categories", "images", "shards", "classes/shard", "images/class/shard", "MB"], overview(dataset))
+    show_table(["split", "classes", "categories", "images", "shards", "classes/shard", "images/class/shard", "MB"], overview(dataset))
     pairs = pair_overview(dataset)
     if pairs:
-        _say("shards with some of their split's classes; how often two classes share one:")
-        _table(["split", "pairs", "shards/pair", "coefficient of variation", "never", "rarest pair"], pairs)
+        say("shards with some of their split's classes; how often two classes share one:")
+        show_table(["split", "pairs", "shards/pair", "coefficient of variation", "never", "rarest pair"], pairs)
     if export is not None:
         export_episode(dataset, split, Task(way, shot, queries), seed, export)
-        _say(f"wrote one episode to {export}/support and {export}/query")
+        say(f"wrote one episode to {export}/support and {export}/query")
     if episode is not None:
         draw_episode(dataset, split, Task(way, shot, queries), seed, episode)
-        _say(f"drew one episode into {episode}")
+        say(f"drew one episode into {episode}")
 
 
 @app.command()
@@ -241,17 +236,17 @@ def train(
 
     sys.path.append(os.getcwd())  # for a network of the user's own, given by import path
     settings = load_config(config, sets)
-    _say(f"training {config}")  # before Ray and MLflow are imported: that takes seconds
+    say(f"training {config}")  # before Ray and MLflow are imported: that takes seconds
     from distmeta.scale.run import run
 
     result = run(settings, resume, address, allow_other_hardware)
     if as_json:
         print(json.dumps(result))
         return
-    _show_test(result["test"])
-    _say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
+    show_test(result["test"])
+    say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
     if settings.data.shards is not None:
-        _next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri)
+        next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri)
 
 
 @app.command()
@@ -269,8 +264,9 @@ def sweep(
     """
     from distmeta.config import load_config
 
+    sys.path.append(os.getcwd())  # for a network of the user's own, given by import path
     settings = load_config(config, sets)
-    _say(f"sweeping {config}")
+    say(f"sweeping {config}")
     from distmeta.scale.sweep import sweep as search
     from distmeta.scale.sweep_view import trial_table
 
@@ -279,13 +275,16 @@ def sweep(
         print(json.dumps(result))
         return
     assert settings.sweep is not None
-    _print(trial_table(result["trials"], settings.sweep))
+    print_table(trial_table(result["trials"], settings.sweep))
     best = result["best"]
-    _say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
-    _show_advance(best["fresh"])
+    say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
+    show_schedule(best.get("history", []))
+    show_advance(best["fresh"])
     if "model" in best:
-        _show_test(best["test"])
-        _say(f"model {best['model']}")
+        if "retrained" in best:
+            say(f"trained anew for {best['retrained_steps']} steps in {best['retrained']}")
+        show_test(best["test"])
+        say(f"model {best['model']}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -316,7 +315,7 @@ def submit(
     from distmeta.scale.submit import submit as start
 
     job_id = start(address, [verb, *arguments], config, include or [], name)
-    _say(f"job {job_id}; distmeta jobs logs|stop {job_id} --address {address}")
+    say(f"job {job_id}; distmeta jobs logs|stop {job_id} --address {address}")
     if not detach:
         _follow(address, job_id)
 
@@ -338,14 +337,29 @@ def jobs(
         raise ConfigError(f"jobs {action} needs a job's id", f"distmeta jobs {action} ID; distmeta jobs list names them")
     if job_id is None or action == "list":
         rows = there.list_jobs(address)
-        print(json.dumps(rows)) if as_json else _table(["job", "status", "command"], [[r["id"], r["status"], r["command"]] for r in rows])
+        cells = [[row["id"], row["status"], row["command"]] for row in rows]
+        print(json.dumps(rows)) if as_json else show_table(["job", "status", "command"], cells)
     elif action == "logs":
         print(there.logs(address, job_id), end="")
     elif action == "follow":
         _follow(address, job_id)
     else:
         there.stop(address, job_id)
-        _say(f"job {job_id} is asked to stop")
+        say(f"job {job_id} is asked to stop")
+
+
+def _follow(address: str, job_id: str) -> None:
+    """Copy a job's log here; leave with its exit code."""
+    from distmeta.scale.submit import follow
+
+    def ask() -> bool:
+        if not sys.stdin.isatty():
+            return False
+        return typer.confirm("Stop the job? (no: only stop watching it)", default=False, err=True)
+
+    code = follow(address, job_id, sys.stdout, ask)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -378,12 +392,12 @@ def models(
             row["dataset"],
             f"{row['way']}-way {row['shot']}-shot",
             row["learner"],
-            *_figures(row),
+            *figures(row),
             f"{row['age_s'] // 3600} h {row['age_s'] // 60 % 60} min",
         ]
         for row in rows
     ]
-    _table(columns, table)
+    show_table(columns, table)
 
 
 @app.command()
@@ -402,7 +416,7 @@ def publish(
     from distmeta.registry.tracking import tracking_uri as resolve
 
     published = register(resolve(tracking_uri), run_folder, name, alias)
-    _say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
+    say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
     if as_json:
         print(json.dumps({"model": published.uri, "version": published.version, "champion": published.champion}))
 
@@ -420,15 +434,15 @@ def sync(
     from distmeta.scale.sync import sync as send
 
     sent = send(run_folder, tracking_uri)
-    _say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
-    _say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
+    say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
+    say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
     if as_json:
         print(json.dumps(sent))
 
 
 @app.command()
 def promote(
-    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model.")],
     alias: Annotated[str, typer.Option(help="What it is to be called.")] = "champion",
     tracking_uri: TrackingUri = None,
 ) -> None:
@@ -439,12 +453,12 @@ def promote(
     from distmeta.registry.models import promote as give
     from distmeta.registry.tracking import tracking_uri as resolve
 
-    _say(f"{give(resolve(tracking_uri), model, alias)} is now {model}")
+    say(f"{give(resolve(tracking_uri), model, alias)} is now {model}")
 
 
 @app.command()
 def compare(
-    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
     b: Annotated[str, typer.Argument(help="Another, tested on the same episodes.")],
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -461,13 +475,13 @@ def compare(
     if as_json:
         print(json.dumps(found))
         return
-    _table(["model", found["figure"]], [[a, f"{found['a']:.4f}"], [b, f"{found['b']:.4f}"]])
+    show_table(["model", found["figure"]], [[a, f"{found['a']:.4f}"], [b, f"{found['b']:.4f}"]])
     print(verdict(found))
 
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
     support: Annotated[Path, typer.Option(help="Folder with a folder of labelled images for each class.")],
     query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image, or - for paths on standard input.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
@@ -487,32 +501,74 @@ def predict(
     from distmeta.registry.tracking import tracking_uri as resolve
 
     adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model), support, steps)
-    bad: list[DistmetaError] = []
+    left_out: list[tuple[str, str]] = []
+
+    def leave_out(error: DistmetaError) -> None:
+        say(error.message)
+        left_out.append((error.message, error.remedy))  # not the error: its traceback would keep the file's bytes
+
     score = Score()
-    files = _counted(query_files(query, sys.stdin), "classifying")
-    predictions = score.count(predict_files(adapted, files, shown, bad.append))
-    kept = _write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
+    files = counted(query_files(query, sys.stdin), "classifying")
+    predictions = score.count(predict_files(adapted, files, shown, leave_out))
+    kept = write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
     if explain is not None:
         from distmeta.report.explain import draw
 
         draw(support, kept, explain)
-        _say(f"drew {explain}")
+        say(f"drew {explain}")
     if score.known:
         accuracy, low, high = score.accuracy()
         interval = f"95% interval {100 * low:.1f} to {100 * high:.1f} %"
-        _say(f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, {interval}, this support set alone")
-    if bad:
-        raise DataError(f"{len(bad)} of {len(bad) + score.asked} images were left out; the first: {bad[0].message}", bad[0].remedy)
+        say(f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, {interval}, this support set alone")
+    if left_out:
+        message, remedy = left_out[0]
+        raise DataError(f"{len(left_out)} of {len(left_out) + score.asked} images were left out; the first: {message}", remedy)
+
+
+@app.command()
+def evaluate(
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = ...,  # type: ignore[assignment]
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Whose classes.")] = "test",
+    way: Annotated[int | None, typer.Option(min=2, help="Classes of an episode; as the model was trained, if absent.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Support images per class; as the model was trained, if absent.")] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 15,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a registered model on fixed episodes of a packed dataset, spread over all of a Ray cluster's CPUs, or its GPUs.
+
+    Example: distmeta evaluate data/omniglot --model models:/omniglot-5way-1shot@champion --shot 5
+    """
+    from distmeta.registry.models import load_model
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    loaded = load_model(resolve(tracking_uri), model)
+    say(f"evaluating {model}")  # before Ray is imported: that takes seconds
+    from distmeta.scale.evaluate import PART, Asked
+    from distmeta.scale.evaluate import evaluate as start
+
+    parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address)
+    *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
+    if as_json:
+        print(json.dumps(test))
+    else:
+        show_test(test)
 
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run, or models:/NAME@ALIAS of one that lies on this machine.")],
+    run: Annotated[str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model it published.")],
     shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's report: one HTML file with its figures, curves, episodes and config, into the run folder.
+
+    For a model whose run folder is not on this machine, the report that MLflow keeps since the run ended comes into the working folder.
 
     Example: distmeta report runs/omniglot_5way_1shot_maml
     """
@@ -520,8 +576,12 @@ def report(
     from distmeta.scale.report import report as write
     from distmeta.scale.report import report_of_model
 
-    written = report_of_model(resolve(tracking_uri), run, shards) if run.startswith("models:/") else write(Path(run), shards)
-    _say(f"wrote {written}")
+    anew = True
+    if run.startswith(("models:/", "runs:/")):
+        written, anew = report_of_model(resolve(tracking_uri), run, shards)
+    else:
+        written = write(Path(run), shards)
+    say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
     if as_json:
         print(json.dumps({"report": str(written)}))
 
@@ -537,7 +597,7 @@ def doctor(
 
     Example: distmeta doctor --shards data/omniglot
     """
-    _say("looking; starting Ray takes some seconds")
+    say("looking; starting Ray takes some seconds")
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.scale.doctor import examine
 
@@ -546,144 +606,8 @@ def doctor(
     if as_json:
         print(json.dumps({"ok": not failing, "findings": [finding._asdict() for finding in findings]}))
     else:
-        _table(["", "what", "found"], [["✗" if finding.remedy else "✓", finding.what, finding.found] for finding in findings])
+        show_table(["", "what", "found"], [["✗" if finding.remedy else "✓", finding.what, finding.found] for finding in findings])
         for finding in failing:
-            _say(f"{finding.what}: {finding.remedy}")
+            say(f"{finding.what}: {finding.remedy}")
     if failing:
         raise typer.Exit(1)
-
-
-def _write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
-    """Print predictions, in csv and jsonl as they come; returns those printed so far as they are needed again."""
-    kept = []
-    if form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["file", "class", "probability"])
-    for prediction in predictions:
-        if form == "csv":
-            writer.writerow(prediction.as_dict().values())
-        elif form == "jsonl":
-            print(json.dumps(prediction.as_dict()))
-        if keep or form in ("table", "json"):
-            kept.append(prediction)
-    if form == "json":
-        print(json.dumps([prediction.as_dict() for prediction in kept]))
-    elif form == "table":
-        _table(["file", "class", "probability"], [[str(p.file), p.label, f"{p.probability:.3f}"] for p in kept])
-    return kept
-
-
-def _follow(address: str, job_id: str) -> None:
-    """Copy a job's log here; leave with its exit code."""
-    from distmeta.scale.submit import follow
-
-    def ask() -> bool:
-        if not sys.stdin.isatty():
-            return False
-        return typer.confirm("Stop the job? (no: only stop watching it)", default=False, err=True)
-
-    code = follow(address, job_id, sys.stdout, ask)
-    if code:
-        raise typer.Exit(code)
-
-
-def _say(text: str) -> None:
-    """A line for people: standard error, so that standard output holds results alone."""
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a file or pipe has no width to fit into
-    console.print(table, markup=False)
-
-
-def _show_test(test: dict[str, Any]) -> None:
-    """The final test as a table."""
-    beside = test.get("beside", {})
-    if "mse_by_step" in test:
-        columns = ["inner steps", "squared error, meta-trained", "not meta-trained (random initialisation, adapted)"]
-        curves = [(test["mse_by_step"], test["ci95_by_step"]), (test["random_init"], test["random_init_ci95"])]
-        curves += [(other["mse_by_step"], other["ci95_by_step"]) for other in beside.values()]
-        columns += list(beside)
-        rows = [[step, *(f"{mse[step]:.3f} ± {ci95[step]:.3f}" if step in mse else "" for mse, ci95 in curves)] for step in curves[0][0]]
-        _say(f"test, {test['shot'] * test['way']}-shot, {test['episodes']} tasks (seed {test['seed']}), norm {test['norm']}:")
-    else:
-        columns = ["network", "accuracy"]
-        rows = [
-            ["meta-trained, transductive", _percent(test["accuracy"], test["ci95"])],
-            ["meta-trained, inductive", _percent(test["accuracy_inductive"], test["ci95_inductive"])],
-            ["not meta-trained (random initialisation, adapted), transductive", _percent(test["random_init"], test["random_init_ci95"])],
-        ]
-        for name, other in beside.items():
-            difference = f"{100 * other['difference']:+.1f} ± {100 * other['difference_ci95']:.1f} points"
-            rows.append([f"{name}, transductive", f"{_percent(other['accuracy'], other['ci95'])}; this run {difference}"])
-        _say(
-            f"test, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes (seed {test['seed']}), "
-            f"{test['inner_steps']} inner steps, norm {test['norm']}:"
-        )
-    _table(columns, rows)
-
-
-def _show_advance(fresh: dict[str, Any]) -> None:
-    """The winner of a sweep on validation episodes that no trial saw, and how far it is ahead of trial 0 there."""
-    if "accuracy_inductive" not in fresh:
-        return
-    line = f"on {fresh['episodes']} validation episodes that no trial saw: {_percent(fresh['accuracy_inductive'], fresh['ci95_inductive'])}"
-    if "advance" in fresh:
-        line += f", ahead of trial 0 (the config as it stands) by {_percent(fresh['advance'], fresh['advance_ci95'])}, paired"
-    _say(f"{line} (inductive)")
-
-
-def _figures(row: dict[str, Any]) -> tuple[str, str]:
-    """A registered model's accuracy and inductive accuracy, or its squared error after the last inner step."""
-    if "mse_by_step" in row:
-        last = max(row["mse_by_step"], key=int)
-        return f"error {row['mse_by_step'][last]:.3f} ± {row['ci95_by_step'][last]:.3f}", ""
-    return _percent(row["accuracy"], row["ci95"]), _percent(row["accuracy_inductive"], row["ci95_inductive"])
-
-
-def _percent(accuracy: float, ci95: float) -> str:
-    return f"{100 * accuracy:.1f} ± {100 * ci95:.1f} %"
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
-
-
-def _counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Pass items through, with count, rate and time left: a bar on a terminal, elsewhere a line every ten seconds."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            yield from progress.track(items, description=what, total=total)
-        return
-    since, before = time.monotonic(), 0
-    for count, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - since >= _LINE_S:
-            rate = (count - before) / (now - since)  # the last seconds': a resumed pack passes quickly over what it has
-            of = f" of {total:,}, {max(0, total - count) / rate:,.0f} s left" if total else ""
-            _say(f"{what}: {count:,}{of}, {rate:,.0f}/s")
-            since, before = now, count
-
-
-def _next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None) -> None:
-    """The commands that show the model at work, as they must be typed here."""
-    program = "distmeta" if shutil.which("distmeta") else os.path.relpath(sys.argv[0])
-    uri = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
-    _say("next:")
-    _say(f"  {program} inspect {shards} --way {way} --shot {shot} --export episode")
-    _say(f"  {program} predict --model {model} --support episode/support --query episode/query{uri}")
-    _say(f"  {program} models{uri}")

@@ -35,7 +35,7 @@ class EvalConfig(Section):
     seed: Count = 0
     """Seed of validation and test episodes: they stay the same whatever the training seed."""
     beside: list[str] = []
-    """Registered models (models:/NAME@ALIAS) to try on the test's episodes as well, each with its paired difference to the run's own."""
+    """Registered models (as in init_from) to try on the test's episodes as well, each with its paired difference to the run's own."""
 
 
 class CacheConfig(Section):
@@ -178,18 +178,38 @@ class OuterConfig(Section):
 
 
 class TrainConfig(Section):
-    workers: Positive = 1
-    """Ray Train workers; the result does not depend on how many."""
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Ray Train workers; the result does not depend on how many. [fewest, most]: as many as the cluster places, also when it changes."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray reserves for a worker; may be a fraction."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
     """GPUs that Ray reserves for a worker; 1 on cuda and 0 on cpu if absent."""
+    accelerator_type: str | None = None
+    """Kind of GPU that workers are placed on, by Ray's name for it (A100, H100, …); any if absent."""
     threads_per_worker: Positive = 1
     """CPU threads that torch uses in a worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """Type of weights and images; bfloat16 keeps both in float32 and computes the outer pass (query loss) in bfloat16, for GPUs."""
+
+    reduction: Literal["exact", "fast"] = "exact"
+    """How meta-gradients are summed: in integers, the same bits for any number of workers, or by the backend as floats, half the bytes."""
+
+    @model_validator(mode="after")
+    def _fewest_first(self) -> "TrainConfig":
+        if self.fewest > self.most:
+            raise PydanticCustomError("fewest_first", "train.workers is [fewest, most]; the first is the larger")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which a run does not go on."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
     def weights(self) -> Literal["float32", "float64"]:
@@ -258,24 +278,33 @@ class SweepConfig(Section):
     """Dotted key → its values: {learner.inner_lr: {loguniform: [1e-3, 1]}, learner.inner_steps: {choice: [1, 3, 5]}}."""
     trials: Positive | None = None
     """Trials in all; 16 if absent, or every point of the grid."""
-    search: Literal["random", "grid", "optuna"] = "random"
-    """Where trials look: anywhere, every combination of choices in turn, or (Optuna's TPE) near what did well before."""
+    search: Literal["random", "grid", "optuna", "pbt"] = "random"
+    """Where trials look: anywhere, every combination of choices in turn, or (Optuna's TPE) near what did well before.
+
+    pbt: all begin anywhere; after every `grace` steps the worst quarter goes on from checkpoints of the best, with values near its own.
+    """
     baseline: bool = True
     """Trial 0 takes the config's own values, and the winner is compared with it."""
     scheduler: Literal["asha", "none"] = "asha"
-    """asha: a trial that is not among the best 1/reduction at a rung (grace, grace * reduction, … steps) stops there."""
+    """asha: a trial that is not among the best 1/reduction at a rung (grace, grace * reduction, … steps) stops there. pbt stops none."""
     grace: Positive | None = None
-    """Steps that every trial gets; train.validate_every if absent."""
+    """Steps that every trial gets, and of a generation of pbt; train.validate_every if absent."""
     reduction: Annotated[int, Field(ge=2)] = 3
     """Of so many trials at a rung, one goes on."""
     fresh_episodes: Positive = 600
     """Validation episodes that no trial has seen, on which the winner and trial 0 are compared at the end."""
-    promote: bool = True
-    """Test and register the winner; no other trial is ever registered."""
+    promote: Literal["best", "retrain", "none"] = "best"
+    """What is tested and registered: the winning trial (best), its config trained anew (retrain), or nothing. No other trial ever is."""
+    retrain_steps: Positive | None = None
+    """Steps of a retrain; outer.steps if absent, which gives the winning trial's own bits again."""
 
     @property
     def grid_points(self) -> int:
         return math.prod(len(values.choice or ()) for values in self.space.values())
+
+    @property
+    def stops_early(self) -> bool:
+        return self.scheduler == "asha" and self.search != "pbt"
 
     @property
     def total(self) -> int:
@@ -286,6 +315,8 @@ class SweepConfig(Section):
     def _coherent(self) -> "SweepConfig":
         if not self.space:
             raise PydanticCustomError("empty_space", "sweep.space names no key")
+        if self.search == "pbt" and self.total < 4:
+            raise PydanticCustomError("small_population", "search: pbt needs 4 trials or more: the worst quarter follows the best")
         ranges = [key for key, values in self.space.items() if values.choice is None]
         if self.search == "grid" and ranges:
             raise PydanticCustomError("range_in_grid", "search: grid needs choices, but {key} is a range", {"key": ranges[0]})
@@ -304,7 +335,10 @@ class Config(Section):
     seed: Count = 0
     """Decides initial weights and training episodes."""
     init_from: str | None = None
-    """Registered model, models:/NAME@ALIAS or models:/NAME/VERSION, whose weights training starts from; a head of other width is drawn."""
+    """Registered model whose weights training starts from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.
+
+    A head of other width is drawn.
+    """
     data: DataConfig
     model: ModelConfig = ModelConfig()
     learner: LearnerConfig = LearnerConfig()

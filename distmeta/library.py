@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config, load_config
-from distmeta.data.episodes import Task
-from distmeta.data.shards import Dataset, Split
-from distmeta.data.stream import EpisodeStream
-from distmeta.errors import ConfigError
+from distmeta.data.shards import Split
+from distmeta.registry.evaluate import evaluation_stream
 from distmeta.registry.model import Model
 from distmeta.registry.models import load_model
 from distmeta.registry.tracking import tracking_uri as resolve
@@ -15,7 +13,10 @@ from distmeta.train.evaluate import accuracy
 
 
 def load(model: str, tracking_uri: str | None = None) -> Model:
-    """The registered model of images models:/NAME@ALIAS or models:/NAME/VERSION; nothing of it is executed. Raises RegistryError."""
+    """The registered model of images that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model names.
+
+    Nothing of it is executed. Raises RegistryError.
+    """
     return load_model(resolve(tracking_uri), model)
 
 
@@ -41,18 +42,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """How accurate `model` is on fixed episodes of a packed dataset: mean, 95% interval and what they were measured on.
 
-    `way` and `shot` are those it was trained for, if None. Raises DataError, ConfigError.
+    `way` and `shot` are those it was trained for, if None. Computed here; `distmeta evaluate` spreads the episodes over Ray workers, with
+    the same answer. Raises DataError, ConfigError.
     """
-    trained_for = model.description["task"]
-    task = Task(way or trained_for["way"], shot or trained_for["shot"], queries)
-    model.check_classes(task.way, f"an episode of {shards}")
-    dataset, wanted = Dataset(str(shards)), model.preprocessing
-    found = dataset.preprocessing(wanted.image_size)
-    if (found.channels, found.resize) != (wanted.channels, wanted.resize):
-        raise ConfigError(
-            f"{shards} holds images of {found.channels} channels ({found.resize}); the model reads {wanted.channels} ({wanted.resize})",
-            "pack the images as the model's dataset was",
-        )
-    stream = EpisodeStream(dataset, split, task, seed, wanted.image_size, section="evaluate")
-    stream.preprocessing = wanted  # normalised as in training
+    stream = evaluation_stream(model, str(shards), split, way, shot, queries, seed)
     return accuracy(model.learner, model.meta_params, stream, episodes, model.description["norm"], 0, 1).as_dict()

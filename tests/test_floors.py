@@ -7,7 +7,22 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "distmeta"
 # Lower floors first; rooms of one floor in their order.
-ROOMS = ["errors", "seeds", "config", "data", "models", "learners", "train", "registry", "report", "scale", "library", "cli", "__main__"]
+ROOMS = [
+    "errors",
+    "seeds",
+    "config",
+    "data",
+    "models",
+    "learners",
+    "train",
+    "registry",
+    "report",
+    "scale",
+    "library",
+    "show",
+    "cli",
+    "__main__",
+]
 # Which rooms may import a heavy library at all.
 MAY_KNOW = {
     "ray": {"scale"},

@@ -10,7 +10,7 @@ from distmeta.data.episodes import EpisodeBatch, Task
 from distmeta.data.shards import Dataset
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import DataError, RunError
-from distmeta.learners.learner import SlotMetrics
+from distmeta.learners.learner import Batch, SlotMetrics
 from distmeta.learners.maml import MAML
 from distmeta.learners.params import Params, initial_params, weights_sha256
 from distmeta.models import build_model
@@ -19,6 +19,7 @@ from distmeta.train.evaluate import Accuracy, Evaluation, Setting, accuracy, blo
 from distmeta.train.loop import Plan, Progress, train
 from distmeta.train.metrics import Record
 from distmeta.train.outer import OuterUpdate, schedule
+from distmeta.train.reduce import Request
 
 TASK = Task(3, 1, 2)
 PLAN = Plan(steps=12, checkpoint_every=5, validate_every=4, max_bad_steps=3, meta_batch_size=2, rank=0, slots=[0, 1])
@@ -27,8 +28,10 @@ PLAN = Plan(steps=12, checkpoint_every=5, validate_every=4, max_bad_steps=3, met
 class Recorder:
     """Hooks that remember."""
 
-    def __init__(self, accuracies: dict[int, float] | None = None, stop_at: int | None = None) -> None:
-        self.accuracies, self.stop_at = accuracies or {}, stop_at
+    def __init__(
+        self, accuracies: dict[int, float] | None = None, stop_at: int | None = None, asked: dict[int, Request] | None = None
+    ) -> None:
+        self.accuracies, self.stop_at, self.asked = accuracies or {}, stop_at, asked or {}
         self.records: list[Record] = []
         self.checkpoints: list[Checkpoint] = []
         self.best: list[int] = []
@@ -52,8 +55,12 @@ class Recorder:
     def episode(self, step: int, slot: int) -> str:
         return f"episode {step}/{slot}"
 
-    def stop_requested(self) -> bool:
-        return self.stop_at is not None and len(self.records) + 1 >= self.stop_at
+    def request(self) -> Request:
+        asked = self.stop_at is not None and len(self.records) + 1 >= self.stop_at
+        return Request.STOP if asked else self.asked.get(len(self.records) + 1, Request.NOTHING)
+
+    def node_going(self) -> bool:
+        return True
 
 
 class Poisoned(MAML):
@@ -62,12 +69,12 @@ class Poisoned(MAML):
     bad_calls: frozenset[int] = frozenset()
     calls = 0
 
-    def slot_gradients(self, meta_params: Params, episodes: EpisodeBatch) -> tuple[torch.Tensor, SlotMetrics]:
-        gradients, metrics = super().slot_gradients(meta_params, episodes)
+    def each_slot(self, meta_params: Params, batch: Batch) -> Iterator[tuple[torch.Tensor, SlotMetrics]]:
         self.calls += 1
-        if self.calls in self.bad_calls:
-            gradients[1, 0] = float("nan")
-        return gradients, metrics
+        for slot, (gradients, metrics) in enumerate(super().each_slot(meta_params, batch)):
+            if self.calls in self.bad_calls and slot == 1:
+                gradients[0, 0] = float("nan")
+            yield gradients, metrics
 
 
 def learner(bad_calls: Any = ()) -> Poisoned:
@@ -91,7 +98,8 @@ def test_checkpoints_validations_and_the_best(dataset: Dataset) -> None:
     assert [checkpoint.step for checkpoint in hooks.checkpoints] == [5, 10, 12]
     assert [record["step"] for record in hooks.records if "validation" in record] == [4, 8, 12]
     assert hooks.best == [4, 12]
-    assert hooks.checkpoints[-1].progress == {"best_step": 12, "best_score": 0.6, "bad_steps": 0}
+    progress = hooks.checkpoints[-1].progress
+    assert {key: progress[key] for key in ("best_step", "best_score", "bad_steps")} == {"best_step": 12, "best_score": 0.6, "bad_steps": 0}
 
 
 def test_stopping_and_going_on_gives_the_same_weights(dataset: Dataset) -> None:
@@ -104,6 +112,25 @@ def test_stopping_and_going_on_gives_the_same_weights(dataset: Dataset) -> None:
     resumed = outer_update()
     resumed.load(last.meta_params, last.optimizer)
     assert train(learner(), resumed, batches(dataset, 7), Progress(7, **last.progress), PLAN, Recorder())
+    assert weights_sha256(resumed.meta_params) == weights_sha256(whole.meta_params)
+
+
+def test_a_checkpoint_out_of_turn_and_on(dataset: Dataset) -> None:
+    hooks = Recorder(asked={3: Request.CHECKPOINT, 7: Request.LOOK})
+    assert train(learner(), outer_update(), batches(dataset), Progress(), PLAN, hooks)
+    assert [checkpoint.step for checkpoint in hooks.checkpoints] == [3, 5, 7, 10, 12]
+
+
+def test_a_meta_batch_too_large_to_hold_and_resumed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scale comes from the step before, which the checkpoint keeps: the same bits, and only the first step is computed twice."""
+    monkeypatch.setattr("distmeta.train.reduce.HELD_BYTES", 0)
+    whole, hooks, maml = outer_update(), Recorder(), learner()
+    train(maml, whole, batches(dataset), Progress(), PLAN, hooks)
+    assert maml.calls == PLAN.steps + 1
+    middle = next(checkpoint for checkpoint in hooks.checkpoints if checkpoint.step == 5)
+    resumed = outer_update()
+    resumed.load(middle.meta_params, middle.optimizer)
+    assert train(learner(), resumed, batches(dataset, 5), Progress(5, **middle.progress), PLAN, Recorder())
     assert weights_sha256(resumed.meta_params) == weights_sha256(whole.meta_params)
 
 

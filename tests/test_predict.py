@@ -1,8 +1,10 @@
 """Adapting a published model to images, and classifying others with it."""
 
+import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,8 +76,11 @@ def test_law_8_alone_shuffled_and_in_company(learner: str, loaded: dict[str, Mod
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
     adapted, shown = adapt_to_folder(model, episode / "support")
     shuffled = sorted(together, reverse=True) * 8 + list(together)[:3]  # 75: several chunks, in another order
-    for prediction in predict_files(adapted, shuffled, shown, pytest.fail):
-        assert prediction == together[prediction.file]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    bad: list[DataError] = []
+    beside_a_broken_one = list(predict_files(adapted, [*shuffled[:20], tmp_path / "broken.png", *shuffled[20:]], shown, bad.append))
+    assert beside_a_broken_one == [together[file] for file in shuffled]
+    assert [error.message.partition(" ")[0] for error in bad] == [str(tmp_path / "broken.png")]
     in_sevens = torch.cat([adapted.predict(shuffled[i : i + 7]) for i in range(0, 75, 7)])
     assert torch.equal(adapted.predict(shuffled), in_sevens)
 
@@ -278,6 +283,60 @@ def test_predictions_of_any_number_of_queries_stream(loaded: dict[str, Model], e
         next(predictions)
     assert 100 <= asked <= 116
     assert score.asked == 100
+
+
+def test_files_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b.png", "b/a/1.JPG", "B.gif", "a/.hidden.png", "a b/1.png", "b/notes.txt", "c.png/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop.png").symlink_to(tmp_path)
+    (tmp_path / "linked.png").symlink_to(tmp_path / "b.png")
+    found = list(query_files(tmp_path, io.StringIO()))
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        *("B.gif", "a/.hidden.png", "a b/1.png", "b/2.png", "b/a/1.JPG", "b.png", "c.png/1.png", "linked.png")
+    ]
+    assert found == sorted(found)
+
+
+@pytest.mark.slow  # minutes
+def test_a_hundred_thousand_files(uri: str, published: dict[str, models.Published], episode: Path, tmp_path: Path) -> None:
+    """The command itself, over so many that whatever it kept of each would show; some are broken."""
+    images = sorted((episode / "query").rglob("*.png"))
+    broken = {0, 7, 8, 499, 999}
+
+    def ask(count: int) -> tuple[int, list[list[str]], str, int]:
+        """Exit code, rows, messages, and peak memory in kilobytes."""
+        folder = tmp_path / str(count)
+        for i in range(count):
+            image = images[i % len(images)]
+            path = folder / image.parent.name / f"{i:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"no image") if i in broken else os.link(image, path)
+        command = ["predict", "--tracking-uri", uri, "--model", published["maml"].uri, "--support", episode / "support", "--query", folder]
+        with (tmp_path / "out.csv").open("w+") as out, (tmp_path / "err.txt").open("w+") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from distmeta.cli import main; main()", *map(str, command), "--format", "csv"],
+                stdout=out,
+                stderr=err,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            out.seek(0)
+            err.seek(0)
+            return process.returncode, list(csv.reader(out))[1:], err.read(), used.ru_maxrss
+
+    (*_, few), (code, rows, err, many) = ask(1_000), ask(100_000)
+    assert code == 1
+    assert len(rows) == 99_995
+    assert f"distmeta: {len(broken)} of 100000 images were left out; the first: " in err
+    for i in broken:
+        assert len(re.findall(rf"^\S*/{i:06d}.png does not decode", err, re.MULTILINE)) == 1
+    answers: dict[int, set[tuple[str, ...]]] = {}
+    for file, *answer in rows:
+        answers.setdefault(int(Path(file).stem) % len(images), set()).add(tuple(answer))
+    assert [len(answers[i]) for i in range(len(images))] == [1] * len(images), "an image's answer depends on its company"
+    assert many < 1.1 * few, "memory grows with the queries"
 
 
 STRANGER = """

@@ -1,6 +1,6 @@
 """The reduction: equal bits for any partition over any workers, right to float64, and agreement on all that can go wrong."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from distmeta.errors import DataError, RunError
 from distmeta.learners.learner import SlotMetrics
-from distmeta.train.reduce import Contribution, PeerFailure, Reduced, reduce
+from distmeta.train import reduce as reduction
+from distmeta.train.reduce import Contribution, HeldSum, PeerFailure, Reduced, Request, ScaledSum, SlotSum, reduce, slot_sum
 
 SLOTS, SIZE, WORKERS = 8, 1000, 3
 THETA = {"weight": torch.arange(4.0)}
@@ -27,15 +28,27 @@ def slot_gradients(seed: int, slots: int = SLOTS, decades: float = 8.0) -> torch
     return values
 
 
-def contribution(gradients: torch.Tensor, slots: list[int]) -> Contribution:
-    loss = torch.arange(len(gradients), dtype=torch.float32)[slots] / 7
-    return Contribution(
-        slots, gradients[slots], SlotMetrics(loss, torch.tensor(slots, dtype=torch.int64) + 1, torch.full((len(slots),), 10))
-    )
+def contribution(gradients: torch.Tensor, slots: list[int], into: SlotSum | None = None) -> Contribution:
+    """What a worker with these slots brings, found one slot at a time."""
+    metrics = SlotMetrics(torch.arange(len(gradients)) / 7, torch.arange(len(gradients)) + 1, torch.full((len(gradients),), 10))
+    found = ((gradients[slot : slot + 1], SlotMetrics(*(column[slot : slot + 1] for column in metrics))) for slot in slots)
+    into = into or slot_sum("exact", len(gradients), SIZE, gradients, None)
+    return Contribution.of(slots, found, into) if slots else Contribution(slots, into, SlotMetrics(*(column[:0] for column in metrics)))
 
 
 def alone(gradients: torch.Tensor) -> Reduced:
-    return reduce(contribution(gradients, list(range(len(gradients)))), THETA, len(gradients), 0, False)
+    return reduce(contribution(gradients, list(range(len(gradients)))), THETA, len(gradients), 0, Request.NOTHING)
+
+
+def unheld(gradients: torch.Tensor, slots: list[int], rank: int, before: float | None) -> tuple[torch.Tensor, float, int]:
+    """The meta-gradient of slots too large to hold, its largest magnitude, and how often it had to be computed again."""
+    for repeats in range(3):
+        own = contribution(gradients, slots, ScaledSum(SIZE, gradients, len(gradients), before))
+        got = reduce(own, THETA, len(gradients), rank, Request.NOTHING)
+        before = got.largest
+        if got.meta_gradient is not None:
+            return got.meta_gradient, before, repeats
+    raise AssertionError("a scale that was just found does not reach")
 
 
 @given(seed=st.integers(0, 10**6), slots=st.integers(1, 33), decades=st.floats(0, 12))
@@ -86,7 +99,7 @@ def same_bits_for_every_partition(rank: int) -> None:
         gradients = slot_gradients(seed)
         whole = EXPECTED[seed]
         for partition in PARTITIONS:
-            got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, False)
+            got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, Request.NOTHING)
             assert got.meta_gradient is not None
             assert torch.equal(got.meta_gradient, whole.meta_gradient)
             assert torch.equal(got.losses, whole.losses)
@@ -100,7 +113,7 @@ def non_finite_is_found_wherever_it_is(rank: int) -> None:
             gradients = slot_gradients(1)
             gradients[bad_slot, 17] = bad_value
             for partition in PARTITIONS:
-                got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, False)
+                got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, Request.NOTHING)
                 assert got.meta_gradient is None
                 assert got.bad_slot == bad_slot
 
@@ -109,47 +122,111 @@ def a_non_finite_loss_counts_too(rank: int) -> None:
     own = contribution(slot_gradients(1), PARTITIONS[0][rank])
     if rank == 1:
         own.metrics.loss[0] = float("nan")
-    assert reduce(own, THETA, SLOTS, rank, False).bad_slot == 3
+    assert reduce(own, THETA, SLOTS, rank, Request.NOTHING).bad_slot == 3
 
 
-def one_request_stops_all(rank: int) -> None:
+def the_most_that_anybody_asks_for_is_what_all_do(rank: int) -> None:
     for asking in range(WORKERS):
-        got = reduce(contribution(slot_gradients(1), PARTITIONS[0][rank]), THETA, SLOTS, rank, rank == asking)
-        assert got.stop
-    assert not reduce(contribution(slot_gradients(1), PARTITIONS[0][rank]), THETA, SLOTS, rank, False).stop
+        for request in Request:
+            own = contribution(slot_gradients(1), PARTITIONS[0][rank])
+            assert reduce(own, THETA, SLOTS, rank, request if rank == asking else Request.NOTHING).request is request
+
+
+def fast_is_the_plain_sum_and_its_metrics_are_exact(rank: int) -> None:
+    for seed in range(5):
+        gradients = slot_gradients(seed, decades=2)
+        for partition in PARTITIONS:
+            own = contribution(gradients, partition[rank], slot_sum("fast", SLOTS, SIZE, gradients, None))
+            got = reduce(own, THETA, SLOTS, rank, Request.NOTHING)
+            assert got.meta_gradient is not None
+            torch.testing.assert_close(got.meta_gradient.double(), gradients.double().mean(0), rtol=1e-5, atol=1e-5)
+            assert torch.equal(got.losses, EXPECTED[seed].losses)
+            assert torch.equal(got.correct, EXPECTED[seed].correct)
+            assert all(slot in partition[worker] for slot, worker in enumerate(got.ranks.tolist()))
+
+
+def slots_too_large_to_hold_give_the_same_bits_for_every_partition(rank: int) -> None:
+    before = None
+    for seed, (expected, largest, repeats) in enumerate(UNHELD):
+        for partition in PARTITIONS:
+            got = unheld(growing(seed), partition[rank], rank, before)
+            assert torch.equal(got[0], expected)
+            assert got[1:] == (largest, repeats)
+        before = largest
 
 
 def one_failure_is_everybodys(rank: int) -> None:
     for failing in range(WORKERS):
         own = contribution(slot_gradients(1), PARTITIONS[0][rank])
         if rank == failing:
-            own = Contribution([], torch.zeros(0, 1), SlotMetrics(*torch.zeros(3, 0)), DataError("shard x is missing", "copy it"))
+            own = Contribution.failed(DataError("shard x is missing", "copy it"), own.sum)
         with pytest.raises(DataError if rank == failing else PeerFailure):
-            reduce(own, THETA, SLOTS, rank, False)
+            reduce(own, THETA, SLOTS, rank, Request.NOTHING)
 
 
 def different_meta_params_are_noticed(rank: int) -> None:
     theta = {"weight": torch.arange(4.0) + (rank == 2) * 1e-6}
     with pytest.raises(RunError, match="other meta_params"):
-        reduce(contribution(slot_gradients(1), PARTITIONS[0][rank]), theta, SLOTS, rank, False)
+        reduce(contribution(slot_gradients(1), PARTITIONS[0][rank]), theta, SLOTS, rank, Request.NOTHING)
 
 
 def a_slot_computed_twice_or_never_is_noticed(rank: int) -> None:
     for partition in ([[0, 1, 2], [2, 3, 4], [5, 6, 7]], [[0, 1], [3, 4], [5, 6, 7]]):
         with pytest.raises(RunError, match="slots \\[2\\]"):
-            reduce(contribution(slot_gradients(1), partition[rank]), THETA, SLOTS, rank, False)
+            reduce(contribution(slot_gradients(1), partition[rank]), THETA, SLOTS, rank, Request.NOTHING)
 
 
 CASES: list[Callable[[int], None]] = [
     same_bits_for_every_partition,
     non_finite_is_found_wherever_it_is,
     a_non_finite_loss_counts_too,
-    one_request_stops_all,
+    the_most_that_anybody_asks_for_is_what_all_do,
+    fast_is_the_plain_sum_and_its_metrics_are_exact,
+    slots_too_large_to_hold_give_the_same_bits_for_every_partition,
     one_failure_is_everybodys,
     different_meta_params_are_noticed,
     a_slot_computed_twice_or_never_is_noticed,
 ]
 EXPECTED = [alone(slot_gradients(seed)) for seed in range(5)]
+
+
+def growing(seed: int) -> torch.Tensor:
+    """Meta-gradients of successive steps; from 1 to 2 and from 3 to 4 they grow by more than a scale's headroom."""
+    return slot_gradients(seed, decades=3) * 10.0 ** (4 * (seed // 2))
+
+
+def in_succession() -> Iterator[tuple[torch.Tensor, float, int]]:
+    before = None
+    for seed in range(5):
+        found = unheld(growing(seed), list(range(SLOTS)), 0, before)
+        before = found[1]
+        yield found
+
+
+UNHELD = list(in_succession())
+
+
+def test_slots_too_large_to_hold() -> None:
+    """Computed again at first and when they outgrow the scale of the step before; and as right as those that were held."""
+    assert [repeats for _, _, repeats in UNHELD] == [1, 0, 1, 0, 1]
+    for seed, (found, largest, _) in enumerate(UNHELD):
+        gradients = growing(seed).double()
+        error = (found.double() - gradients.mean(0)).abs()
+        assert (error <= gradients.mean(0).abs() * 2**-23 + largest * SLOTS * 2**-40).all()
+
+
+def test_the_whole_meta_batch_decides_whether_slots_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    like = torch.zeros(1)
+    assert isinstance(slot_sum("exact", SLOTS, SIZE, like, 1.0), HeldSum)
+    monkeypatch.setattr(reduction, "HELD_BYTES", 4 * SLOTS * SIZE - 1)
+    assert isinstance(slot_sum("exact", SLOTS, SIZE, like, 1.0), ScaledSum)
+
+
+def test_a_loss_beyond_the_integers_counts_as_the_largest() -> None:
+    own = contribution(slot_gradients(0), list(range(SLOTS)))
+    own.metrics.loss[2:4] = torch.tensor([1e30, -1e30])
+    losses = reduce(own, THETA, SLOTS, 0, Request.NOTHING).losses
+    assert losses[2:4].tolist() == [2.0**30, -(2.0**30)]
 
 
 def run_cases(rank: int, folder: str) -> None:

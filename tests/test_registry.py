@@ -13,6 +13,7 @@ from scipy.stats import ttest_rel
 
 from distmeta import cli
 from distmeta.errors import ConfigError, RegistryError, RunError
+from distmeta.learners.params import weights_sha256
 from distmeta.registry import models, tracking
 from distmeta.registry.compare import compare, verdict
 
@@ -100,11 +101,38 @@ def test_the_table_can_be_filtered(uri: str, tmp_path: Path) -> None:
         ("models:/patterns-3way-1shot@winner", RegistryError, r"no alias 'winner' \(it has: champion\)"),
         ("models:/patterns-3way-1shot/77", RegistryError, r"no version 77"),
         ("patterns", ConfigError, r"is no registry address\nwrite models:/NAME@ALIAS"),
+        ("runs:/0123456789abcdef/model", RegistryError, r"no model of an MLflow run 0123456789abcdef is registered\n.*publish RUN_FOLDER"),
+        ("runs:/0123456789abcdef", ConfigError, r"is no registry address\n.*or runs:/RUN_ID/model"),
+        ("runs:/0123456789abcdef/../model", ConfigError, "is no registry address"),
+        ("runs:/' OR name = 'patterns-3way-1shot/model", ConfigError, "is no registry address"),
     ],
 )
 def test_names_that_are_not_there(model_uri: str, error: type[Exception], message: str, uri: str, published: str) -> None:
     with pytest.raises(error, match=message):
         models.load_model(uri, model_uri)
+
+
+def test_a_model_is_found_by_its_run(uri: str, tmp_path: Path) -> None:
+    """The version that was published last, with its hashes; a version that somebody else made of the run's files is not looked at."""
+    run = finished_run(tmp_path / "run", uri)
+    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    address = f"runs:/{run_id}/model"
+    with pytest.raises(RegistryError, match=f"no model of an MLflow run {run_id} is registered"):
+        models.load_model(uri, address)
+    models.publish(uri, run, "by-run")
+    published = models.publish(uri, run, "by-run")
+    client = MlflowClient(uri)
+    client.create_registered_model("of-somebody-else")
+    client.create_model_version("of-somebody-else", f"{client.get_run(run_id).info.artifact_uri}/model", run_id)
+    found = models.look_up(uri, address)
+    assert (found.name, str(found.version)) == ("by-run", published.version)
+    by_run, by_name = (models.load_model(uri, name).meta_params for name in (address, published.uri))
+    assert weights_sha256(by_run) == weights_sha256(by_name)
+    assert compare(uri, address, published.uri)["difference"] == 0
+    assert models.promote(uri, address, "found") == "models:/by-run@found"
+    (source_of(uri, published) / "artifacts" / "model.json").write_text("{}")
+    with pytest.raises(RegistryError, match=r"model.json of runs:/.* is not what was published"):
+        models.load_model(uri, address)
 
 
 @pytest.mark.parametrize("file", ["meta_params.safetensors", "model.json", "test_episodes.json"])

@@ -13,17 +13,21 @@ import pytest
 import torch
 from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, finished_run
+from test_cli import call
 
 from distmeta.config import validate
 from distmeta.data.episodes import Task
 from distmeta.data.shards import Dataset
 from distmeta.data.stream import EpisodeStream
-from distmeta.errors import RegistryError, RunError
+from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.registry import models
 from distmeta.registry.model import build
-from distmeta.report.figures import binned
+from distmeta.registry.tracking import RUN_FILE, log_files
+from distmeta.report.adaptation import adaptation_curves, draw_adaptation
+from distmeta.report.figures import Curve, binned, lines
 from distmeta.report.study import study
 from distmeta.scale.report import report, report_of_model
+from distmeta.show import show_test
 from distmeta.train.checkpoint import WEIGHTS, load_params
 from distmeta.train.evaluate import accuracy
 
@@ -50,7 +54,7 @@ def run_of(folder: Path, uri: str, packed: Path, description: dict[str, Any] = D
     (run / "metrics").mkdir()
     with (run / "metrics" / "000000-000030.jsonl").open("w") as file:
         for step in range(1, 31):
-            times = {"time/data": 0.01, "time/adapt": 0.2, "time/reduce": 0.02, "time/update": 0.01}
+            times = {"time/data": 0.01, "time/adapt": 0.2, "time/wait": 0.01, "time/reduce": 0.01, "time/update": 0.01}
             record = {"step": step, "meta_loss": 1 / step, "accuracy": 1 - 1 / (step + 1), "ranks": [0, 0, 1] if step < 20 else [0] * 3}
             if step == 7:
                 record = {"step": step, "bad_slot": 2}
@@ -153,13 +157,56 @@ def test_without_its_dataset_it_says_so(run: Path, uri: str, packed: Path, tmp_p
         report(tmp_path)
 
 
-def test_the_report_of_a_registered_model(uri: str, packed: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_registered_model(
+    uri: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_of(tmp_path / "run", uri, packed)
     published = models.publish(uri, run, "reported")
-    assert report_of_model(uri, published.uri) == run / "report.html"
+    assert report_of_model(uri, published.uri) == (run / "report.html", True)
+    # On another machine, where another run may have the same path.
     run.rename(tmp_path / "moved")
-    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here"):
+    run_of(run, uri, packed)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here, and MLflow keeps no"):
         report_of_model(uri, published.uri)
+    log_files(uri, json.loads((tmp_path / "moved" / RUN_FILE).read_text())["run_id"], [tmp_path / "moved" / "report.html"])
+    with pytest.raises(ConfigError, match="which is not here: --shards cannot be looked at"):
+        report_of_model(uri, published.uri, shards=str(packed))
+    assert list(here.iterdir()) == []
+    code, out, err = call(monkeypatch, capsys, "report", published.uri, "--tracking-uri", uri, "--json")
+    assert (code, json.loads(out)) == (0, {"report": "reported-1-report.html"})
+    assert err.splitlines()[-1].startswith("wrote reported-1-report.html, the report written when the run ended")
+    assert (here / "reported-1-report.html").read_bytes() == (tmp_path / "moved" / "report.html").read_bytes()
+    assert not (run / "report.html").exists()
+
+
+def test_curves_of_a_regression_have_one_order_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def falling(steps: int, to: float) -> dict[str, float]:
+        return {str(step): to + (steps - step) for step in reversed(range(steps + 1))}  # after JSON, in any order
+
+    test = {
+        "mse_by_step": falling(11, 0.25),
+        "ci95_by_step": falling(11, 0.5),
+        "random_init": falling(11, 4),
+        "random_init_ci95": falling(11, 0.125),
+        "beside": {f"models:/m/{i}": {"mse_by_step": falling(i, i), "ci95_by_step": falling(i, 0.5)} for i in range(1, 6)},
+    }
+    curves = adaptation_curves(test)
+    names = ["meta-trained", "random initialisation", *(f"models:/m/{i}" for i in range(1, 6))]
+    assert [curve.name for curve in curves] == names
+    assert curves[0] == Curve("meta-trained", list(range(12)), [11.25 - i for i in range(12)], [11.5 - i for i in range(12)])
+    assert curves[3] == Curve("models:/m/2", [0, 1, 2], [4, 3, 2], [2.5, 1.5, 0.5])
+    svg = lines(curves, "inner steps", "squared error")
+    assert [name for name in names if f">{name}<" in svg] == names
+    draw_adaptation(test, "a run", tmp_path / "adaptation.png")
+    assert Image.open(tmp_path / "adaptation.png").size == (840, 540)
+    on = {"way": 1, "shot": 5, "queries": 20, "episodes": 9, "seed": 0, "norm": "none"}
+    show_test(test | on)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "±" in line]
+    assert [row[0] for row in rows] == [str(step) for step in range(12)]
+    assert rows[2] == ["2", "9.250 ± 9.500", "13.000 ± 9.125", "", *(f"{2 * i - 2:.3f} ± {i - 1.5:.3f}" for i in range(2, 6))]
 
 
 def test_bins_are_means_with_the_formulas_interval() -> None:

@@ -2,29 +2,39 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import ray
-from conftest import free_port
+from conftest import free_port, png
+from failures import at_checkpoint, workers_of
 from mlflow import MlflowClient
 from mlflow_http import flaky_server, start_server, stop_server
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
+from test_library import examples
 
+from distmeta.cli import main
 from distmeta.config import Config, validate
-from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, Stopped, Unanswered
+from distmeta.data.shards import Dataset
+from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped, Unanswered
 from distmeta.learners.params import weights_sha256
 from distmeta.registry.models import load_model
+from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
 from distmeta.scale.sync import sync
+from distmeta.scale.worker import check_machine
+from distmeta.train.checkpoint import machine
 from distmeta.train.metrics import read_metrics, restarts
 
 STEPS, SLOTS = 40, 8
@@ -122,7 +132,7 @@ def test_pretrain_publish_meta_train_from_the_registry(home: Path, packed: Path,
             learner={"name": learner},
             data={"eval": {"queries": 3, "episodes": 20, "val_episodes": 10, "beside": ["models:/base@champion", "models:/base/2"]}},
         )
-        result = run(made.model_copy(update={"init_from": "models:/base@champion"}), address=address)
+        result = run(made.model_copy(update={"init_from": f"runs:/{first['run_id']}/model"}), address=address)
         started = load_file(Path(result["run_folder"]) / "init_from" / "meta_params.safetensors")
         assert weights_sha256(started) == json.loads((home / "base-1" / "result.json").read_text())["weights_sha256"]
         beside = result["test"]["beside"]
@@ -191,20 +201,6 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
         load_model(made.tracking.uri or "", "models:/own@champion")
 
 
-def at_checkpoint(run_folder: Path, step: int, act: Callable[[], None]) -> threading.Thread:
-    """Call `act` from a thread once the run has a checkpoint of at least `step`."""
-
-    def watch() -> None:
-        while not any(int(path.parent.name[5:]) >= step for path in run_folder.glob("checkpoints/step-*/checkpoint.json")):
-            done.wait(0.05)
-        act()
-
-    done = threading.Event()
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    return thread
-
-
 def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
     slow = config(home, packed, "stopped", checkpoint_every=1)  # a checkpoint at every step leaves time to stop in between
     run_folder = Path(slow.run_folder)
@@ -230,15 +226,12 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
 
 
 def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
-    import psutil
-
     killed = []
 
     def kill_a_worker() -> None:
-        # Only descendants of this process: the cluster is ours, others on this machine are not.
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-        killed.append(workers[-1].pid)
-        workers[-1].kill()
+        victim = workers_of(psutil.Process())[-1]
+        killed.append(victim.pid)
+        victim.kill()
 
     interrupted = config(home, packed, "killed", checkpoint_every=1)
     at_checkpoint(Path(interrupted.run_folder), 4, kill_a_worker)
@@ -247,6 +240,17 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[s
     assert [step >= 4 for step in restarts(Path(result["run_folder"]))] == [True], "went on once, from a checkpoint"
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert [record["step"] for record in read_metrics(Path(result["run_folder"]))] == list(range(1, STEPS + 1))
+
+
+def test_workers_on_machines_of_two_kinds_are_refused() -> None:
+    """Law 3 holds on one kind of machine; the check that every worker makes of its peers, and of the checkpoint's."""
+    here = machine(1)
+    check_machine(here, dict(here), "worker 1 runs on another kind of machine than worker 0")
+    there = here | {"cpu_capability": "AVX512", "torch": "1.0"}
+    with pytest.raises(
+        RunError, match=r"^worker 1 .* \(cpu_capability AVX512 → .*, torch 1.0 → .*\); the same bits cannot be promised\nuse machines"
+    ):
+        check_machine(here, there, "worker 1 runs on another kind of machine than worker 0")
 
 
 def tracked_at(uri: str, made: Config) -> Config:
@@ -310,6 +314,18 @@ def test_what_mlflow_holds(alone: dict[str, Any], home: Path) -> None:
     assert "config.yaml" in {file.path for file in mlflow.list_artifacts(alone["run_id"])}
 
 
+def test_evaluate_over_the_cluster_gives_the_runs_own_figures(
+    alone: dict[str, Any], home: Path, packed: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmeta.scale.evaluate.PART", 7)  # parts that do not divide the 20 episodes
+    model = load_model(f"sqlite:///{home / 'mlflow.db'}", alone["model"])
+    *parts, found = evaluate(model, Asked(str(packed), "test", None, None, 3, 0), 20, address)
+    assert parts == [{}, {}, {}]
+    assert found == alone["test"]
+    with pytest.raises(DataError, match="has 4 classes but the model was trained for 3-way"):
+        list(evaluate(model, Asked(str(packed), "test", 4, None, 3, 0), 20, address))
+
+
 def test_what_cannot_be_placed_is_refused_with_the_arithmetic(home: Path, packed: Path, address: str) -> None:
     crowd = config(home, packed, "crowd", workers=5)
     with pytest.raises(
@@ -339,6 +355,39 @@ def test_a_shard_lost_during_the_run_ends_it_with_its_name(home: Path, packed: P
     (shards / "train-000001.tar").unlink()
     with pytest.raises(DataError, match=r"shard .*train-000001.tar is missing\ncopy it again"):
         run(config(home, shards, "lost"), address=address)
+
+
+def test_the_readmes_network_and_images_of_ones_own(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The README's files and commands as they stand there, with fewer steps."""
+    (usage, source), (settings,), (commands,) = examples(), examples("yaml"), examples("")
+    network = re.search(r"^class Net.*?(?=^\S+ = )", usage, re.DOTALL | re.MULTILINE)
+    assert network is not None
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "networks.py").write_text(f"from torch import nn\n{network[0]}")
+    (package / "animals.py").write_text(source)
+    (tmp_path / "animals.yaml").write_text(settings)
+    for i, animal in enumerate(("lynx", "puma", "otter", "mole", "wolf", "hare")):
+        (tmp_path / "animals" / animal).mkdir(parents=True)
+        for number in range(20):
+            image = np.random.default_rng([i, number]).integers(0, 256, (40 + i, 60, 3), dtype=np.uint8)
+            (tmp_path / "animals" / animal / f"{number}.png").write_bytes(png(image))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    fewer = ["outer.steps=3", "data.eval.episodes=10", "data.eval.val_episodes=5", "train.cpus_per_worker=0.5", "train.device=cpu"]
+    more = {"pack": ["--processes", "1"], "train": ["--address", address, "--json", *(f"--set={key}" for key in fewer)]}
+    for line in commands.splitlines():
+        program, verb, *arguments = shlex.split(line)
+        monkeypatch.setattr("sys.argv", [program, verb, *arguments, *more[verb]])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert ended.value.code == 0, err
+    answer = json.loads(out.splitlines()[-1])
+    assert (answer["steps"], answer["model"]) == (3, "models:/my_package.animals.photos-2way-1shot@champion")
+    assert Dataset("data/animals").manifest.preprocessing.resize == "center-crop"
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """Sweeps: what trials are proposed, which are stopped, what is recorded, and that nothing is lost or done twice, whoever is killed."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,7 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +26,15 @@ from ray.cluster_utils import Cluster
 
 from distmeta.config import Config, SweepConfig, load_config, validate
 from distmeta.errors import ClusterError, ConfigError, RunError
+from distmeta.scale.population import Population, followed, near
+from distmeta.scale.records import Records
 from distmeta.scale.search import Search
-from distmeta.scale.sweep import Asha, Records, _as_sweep, _winner, check_space, sweep
+from distmeta.scale.sweep import Asha, _as_sweep, _winner, check_space, sweep
 from distmeta.scale.sweep_view import draw
-from distmeta.scale.trials import FAILURE, Point, Trial, load_trials
+from distmeta.scale.trials import FAILURE, Point, Trial, load_trials, validations
+from distmeta.seeds import generator
 from distmeta.train import checkpoint as checkpoints
+from distmeta.train.metrics import read_metrics
 
 SPACE: dict[str, Any] = {"learner.inner_lr": {"loguniform": [0.01, 1.0]}, "learner.inner_steps": {"choice": [1, 2, 3]}}
 
@@ -177,7 +185,7 @@ def test_records_are_taken_up_where_they_were_left(tmp_path: Path) -> None:
     interrupted = finished(folder, 1, [0.4, 0.5])
     finished(folder, 2, [0.3], state="stopped")
     records = Records(base)
-    assert records.unended == 2
+    assert records.runs_left == 2
     taken = [records.next(), records.next()]
     assert taken[0] == interrupted, "what was interrupted comes first"
     assert taken[1] is not None
@@ -201,6 +209,9 @@ def test_how_a_trial_ended_is_what_its_run_folder_says(tmp_path: Path) -> None:
         ("failed", "the meta-gradient was not finite"),
         ("failed", "its driver was lost 4 times"),
     ]
+    late = trials[1].folder(folder) / "metrics" / "000004-000006.jsonl"  # by a worker that outlived its trial
+    late.write_text(json.dumps({"step": 6, "validation": {"score": 0.9}}) + "\n")
+    assert load_trials(folder)[1].curve(folder) == [(2, 0.4), (4, 0.25)]
 
 
 def test_a_trial_that_went_all_the_way_ranks_before_one_that_was_stopped(tmp_path: Path) -> None:
@@ -255,6 +266,133 @@ def test_trial_0_goes_all_the_way(tmp_path: Path) -> None:
     assert said[2] == ["STOP"]
 
 
+def pbt(folder: Path, shards: Path | str = "x", space: dict[str, Any] | None = None, **settings: Any) -> Config:
+    settings = {"search": "pbt", "trials": 4, "grace": 2} | settings
+    return _as_sweep(config(folder, shards, steps=6, space=space, **settings))
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("model.filters", [4, 8], "changes model.filters while trials train, but a checkpoint cannot go on with another"),
+        ("outer.optimizer", ["adam", "sgd"], "changes outer.optimizer while"),
+        ("learner.name", ["maml", "fomaml"], "changes learner.name while"),
+        ("learner.inner_lr", [0.1, 0.3], "changes learner.inner_lr .* with learner.name=meta-sgd its value lies in the weights"),
+    ],
+)
+def test_what_a_checkpoint_holds_is_not_changed_on_the_way(key: str, values: list[Any], message: str, packed: Path, tmp_path: Path) -> None:
+    base = pbt(tmp_path, packed, {key: {"choice": values}})
+    if "meta-sgd" in message:
+        base = base.model_copy(update={"learner": base.learner.model_copy(update={"name": "meta-sgd"})})
+    with pytest.raises(ConfigError, match=message):
+        check_space(base)
+    check_space(pbt(tmp_path, packed, SPACE | {"outer.lr": {"loguniform": [0.001, 0.1]}}))
+
+
+def test_a_generation_ends_with_a_validation(tmp_path: Path) -> None:
+    for grace in (3, 6, 8):
+        with pytest.raises(ConfigError, match=rf"sweep.grace={grace}, but .*\nset sweep.grace to a multiple of 2 below 6"):
+            pbt(tmp_path, grace=grace)
+    with pytest.raises(ConfigError, match="search: pbt needs 4 trials or more"):
+        pbt(tmp_path, trials=3)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 2**31), st.sampled_from([None, 0]))
+def test_the_worst_quarter_follows_the_best(scores: list[float], seed: int, spared: int | None) -> None:
+    found = followed(dict(enumerate(scores)), seed, 40, spared)
+    assert found == followed(dict(reversed(list(enumerate(scores)))), seed, 40, spared), "who was asked first matters"
+    assert len(found) == len(scores) // 4
+    assert spared not in found
+    ordered = sorted(scores)
+    for number, donor in found.items():
+        assert scores[number] <= ordered[len(found)]
+        assert scores[donor] >= ordered[-len(found)]
+
+
+@given(st.integers(0, 2**31))
+def test_values_stay_near_and_in_their_space(seed: int) -> None:
+    random = generator(seed, "test")
+    drawn = {
+        key: [near(values, start, random) for _ in range(40)]
+        for (key, values), start in zip(MIXED.space.items(), (0.1, None, 2, [64]), strict=True)
+    }
+    assert all(0.01 <= value <= 1 for value in drawn["a"])
+    assert {0.08, 0.125} & {round(value, 9) for value in drawn["a"]}
+    assert all(2 <= value <= 3 for value in drawn["b"])
+    assert set(drawn["c"]) <= set(range(1, 10))
+    assert {1, 3} & set(drawn["c"]), "a small integer would never move"
+    assert all(value in ([40, 40], [64]) for value in drawn["d"])
+
+
+def generation(base: Config, scores: list[float]) -> Path:
+    """Four trials that have come to step 2, each with a checkpoint of its own."""
+    folder = Path(base.run_folder)
+    population = Population(base)
+    for number, score in enumerate(scores):
+        trial = population.next()
+        assert trial is not None
+        finished(folder, number, [score], steps=2)
+        step = trial.folder(folder) / "checkpoints" / checkpoints.folder_name(2)
+        (step / "of").write_text(str(number))
+        checkpoints.seal(step)
+        trial.save(folder)
+    return folder
+
+
+def trained_from(folder: Path) -> list[tuple[str, Any]]:
+    """Of each trial, whose checkpoint it holds, and its record."""
+    step = checkpoints.folder_name(2)
+    return [((trial.folder(folder) / "checkpoints" / step / "of").read_text(), replace(trial, began=None)) for trial in load_trials(folder)]
+
+
+@pytest.mark.parametrize("killed_after", range(4))
+def test_a_generation_that_ended_half_before_a_kill_ends_the_same(
+    killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = [0.2, 0.1, 0.7, 0.4]
+    unbroken, broken = (generation(pbt(tmp_path / name), scores) for name in ("a", "b"))
+    begun = Population(pbt(tmp_path / "a")).next()
+    assert begun is not None
+    assert (begun.number, begun.since, begun.until) == (0, 2, 4)
+    found = trained_from(unbroken)
+    assert [held for held, _ in found] == ["0", "2", "2", "3"]
+    follower = found[1][1]
+    assert [part["from"] for part in follower.history] == [None, 2]
+    assert follower.params == follower.history[-1]["params"] != found[2][1].params
+
+    save, saved = Trial.save, []
+
+    def dying(trial: Trial, folder: Path) -> None:
+        if len(saved) == killed_after:
+            raise KeyboardInterrupt
+        saved.append(trial)
+        save(trial, folder)
+
+    monkeypatch.setattr(Trial, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        Population(pbt(tmp_path / "b")).next()
+    monkeypatch.setattr(Trial, "save", save)
+    Population(pbt(tmp_path / "b")).next()
+    assert trained_from(broken) == found
+
+
+def test_a_population_waits_for_all_of_its_generation(tmp_path: Path) -> None:
+    folder = generation(pbt(tmp_path), [0.2, 0.1, 0.7, 0.4])
+    (folder / "trials" / "trial-003" / "checkpoints" / checkpoints.folder_name(2) / checkpoints.SEAL).unlink()
+    population = Population(pbt(tmp_path))
+    assert population.runs_left == 3 * 2 + 3
+    late = population.next()
+    assert late is not None
+    assert (late.number, late.until, population.next()) == (3, 2, None)
+    checkpoints.seal(late.folder(folder) / "checkpoints" / checkpoints.folder_name(2))
+    population.end(late, died=False)
+    assert late.state == "running"
+    assert [trial.number for trial in iter(population.next, None)] == [0, 1, 2, 3]
+    (late.folder(folder) / FAILURE).write_text(json.dumps({"message": "not finite", "remedy": ""}))
+    population.end(late, died=False)
+    assert (late.state, late.reason) == ("failed", "not finite")
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     ports = {"dashboard_port": free_port(), "dashboard_agent_listen_port": free_port()}
@@ -301,15 +439,18 @@ def check_answer(answer: dict[str, Any], base: Config, trials: int) -> None:
     assert uri is not None
     numbers = list(range(trials))
     assert sorted(row["number"] for row in answer["trials"]) == numbers
-    runs = children(uri, answer["run_id"])
+    runs = [run for run in children(uri, answer["run_id"]) if "trial" in run.data.tags]  # others are retrained
     assert sorted(int(run.data.tags["trial"]) for run in runs) == numbers, "MLflow shows a trial twice, or lacks one"
     for run in runs:
         (row,) = (row for row in answer["trials"] if row["number"] == int(run.data.tags["trial"]))
         assert (run.info.status, run.data.tags["reason"]) == ("FINISHED", row["reason"])
         curve = MlflowClient(uri).get_metric_history(run.info.run_id, "validation/score")
-        assert [metric.step for metric in curve] == list(range(2, row["steps"] + 1, 2))
+        steps = [metric.step for metric in curve]
+        counted = list(range(2, row["steps"] + 1, 2))
+        assert steps[: len(counted)] == counted
+        assert steps == counted or row["state"] == "stopped", "only what was stopped may have gone further"
     mlflow = MlflowClient(uri)
-    (version,) = mlflow.search_model_versions()
+    (version,) = mlflow.search_model_versions(base.tracking.model and f"name = '{base.tracking.model}'")
     assert version.tags["sweep"] == answer["run_id"]
     assert version.run_id in {run.info.run_id for run in runs if int(run.data.tags["trial"]) == answer["best"]["number"]}
     assert {"by_parameter.png", "parallel.png", "over_time.png", "best.yaml"} <= {f.path for f in mlflow.list_artifacts(answer["run_id"])}
@@ -321,9 +462,134 @@ def check_answer(answer: dict[str, Any], base: Config, trials: int) -> None:
     assert not (Path(base.run_folder) / ".ray").exists(), "pickles are left behind"
 
 
-def test_a_sweep_leaves_one_model_and_a_config_to_train(packed: Path, address: str, tmp_path: Path) -> None:
-    base = config(tmp_path, packed, steps=4, trials=2)
-    check_answer(sweep(base, address=address), base, trials=2)
+@pytest.fixture(scope="module")
+def swept(packed: Path, address: str, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A sweep of two trials that ended; nothing is promoted."""
+    base = config(tmp_path_factory.mktemp("swept"), packed, steps=4, trials=2, promote="none")
+    assert "model" not in sweep(base, address=address)["best"]
+    assert not MlflowClient(base.tracking.uri).search_registered_models()
+    return base
+
+
+def promoting(base: Config, promote: str, model: str, **settings: Any) -> Config:
+    """The same sweep, with a model of this name to come of it."""
+    assert base.sweep is not None
+    kind = {"sweep": base.sweep.model_copy(update={"promote": promote} | settings)}
+    return base.model_copy(update=kind | {"tracking": base.tracking.model_copy(update={"model": model})})
+
+
+def test_a_sweep_leaves_one_model_and_a_config_to_train(swept: Config, address: str) -> None:
+    best = promoting(swept, "best", "best")
+    check_answer(sweep(best, resume=True, address=address), best, trials=2)
+
+
+def test_a_retrain_goes_further_with_the_winners_config(swept: Config, address: str) -> None:
+    anew = promoting(swept, "retrain", "anew", retrain_steps=6)
+    answer = sweep(anew, resume=True, address=address)
+    mlflow, best = MlflowClient(anew.tracking.uri), answer["best"]
+    (version,) = mlflow.search_model_versions("name = 'anew'")
+    assert version.tags["sweep"] == answer["run_id"]
+    run = mlflow.get_run(version.run_id)
+    winner = str(best["number"])
+    assert (run.data.tags["mlflow.parentRunId"], run.data.tags["retrained"]) == (answer["run_id"], winner)
+    assert Path(run.data.tags["run_folder"]).is_relative_to(Path(anew.run_folder) / "retrained")
+    folder = Path(best["retrained"])
+    losses, short = ([record["meta_loss"] for record in read_metrics(path)] for path in (folder, Path(best["run_folder"])))
+    assert (len(losses), losses[:4]) == (6, short), "the same config and seed took another way"
+    assert load_config(folder / "config.yaml").learner.inner_lr == best["params"]["learner.inner_lr"]
+    assert load_config(Path(answer["best_config"])).outer.steps == 4, "what was searched, as it was searched"
+
+
+@pytest.fixture
+def server(swept: Config, tmp_path: Path) -> Iterator[str]:
+    """`mlflow server` over the sweep's store, on loopback."""
+    assert swept.tracking.uri is not None
+    address = "127.0.0.1", str(free_port())
+    arguments = ["--backend-store-uri", swept.tracking.uri, "--host", address[0], "--port", address[1], "--workers", "1"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    with (tmp_path / "log").open("w") as log:
+        process = psutil.Popen(
+            [sys.executable, "-m", "mlflow", "server", *arguments], env=environment, cwd=tmp_path, stdout=log, stderr=log
+        )
+
+    def healthy() -> bool:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"http://{':'.join(address)}/health", timeout=5).status == 200
+        return False
+
+    try:
+        wait_for(healthy)
+        yield f"http://{':'.join(address)}"
+    finally:
+        ours = [process, *process.children(recursive=True)]
+        for one in ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
+        for one in psutil.wait_procs(ours, timeout=20)[1]:
+            one.kill()
+
+
+def test_mlflows_server_shows_parent_children_and_pictures(swept: Config, server: str) -> None:
+    """What its pages are made of, asked of its REST API."""
+
+    def ask(what: str, body: dict[str, Any] | None = None, **query: str) -> Any:
+        address = f"{server}/{what}?{urllib.parse.urlencode(query)}"
+        sent = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(address, sent, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read() if what == "get-artifact" else json.loads(answer.read())
+
+    def values(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        return {pair["key"]: pair["value"] for pair in pairs}
+
+    api, folder = "api/2.0/mlflow", Path(swept.run_folder)
+    parent_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    parent = ask(f"{api}/runs/get", run_id=parent_id)["run"]
+    assert (parent["info"]["status"], values(parent["data"]["tags"])["kind"]) == ("FINISHED", "sweep")
+    assert values(parent["data"]["params"])["sweep.trials"] == "2"
+
+    wanted = f"tags.`mlflow.parentRunId` = '{parent_id}' AND tags.trial LIKE '%'"
+    runs = ask(f"{api}/runs/search", {"experiment_ids": [parent["info"]["experiment_id"]], "filter": wanted})["runs"]
+    trials = load_trials(folder)
+    assert sorted(values(run["data"]["tags"])["trial"] for run in runs) == ["0", "1"]
+    for run in runs:
+        tags, params = values(run["data"]["tags"]), values(run["data"]["params"])
+        trial = trials[int(tags["trial"])]
+        assert (tags["state"], tags["reason"]) == (trial.state, trial.reason)
+        assert {key: params[key] for key in trial.params} == {key: str(value) for key, value in trial.params.items()}
+        history = ask(f"{api}/metrics/get-history", run_id=run["info"]["run_id"], metric_key="validation/score")["metrics"]
+        assert [(int(point["step"]), point["value"]) for point in history] == trial.curve(folder)
+
+    files = {file["path"] for file in ask(f"{api}/artifacts/list", run_id=parent_id)["files"]}
+    assert {"by_parameter.png", "parallel.png", "over_time.png", "best.yaml", "trials.json"} <= files
+    assert ask("get-artifact", run_uuid=parent_id, path="parallel.png") == (folder / "parallel.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_population_goes_on_from_its_best(packed: Path, address: str, tmp_path: Path) -> None:
+    base = config(tmp_path, packed, steps=4, search="pbt", grace=2)
+    answer = sweep(base, address=address)
+    folder = Path(base.run_folder)
+    trials = load_trials(folder)
+    assert [(trial.state, trial.reason) for trial in trials] == [("finished", "all 4 steps")] * 4
+    (follower,) = (trial for trial in trials if len(trial.history) > 1)
+    donor = trials[follower.history[-1]["from"]]
+    weights = Path("checkpoints") / checkpoints.folder_name(2) / checkpoints.WEIGHTS
+    assert (follower.folder(folder) / weights).read_bytes() == (donor.folder(folder) / weights).read_bytes()
+    for trial in trials:
+        assert [point.step for point in trial.curve(folder)] == [2, 4]
+        assert json.loads((trial.folder(folder) / "best" / checkpoints.MODEL).read_text())["step"] == 4
+        described = json.loads((trial.folder(folder) / "best" / checkpoints.MODEL).read_text())["learner"]
+        assert described["inner_steps"] == trial.params["learner.inner_steps"], "the model says other values than it was trained with"
+    runs = children(base.tracking.uri or "", answer["run_id"])
+    histories = {int(run.data.tags["trial"]): json.loads(run.data.tags["history"]) for run in runs}
+    assert histories == {trial.number: trial.history for trial in trials}
+    assert answer["best"]["history"][-1]["params"] == answer["best"]["params"]
+    last = Path(answer["best_config"]).read_text()
+    assert last.startswith("# The last values of a schedule") == (answer["best"]["number"] == follower.number)
+    assert load_config(Path(answer["best_config"])).learner.inner_lr == answer["best"]["params"]["learner.inner_lr"]
+    assert len(MlflowClient(base.tracking.uri).search_model_versions()) == 1
 
 
 @pytest.mark.slow
@@ -353,7 +619,7 @@ def test_killed_at_every_level_and_resumed_every_trial_is_accounted_for_once(pac
     assert {trial.state for trial in trials.values()} <= {"finished", "stopped"}
     assert all((trials[number].state, trials[number].ended) == ending for number, ending in ended.items()), "an ended trial was run again"
     for trial in trials.values():
-        steps = [point.step for point in trial.curve(folder)]
+        steps = [point["step"] for point in validations(trial.folder(folder))]
         assert steps == list(range(2, steps[-1] + 1, 2))
     assert not (folder / ".ray").exists(), "pickles are left behind"
     check_answer(answer, base, trials=4)

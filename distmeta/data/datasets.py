@@ -1,4 +1,4 @@
-"""The datasets that `pack` knows by name: where their images come from and to what they are packed."""
+"""The datasets that `pack` knows by name or takes by import path: where their images come from and to what they are packed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from distmeta.data.episodes import Task
 from distmeta.data.pack import PackOptions
-from distmeta.data.sources import Source, folder, glyphs, imagenet, mini_imagenet, omniglot, tiered_files
+from distmeta.data.sources import Source, folder, glyphs, imagenet, imported, mini_imagenet, omniglot, tiered_files
 from distmeta.errors import ConfigError
 
 IMAGES_PER_CLASS = 32  # of each class in a shard, if nobody says otherwise
@@ -16,6 +16,7 @@ QUALITY = 95
 class Request(NamedTuple):
     """What a user asked to pack; None where the dataset's default counts or where it has no such thing.
 
+    `dataset` is a name in DATASETS or the import path of a function that yields images; it is imported, so it is never one received.
     `source` is the folder or archive, `splits` the folder of split files, `split` the fractions into which a folder's classes are cut.
     """
 
@@ -82,6 +83,10 @@ def _folder(request: Request, source: Path, report: Callable[[str], None]) -> So
     return opened._replace(facts={"split": request.split, "split_by": by}) if request.split else opened
 
 
+def _imported(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+    return Source(imported.read(request.dataset, request.source))
+
+
 DATASETS = {
     "glyphs": Known(28, 1, "png", _glyphs),
     "omniglot": Known(28, 1, "png", _omniglot, ("omniglot_split",)),
@@ -89,12 +94,22 @@ DATASETS = {
     "tiered-imagenet": Known(84, 3, "jpg", _tiered_imagenet, ("splits", "allow_missing")),
     "folder": Known(84, 3, "jpg", _folder, ("split", "split_by")),
 }
+_BY_IMPORT_PATH = Known(84, 3, "jpg", _imported)
 _OWN_FIELDS = ("splits", "allow_missing", "omniglot_split", "split", "split_by")
+
+
+def _known(dataset: str) -> Known:
+    if dataset in DATASETS:
+        return DATASETS[dataset]
+    if "." in dataset:
+        return _BY_IMPORT_PATH
+    choices = ", ".join(DATASETS)
+    raise ConfigError(f"--dataset {dataset} is none of {choices}", "choose one, or give a function of your own: my_package.my_source")
 
 
 def open_source(request: Request, report: Callable[[str], None]) -> Source:
     """The images that `request` asks for. Raises ConfigError where it does not fit its dataset; `report` hears of what is left out."""
-    known = DATASETS[request.dataset]
+    known = _known(request.dataset)
     for field in _OWN_FIELDS:
         if getattr(request, field) and field not in known.fields:
             flag = "--" + field.replace("_", "-")
@@ -102,14 +117,14 @@ def open_source(request: Request, report: Callable[[str], None]) -> Source:
     if request.dataset == "glyphs":
         if request.source is not None:
             raise ConfigError(f"glyphs are drawn from fonts, not read from {request.source}", "leave the path out")
-    elif request.source is None:
+    elif request.source is None and known is not _BY_IMPORT_PATH:
         raise ConfigError(f"{request.dataset} needs the path of its images", f"distmeta pack --dataset {request.dataset} PATH --out FOLDER")
     return known.open(request, request.source or Path(), report)
 
 
 def pack_options(request: Request, source: Source) -> PackOptions:
     """How the images of `request` are packed; what the manifest says of their source names no path."""
-    known = DATASETS[request.dataset]
+    known = _known(request.dataset)
     image_format = request.image_format or known.image_format
     if request.quality is not None and image_format == "png":
         raise ConfigError("--quality is JPEG's, but the images become PNG", "leave --quality out, or give --format jpg")

@@ -75,13 +75,17 @@ class Learner(ABC):
         return initial_params(self.model, seed) | {name: buffer.detach().clone() for name, buffer in self.statistics.items()}
 
     def slot_gradients(self, meta_params: Params, batch: Batch) -> tuple[Tensor, SlotMetrics]:
-        """One meta-gradient for each slot, (B, P) in the order of meta_params. A slot's bits never depend on its neighbours.
+        """One meta-gradient for each slot, (B, P) in the order of meta_params, and their metrics: what `each_slot` finds, together."""
+        gradients, metrics = zip(*self.each_slot(meta_params, batch), strict=True)
+        return torch.cat(gradients), SlotMetrics(*(torch.cat(columns) for columns in zip(*metrics, strict=True)))
+
+    def each_slot(self, meta_params: Params, batch: Batch) -> Iterator[tuple[Tensor, SlotMetrics]]:
+        """The meta-gradients (n, P) and metrics of the next n slots, in turn. A slot's bits never depend on its neighbours.
 
         The entries of running statistics hold (present value - the slot's own), so that the outer update moves them by a plain step.
         """
         batched = self.batches_tasks(next(iter(meta_params.values())).device)
         size = self.tasks_per_chunk if batched else 1
-        rows, losses, right, total = [], [], [], []
         for start in range(0, len(batch.slots), size):
             chunk = _chunk(batch, start, size)
             kept = min(size, len(batch.slots) - start)
@@ -89,11 +93,15 @@ class Learner(ABC):
             forward = Forward(self.model, batched, (self.seed, batch.step, chunk.slots[0]), self.bfloat16)
             found = self.task_gradients(params, forward, chunk)
             gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
-            rows.append(torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)[:kept])
-            losses.append(found.losses.detach()[:kept])
-            right.append(correct(found.outputs, found.targets)[:kept])
-            total.append(torch.full((kept,), 0 if found.targets.is_floating_point() else found.targets.shape[1]))
-        return torch.cat(rows), SlotMetrics(torch.cat(losses), torch.cat(right), torch.cat(total))
+            images = 0 if found.targets.is_floating_point() else found.targets.shape[1]
+            yield (
+                torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)[:kept],
+                SlotMetrics(
+                    found.losses.detach()[:kept],
+                    correct(found.outputs, found.targets)[:kept],
+                    found.losses.new_full((kept,), images).long(),
+                ),
+            )
 
     def batches_tasks(self, device: torch.device) -> bool:
         """Whether slots are computed several at a time on `device`."""

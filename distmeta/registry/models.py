@@ -178,7 +178,7 @@ def _is_champion(mlflow_client: MlflowClient, held: RegisteredModel, new: ModelV
 
 
 def tag_version(uri: str, model_uri: str, tags: dict[str, str]) -> None:
-    """Add tags to the version at models:/NAME@ALIAS or models:/NAME/VERSION. Raises RegistryError."""
+    """Add tags to the version that `look_up` finds. Raises RegistryError."""
     version = look_up(uri, model_uri)
     with answers(uri):
         for key, value in tags.items():
@@ -192,8 +192,8 @@ def list_models(uri: str) -> list[dict[str, Any]]:
         for model in client(uri).search_registered_models():
             for version in client(uri).search_model_versions(f"name = '{model.name}'"):
                 tags = version.tags
-                if "fingerprint" not in tags:
-                    continue  # registered by something else
+                if not _is_ours(version):
+                    continue
                 rows.append(
                     {
                         "uri": f"models:/{model.name}/{version.version}",
@@ -222,13 +222,13 @@ def matching(rows: list[dict[str, Any]], name: str | None, alias: str | None, **
 
 
 def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
-    """Fetch the data of models:/NAME@ALIAS or models:/NAME/VERSION into `folder` and return what its model.json says.
+    """Fetch the data of the version that `look_up` finds into `folder` and return what its model.json says.
 
     Raises RegistryError, also if the files are not those whose SHA-256 stand in the version's tags. Code and whatever else lies beside
     them is left where it is.
     """
     version = look_up(uri, model_uri)
-    if not any(tag.startswith("sha256:") for tag in version.tags):
+    if not _is_ours(version):
         raise RegistryError(f"{model_uri} was not published by distmeta", "distmeta models lists those that were")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -272,14 +272,14 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
     return Model(model_uri, description, learner, weights)
 
 
-def run_folder_of(uri: str, model_uri: str) -> Path:
-    """Where the run of a registered model wrote. Raises RegistryError."""
-    version = look_up(uri, model_uri)
+def run_of(uri: str, version: ModelVersion) -> tuple[str, Path]:
+    """Of the run that a model version came from: its id in MLflow, and the folder it wrote, wherever that was. Raises RegistryError."""
     with answers(uri):
-        folder = client(uri).get_run(version.run_id or "").data.tags.get("run_folder")
+        run = client(uri).get_run(version.run_id or "")
+    folder = run.data.tags.get("run_folder")
     if folder is None:
-        raise RegistryError(f"the MLflow run of {model_uri} names no run_folder", "give the run's folder itself")
-    return Path(folder)
+        raise RegistryError(f"the MLflow run of {version.name}/{version.version} names no run_folder", "give the run's folder itself")
+    return run.info.run_id, Path(folder)
 
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
@@ -290,13 +290,17 @@ def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
 
 
 def look_up(uri: str, model_uri: str) -> ModelVersion:
-    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names. Raises ConfigError, RegistryError."""
-    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))", model_uri)
+    """The version that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model names. Raises ConfigError, RegistryError."""
+    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))|runs:/([\w-]+)/model", model_uri)
     if match is None:
-        raise ConfigError(f"model {model_uri!r} is no registry address", "write models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = match.groups()
+        raise ConfigError(
+            f"model {model_uri!r} is no registry address", "write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model"
+        )
+    name, alias, number, run_id = match.groups()
     with answers(uri):
         mlflow_client = client(uri)
+        if run_id is not None:
+            return _of_run(mlflow_client, run_id)
         held = _registered(mlflow_client, name)
         if held is None:
             names = ", ".join(sorted(m.name for m in mlflow_client.search_registered_models())) or "none"
@@ -308,3 +312,18 @@ def look_up(uri: str, model_uri: str) -> ModelVersion:
             return mlflow_client.get_model_version(name, number or held.aliases[alias])
         except MlflowException:
             raise RegistryError(f"model {name!r} has no version {number}", "distmeta models lists them") from None
+
+
+def _of_run(mlflow_client: MlflowClient, run_id: str) -> ModelVersion:
+    """The last version published of the run's model: publishing again replaces the run's files, and this one's tags speak of them."""
+    versions = [version for version in mlflow_client.search_model_versions(f"run_id = '{run_id}'") if _is_ours(version)]
+    if not versions:
+        raise RegistryError(
+            f"no model of an MLflow run {run_id} is registered",
+            "distmeta models lists those that are; distmeta publish RUN_FOLDER adds one",
+        )
+    return max(versions, key=lambda version: version.creation_timestamp)
+
+
+def _is_ours(version: ModelVersion) -> bool:
+    return any(tag.startswith("sha256:") for tag in version.tags)

@@ -1,14 +1,17 @@
 """Adapt a published model to a folder of labelled images and classify others, however many."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
 from distmeta.errors import DataError
-from distmeta.registry.model import CHUNK, Adapted, Model
+from distmeta.registry.model import CHUNK, Adapted, Model, network_input
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 _NAMED = ".jpg, .png"
@@ -18,7 +21,7 @@ def support_set(folder: Path) -> dict[str, list[Path]]:
     """class name → image files, from folder/class_name/*. Raises DataError unless two or more classes have an image each."""
     if not folder.is_dir():
         raise DataError(f"support folder {folder} does not exist", "give a folder that holds a folder of images for each class")
-    classes = {sub.name: _images_in(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    classes = {sub.name: list(_images_in(sub)) for sub in sorted(folder.iterdir()) if sub.is_dir()}
     if len(classes) < 2:
         found = "no class folder" if not classes else f"one class folder, {next(iter(classes))!r}"
         raise DataError(
@@ -38,7 +41,7 @@ def query_files(query: Path, listed: TextIO) -> Iterator[Path]:
     if str(query) == "-":
         files: Iterator[Path] = (Path(line.rstrip("\n")) for line in listed if line.strip())
     else:
-        files = iter(_images_in(query) if query.is_dir() else [query] if query.is_file() else [])
+        files = _images_in(query) if query.is_dir() else iter([query] if query.is_file() else [])
     first = next(files, None)
     if first is None:
         raise DataError(f"{query} holds no image to classify", f"give a folder with {_NAMED} files, or - and their paths on standard input")
@@ -46,8 +49,18 @@ def query_files(query: Path, listed: TextIO) -> Iterator[Path]:
     yield from files
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+def _images_in(folder: Path) -> Iterator[Path]:
+    """In the order of their paths; one folder's names are held at a time. Linked folders are not entered."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error.strerror}", "check its permissions, or take it out") from None
+    for name in names:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            yield from _images_in(path)
+        elif path.suffix.lower() in _SUFFIXES and path.is_file():
+            yield path
 
 
 class Prediction(NamedTuple):
@@ -81,30 +94,34 @@ def predict_files(
 
     A file that is no whole image is told to `bad` and left out. Raises DataError where a query is one of the `support` images.
     """
-    seen = {path.resolve() for path in support}
-    remaining = iter(files)
-    while chunk := list(islice(remaining, CHUNK)):
-        for path in chunk:
-            if path.resolve() in seen:
-                raise DataError(
-                    f"{path} is a query and a support image, too: what the model was shown says nothing of what it knows",
-                    "keep queries apart from the support folder",
-                )
-        for path, row in _probabilities(adapted, chunk, bad):
+    inputs = _inputs(adapted, _apart(files, {path.resolve() for path in support}), bad)
+    while chunk := list(islice(inputs, CHUNK)):
+        rows = adapted.predict(torch.cat([image for _, image in chunk])).tolist()
+        for (path, _), row in zip(chunk, rows, strict=True):
             probabilities = dict(zip(adapted.classes, row, strict=True))
             label = max(probabilities, key=lambda name: probabilities[name])
             truth = path.parent.name if path.parent.name in probabilities else None
             yield Prediction(path, label, probabilities[label], probabilities, truth)
 
 
-def _probabilities(adapted: Adapted, chunk: list[Path], bad: Callable[[DataError], None]) -> list[tuple[Path, list[float]]]:
-    try:
-        return list(zip(chunk, adapted.predict(chunk).tolist(), strict=True))
-    except DataError as error:
-        if len(chunk) == 1:
+def _apart(files: Iterable[Path], seen: set[Path]) -> Iterator[Path]:
+    for path in files:
+        if path.resolve() in seen:
+            raise DataError(
+                f"{path} is a query and a support image, too: what the model was shown says nothing of what it knows",
+                "keep queries apart from the support folder",
+            )
+        yield path
+
+
+def _inputs(adapted: Adapted, files: Iterable[Path], bad: Callable[[DataError], None]) -> Iterator[tuple[Path, Tensor]]:
+    """Each file that is a whole image, as network input (1, C, H, W)."""
+    like = next(iter(adapted.tensors().values()))
+    for path in files:
+        try:
+            yield path, network_input([path], adapted.preprocessing, like)
+        except DataError as error:
             bad(error)
-            return []
-    return [found for path in chunk for found in _probabilities(adapted, [path], bad)]
 
 
 class Score:

@@ -6,6 +6,7 @@ timestamp and value.
 
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -232,6 +233,14 @@ def log_files(uri: str, run_id: str, files: list[Path]) -> None:
     with answers(uri):
         for file in files:
             client(uri).log_artifact(run_id, str(file))
+
+
+def fetch_file(uri: str, run_id: str, name: str) -> bytes | None:
+    """What `log_files` kept with the run under this name; None if there is no such file. Raises RegistryError."""
+    with answers(uri), tempfile.TemporaryDirectory() as scratch:
+        if all(file.path != name for file in client(uri).list_artifacts(run_id)):
+            return None
+        return Path(client(uri).download_artifacts(run_id, name, scratch)).read_bytes()
 
 
 def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:

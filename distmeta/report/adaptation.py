@@ -1,28 +1,36 @@
-"""The adaptation curve of a regression run: how the error on new tasks falls with the inner steps."""
+"""The adaptation curves of a regression run: how the error on new tasks falls with the inner steps."""
 
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
 
-matplotlib.use("agg")
-from matplotlib import pyplot
+from distmeta.report.figures import Curve
+
+
+def adaptation_curves(test: dict[str, Any]) -> list[Curve]:
+    """A test's squared error after each number of inner steps: of the run, its random initialisation, and the models beside it."""
+    found = {
+        "meta-trained": (test["mse_by_step"], test["ci95_by_step"]),
+        "random initialisation": (test["random_init"], test["random_init_ci95"]),
+        **{name: (other["mse_by_step"], other["ci95_by_step"]) for name, other in test.get("beside", {}).items()},
+    }
+    return [
+        Curve(name, [int(step) for step in steps], [mse[step] for step in steps], [ci95[step] for step in steps])
+        for name, (mse, ci95) in found.items()
+        for steps in [sorted(mse, key=int)]
+    ]
 
 
 def draw_adaptation(test: dict[str, Any], title: str, path: Path) -> None:
-    """Draw a test's mse_by_step, with 95% bands, beside the random initialisation and the models in `beside`, into a PNG."""
-    curves = {"this run": (test["mse_by_step"], test["ci95_by_step"])}
-    curves |= {name: (other["mse_by_step"], other["ci95_by_step"]) for name, other in test.get("beside", {}).items()}
-    curves["random initialisation"] = (test["random_init"], test["random_init_ci95"])
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, (mse, ci95) in curves.items():
-        steps = sorted(mse, key=int)
-        middle = [mse[step] for step in steps]
-        x = [int(step) for step in steps]
-        (line,) = axes.plot(x, middle, marker="o", markersize=4, label=name)
-        low, high = zip(*((mse[step] - ci95[step], mse[step] + ci95[step]) for step in steps), strict=True)
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    """Draw these curves, with 95% bands, into a PNG."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, steps, mse, ci95 in adaptation_curves(test):
+        (line,) = axes.plot(steps, mse, marker="o", markersize=4, label=name)
+        middle, half = np.asarray(mse), np.asarray(ci95)
+        axes.fill_between(steps, middle - half, middle + half, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="inner steps", ylabel="mean squared error on query points", title=title, ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -37,7 +38,7 @@ def lines(curves: Sequence[Curve], xlabel: str, ylabel: str, marker: str = "", f
     """Curves with bands over whole numbers; `floor` draws the dotted line of guessing."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes((6.4, 3.6))
-        for curve, color in zip(curves, COLORS, strict=False):
+        for curve, color in zip(curves, cycle(COLORS), strict=False):
             axes.plot(curve.x, curve.y, marker=marker, markersize=4, color=color, label=curve.name)
             if len(curve.ci95):
                 middle, half = np.asarray(curve.y), np.asarray(curve.ci95)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from distmeta.errors import RunError
+from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines, matrix
 from distmeta.report.study import PicturedEpisode, Study
 from distmeta.train.checkpoint import MODEL, machine_of, newest, write_whole
@@ -24,8 +25,11 @@ REPORT = "report.html"
 _PARTS = {
     "data": "waiting for episodes",
     "adapt": "adapting, and its gradients",
+    "wait": "waiting for other workers",
     "reduce": "sum over workers",
-    "update": "update and validation",
+    "update": "update",
+    "validate": "validation",
+    "log": "records and checkpoints",
 }
 _CATEGORIES_SHOWN = 30
 
@@ -136,16 +140,8 @@ def _validations(records: Sequence[Record]) -> list[Curve]:
 def _adaptation(test: dict[str, Any], study: Study | None, way: int) -> Plot | None:
     """Accuracy, or squared error, on new tasks after 0, 1, … inner steps."""
     if "mse_by_step" in test:
-        curves = [
-            Curve(name, [int(step) for step in mse], list(mse.values()), list(ci95.values()))
-            for name, mse, ci95 in (
-                ("meta-trained", test["mse_by_step"], test["ci95_by_step"]),
-                ("random initialisation", test["random_init"], test["random_init_ci95"]),
-                *((name, other["mse_by_step"], other["ci95_by_step"]) for name, other in test.get("beside", {}).items()),
-            )
-        ]
         text = f"Squared error on the queries of {test['episodes']} test tasks."
-        return Plot(Markup(lines(curves, "inner steps", "squared error", "o")), text)
+        return Plot(Markup(lines(adaptation_curves(test), "inner steps", "squared error", "o")), text)
     if study is None:
         return None
     curves = [_curve("meta-trained", study.trained), _curve("random initialisation", study.random_init)]

@@ -13,6 +13,7 @@ from typing import TextIO
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how often reports are taken; the default is 2 s
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # a worker that hangs does not answer, however long one asks
 
 import ray
 
@@ -77,7 +78,7 @@ def resolve_device(train: TrainConfig) -> str:
     """ "cuda" or "cpu" for train.device; auto takes cuda if every worker can have its GPUs. Raises ConfigError if cuda cannot be had."""
     if train.device == "cpu":
         return "cpu"
-    wanted = train.workers * (1.0 if train.gpus_per_worker is None else train.gpus_per_worker)
+    wanted = train.fewest * (1.0 if train.gpus_per_worker is None else train.gpus_per_worker)
     available = ray.cluster_resources().get("GPU", 0)
     if 0 < wanted <= available:
         return "cuda"
@@ -106,7 +107,7 @@ def check_capacity(train: TrainConfig, device: str) -> int:
                 + (f" and {node['Resources'].get('GPU', 0):g} GPUs" if need["GPU"] else "")
                 + f" hold {here}"
             )
-    if train.workers > places:
+    if train.fewest > places:
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
         raise ClusterError(
             f"train.workers={train.workers} of {each} each, but this cluster places {places} (nodes: {'; '.join(arithmetic)})",

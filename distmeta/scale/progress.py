@@ -58,6 +58,10 @@ class Reporter:
             self._answer = None
         return self._stop
 
+    def failed(self) -> bool:
+        """Whether some worker has told a failure, be it one that is no more."""
+        return ray.get(self._board.snapshot.remote())[1] is not None
+
     def fail(self, error: errors.DistmetaError) -> None:
         ray.get(self._board.fail.remote(type(error).__name__, error.message, error.remedy))
 

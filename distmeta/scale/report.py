@@ -1,5 +1,6 @@
 """The report of a run: its config opened, its best model tried on test episodes, the page written."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,13 +8,14 @@ import yaml
 
 from distmeta.config import Config, validate
 from distmeta.data.stream import EpisodeStream
-from distmeta.errors import DistmetaError, RegistryError, RunError
-from distmeta.registry.models import run_folder_of
-from distmeta.report.page import write_report
+from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
+from distmeta.registry.models import look_up, run_of
+from distmeta.registry.tracking import RUN_FILE, fetch_file
+from distmeta.report.page import REPORT, write_report
 from distmeta.report.study import Study, study
 from distmeta.scale.domain import Classification
 from distmeta.scale.launch import initial_params, learner_of
-from distmeta.train.checkpoint import WEIGHTS, load_params
+from distmeta.train.checkpoint import WEIGHTS, load_params, write_whole
 
 EPISODES = 50  # of the test, looked at closely
 
@@ -39,14 +41,33 @@ def report(run_folder: Path, shards: str | None = None) -> Path:
         return write_report(run_folder, None, error.message)
 
 
-def report_of_model(uri: str, model_uri: str, shards: str | None = None) -> Path:
-    """The same for the run that a registered model came from, where that lies on this machine. Raises RegistryError."""
-    run_folder = run_folder_of(uri, model_uri)
-    if not run_folder.is_dir():
-        raise RegistryError(
-            f"the run of {model_uri} lies in {run_folder}, which is not here", "its report.html is among the MLflow run's artifacts"
-        )
-    return report(run_folder, shards)
+def report_of_model(uri: str, model_uri: str, shards: str | None = None) -> tuple[Path, bool]:
+    """The same for the run that a registered model came from, if its folder is on this machine; else the report that MLflow keeps
+    since the run ended, copied into the working folder. Returns the file, and whether it was written anew.
+
+    Raises RegistryError if there is neither, ConfigError if there are `shards` to look at but no run folder.
+    """
+    version = look_up(uri, model_uri)
+    run_id, run_folder = run_of(uri, version)
+    if _is_run(run_folder, run_id):
+        return report(run_folder, shards), True
+    where = f"the run of {model_uri} lies in {run_folder}, which is not here"
+    if shards is not None:
+        raise ConfigError(f"{where}: --shards cannot be looked at with it", "leave --shards out, for the report written when the run ended")
+    page = fetch_file(uri, run_id, REPORT)
+    if page is None:
+        raise RegistryError(f"{where}, and MLflow keeps no {REPORT} of it", "run distmeta report where that folder lies")
+    copy = Path(f"{version.name}-{version.version}-{REPORT}")
+    write_whole(copy, page.decode())
+    return copy, False
+
+
+def _is_run(folder: Path, run_id: str) -> bool:
+    """Whether the run with this id in MLflow wrote `folder`; another machine may have another run there."""
+    try:
+        return json.loads((folder / RUN_FILE).read_text())["run_id"] == run_id
+    except OSError:
+        return False
 
 
 def _study(config: Config, run_folder: Path) -> Study:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import signal
 import threading
@@ -34,10 +35,10 @@ _POLL_S = 0.5
 _FREE = {
     "run_folder",
     "data.shards",  # compared by fingerprint
-    *(f"sweep.{key}" for key in ("trials", "promote", "fresh_episodes")),
+    *(f"sweep.{key}" for key in ("trials", "promote", "retrain_steps", "fresh_episodes")),
     *(f"tracking.{key}" for key in ("uri", "experiment", "model")),
     *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "checkpoint_every", "max_failures")),
-    *(f"train.{key}" for key in ("max_bad_steps", "collective_timeout_s", "start_timeout_s")),
+    *(f"train.{key}" for key in ("accelerator_type", "max_bad_steps", "collective_timeout_s", "start_timeout_s")),
 }
 
 
@@ -116,7 +117,7 @@ def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> 
 
 def check_slots(config: Config) -> None:
     """Raises ConfigError if there are more workers than episodes in a step."""
-    workers, episodes = config.train.workers, config.outer.meta_batch_size
+    workers, episodes = config.train.most, config.outer.meta_batch_size
     if workers > episodes:
         raise ConfigError(
             f"train.workers={workers} but outer.meta_batch_size={episodes}: {workers - episodes} workers would have nothing to do",
@@ -166,13 +167,13 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
         device = resolve_device(config.train)
         config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
         check_capacity(config.train, device)
-        slots = math.ceil(config.outer.meta_batch_size / config.train.workers)
+        slots = math.ceil(config.outer.meta_batch_size / config.train.fewest)
         predicted = worker_bytes(config, domain, device, slots)
         display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
         run_id = _begin(config, domain)
         board = Board.remote()  # type: ignore[attr-defined]
         with tracking.Mirror(uri, run_id, run_folder):
-            fit = Fit(trainer(config, board, allow_other_hardware))
+            fit = Fit(trainer(config, board, allow_other_hardware, os.getcwd()))
             _watch(fit, board, display)
             used = ray.get(board.snapshot.remote())[0].get("memory_used")
             if used is not None:

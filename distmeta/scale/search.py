@@ -16,7 +16,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Search:
-    """Proposes params (dotted key → value). With `random` and `grid` they depend on the seed and the trial's number alone."""
+    """Proposes params (dotted key → value). Except with `optuna` they depend on the seed and the trial's number alone."""
 
     def __init__(self, sweep: SweepConfig, seed: int) -> None:
         self._sweep = sweep
@@ -35,9 +35,9 @@ class Search:
         return {key: self._value(key, found) for key, found in asked.params.items()}
 
     def _sampler(self, seed: int) -> BaseSampler:
-        if self._sweep.search == "random":
-            return RandomSampler(seed)
-        return TPESampler(seed=seed, n_startup_trials=max(4, self._sweep.total // 4), constant_liar=True)
+        if self._sweep.search == "optuna":
+            return TPESampler(seed=seed, n_startup_trials=max(4, self._sweep.total // 4), constant_liar=True)
+        return RandomSampler(seed)
 
     def _value(self, key: str, found: Any) -> Any:
         choice = self._sweep.space[key].choice

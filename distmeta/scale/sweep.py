@@ -1,6 +1,7 @@
 """A sweep from the driver's side: trials proposed, placed by Ray Tune as distributed runs, stopped early, ranked; the winner promoted."""
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -18,17 +19,18 @@ from ray.tune import FailureConfig, RunConfig, Stopper, TuneConfig, TuneError, T
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distmeta.config import Config, SweepConfig, value_of, with_values
+from distmeta.config import Config, SweepConfig
 from distmeta.errors import ClusterError, ConfigError, DistmetaError, RunError, Stopped
 from distmeta.registry import models, tracking
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.domain import Domain, domain_of
 from distmeta.scale.launch import learner_of, model_description
+from distmeta.scale.population import Population, check_changeable, check_generations
+from distmeta.scale.records import Records, trial_config
 from distmeta.scale.run import absolute, check_run_folder, checked, fetch_models, new_folder, run, write_description
-from distmeta.scale.search import Search
 from distmeta.scale.sweep_mirror import SweepMirror
 from distmeta.scale.sweep_view import TrialTable, draw, parameters
-from distmeta.scale.trials import FAILURE, Trial, load_trials, run_trial, write_failure
+from distmeta.scale.trials import FAILURE, Trial, run_trial, write_failure
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.evaluate import Evaluation
 
@@ -52,13 +54,13 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
     description = model_description(config, domain, learner)
     models.check_name(uri, config.tracking.model or models.default_name(description), description)
     with new_folder(folder), quiet(folder / "log.txt") as terminal:
-        records = Records(config)
+        records = Population(config) if _settings(config).search == "pbt" else Records(config)
         view = TrialTable(terminal, folder, _settings(config))
-        if records.unended:
+        if records.runs_left:
             _run_trials(config, domain, records, view, uri, address, allow_other_hardware)
         winner = _winner(records)
         best = _describe(records, winner, view)
-    return _conclude(config, records, winner, best, uri, address)
+    return _conclude(records, winner, best, uri, address, allow_other_hardware)
 
 
 def _settings(config: Config) -> SweepConfig:
@@ -71,16 +73,20 @@ def _as_sweep(config: Config) -> Config:
     if config.sweep is None:
         raise ConfigError("the config has no sweep.space", "add one: sweep: {space: {learner.inner_lr: {loguniform: [0.01, 1]}}}")
     data, train = config.data, config.train
+    if not isinstance(train.workers, int):
+        raise ConfigError(f"train.workers={list(train.workers)} in a sweep, where every trial has a place of its own", "give one number")
     task = {name: getattr(data.eval, name) or getattr(data, name) for name in ("way", "shot", "queries")}
     data = data.model_copy(update={"eval": data.eval.model_copy(update=task)})  # the same episodes for all, whatever they train on
     train = train.model_copy(update={"checkpoint_every": train.validate_every})
     grace = config.sweep.grace or train.validate_every
-    if config.sweep.scheduler == "asha" and max(grace, train.validate_every) >= config.outer.steps:
+    if config.sweep.stops_early and max(grace, train.validate_every) >= config.outer.steps:
         raise ConfigError(
             f"sweep.scheduler=asha, but no accuracy is reported before step {config.outer.steps}, the last "
             f"(train.validate_every={train.validate_every}, sweep.grace={grace})",
             f"set both below outer.steps, such as train.validate_every={max(1, config.outer.steps // 9)}, or sweep.scheduler=none",
         )
+    if config.sweep.search == "pbt":
+        check_generations(config)
     return config.model_copy(update={"data": data, "train": train})
 
 
@@ -90,87 +96,8 @@ def check_space(config: Config) -> None:
         for value in values.extremes:
             learner_of(candidate := trial_config(config, {key: value}), domain := domain_of(candidate))
             domain.check()
-
-
-def trial_config(config: Config, params: dict[str, Any], run_folder: Path | None = None) -> Config:
-    """The run of a trial: `config` with `params`, and no sweep."""
-    alone = config.model_copy(update={"sweep": None, "run_folder": str(run_folder or config.run_folder)})
-    return with_values(alone, params, "sweep.space")
-
-
-class Records:
-    """The trials so far, on disk and in memory; the next one, and what each came to."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.settings = _settings(config)
-        self.folder = Path(config.run_folder)
-        self.trials = load_trials(self.folder)
-        self._search = Search(self.settings, config.seed)
-        self._resumed = [trial for trial in self.trials if trial.state == "running"]
-        for trial in self.ended:
-            self._learn(trial)
-
-    @property
-    def ended(self) -> list[Trial]:
-        return [trial for trial in self.trials if trial.state != "running"]
-
-    @property
-    def unended(self) -> int:
-        return max(0, self.settings.total - len(self.ended))
-
-    def next(self) -> Trial | None:
-        """The trial to run next: one that was interrupted, else a new one, else none."""
-        if self._resumed:
-            return self._resumed.pop(0)
-        number = len(self.trials)
-        if number >= self.settings.total:
-            return None
-        if self.settings.baseline and number == 0:
-            own = {key: value_of(self.config, key) for key in self.settings.space}
-            params = {key: value for key, value in own.items() if value is not None}
-        else:
-            params = self._search.propose(number - self.settings.baseline)
-        trial = Trial(number, params, began=time.time())
-        self.trials.append(trial)
-        return trial
-
-    def config_of(self, trial: Trial) -> Config:
-        return trial_config(self.config, trial.params, trial.folder(self.folder))
-
-    def end(self, trial: Trial, died: bool) -> None:
-        """Record how a trial ended, as its run folder says."""
-        trial.state, trial.reason = self._ending(trial, died)
-        trial.ended = time.time()
-        trial.save(self.folder)
-        self._learn(trial)
-
-    def _ending(self, trial: Trial, died: bool) -> tuple[Any, str]:
-        run_folder = trial.folder(self.folder)
-        if (run_folder / FAILURE).exists():
-            return "failed", json.loads((run_folder / FAILURE).read_text())["message"]
-        newest = checkpoints.newest(run_folder)
-        if newest is not None and newest.name == checkpoints.folder_name(self.config.outer.steps):
-            return "finished", f"all {self.config.outer.steps} steps"
-        if died:
-            return "failed", f"its driver was lost {self.config.train.max_failures + 1} times"
-        curve = trial.curve(self.folder)
-        if not curve:
-            return "failed", "it ended before its first validation"
-        last = curve[-1]
-        return "stopped", f"at step {last.step}: {last.score:.4g} is not among the best 1/{self.settings.reduction} there"
-
-    def _learn(self, trial: Trial) -> None:
-        number = trial.number - self.settings.baseline
-        self._search.learn(number, trial.params, trial.curve(self.folder), trial.state == "failed")
-
-    def ranking(self) -> list[Trial]:
-        """Trials with a figure, best first: those that made all their steps before those that were stopped."""
-
-        def merit(trial: Trial) -> tuple[bool, float]:
-            return trial.state == "finished", max(point.score for point in trial.curve(self.folder))
-
-        return sorted((t for t in self.ended if t.state != "failed" and t.curve(self.folder)), key=merit, reverse=True)
+            if _settings(config).search == "pbt":
+                check_changeable(config, candidate, key, domain)
 
 
 class _NotKept:
@@ -202,7 +129,7 @@ class Source(_NotKept, Searcher):
                 continue
             self._running[trial_id] = trial
             return settings
-        return Searcher.FINISHED
+        return None if self._running else Searcher.FINISHED  # what is running may leave more to do
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running.pop(trial_id, None)
@@ -254,8 +181,8 @@ def _run_trials(
     view.say(f"sweep folder {folder}; Ray's log is {folder / 'log.txt'}")
     with connected(address, dashboard=True):
         device = resolve_device(config.train)
-        at_once = check_capacity(config.train, device) // config.train.workers
-        view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {config.train.workers} workers each")
+        at_once = check_capacity(config.train, device) // config.train.fewest
+        view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {config.train.fewest} workers each")
         write_description(config, domain)
 
         def begin(trial: Trial) -> dict[str, Any]:
@@ -267,18 +194,19 @@ def _run_trials(
             placed = candidate.model_copy(update={"train": candidate.train.model_copy(update={"device": device})})
             private = placed.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": None})})  # may hold a password
             spared = settings.baseline and trial.number == 0
-            return {"config": private.model_dump(), "allow_other_hardware": allow_other_hardware, "spared": spared}
+            told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared}
+            return {"config": private.model_dump(), "since": trial.since, "until": trial.until} | told
 
         source, interrupt = Source(records, begin), _Interrupt()
         scheduler: TrialScheduler = FIFOScheduler()
-        if settings.scheduler == "asha":
+        if settings.stops_early:
             scheduler = Asha(settings, settings.grace or config.train.validate_every, config.outer.steps, records)
         tuner = Tuner(
             tune.with_resources(run_trial, _DRIVER),
             tune_config=TuneConfig(
                 search_alg=source,
                 scheduler=scheduler,
-                num_samples=records.unended,
+                num_samples=records.runs_left,
                 max_concurrent_trials=at_once,
                 reuse_actors=False,
             ),
@@ -310,7 +238,7 @@ def _watch(tuner: Tuner, source: Source, interrupt: _Interrupt, records: Records
     def fit() -> None:
         try:
             tuner.fit()
-        except (TuneError, RayError, RuntimeError, ValueError) as error:
+        except (TuneError, RayError, RuntimeError, ValueError, OSError) as error:
             failed.append(error)
 
     def on_signal(*_: object) -> None:
@@ -359,26 +287,43 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
     return parameters(winner, records.folder) | {"fresh": fresh}
 
 
-def _conclude(config: Config, records: Records, winner: Trial, best: dict[str, Any], uri: str, address: str | None) -> dict[str, Any]:
-    """Write what is kept of the sweep, and promote the winner: its run goes on to the test, and is published."""
+def _conclude(
+    records: Records, winner: Trial, best: dict[str, Any], uri: str, address: str | None, allow_other_hardware: bool
+) -> dict[str, Any]:
+    """Write what is kept of the sweep, and promote what the winner found."""
     folder, winning = records.folder, records.config_of(winner)
     shown = winning.tracking.model_copy(update={"uri": winning.tracking.uri and tracking.without_credentials(winning.tracking.uri)})
-    again = winning.model_copy(update={"run_folder": f"{config.run_folder}-best", "tracking": shown})
-    checkpoints.write_whole(folder / BEST, again.to_yaml())
+    again = winning.model_copy(update={"run_folder": f"{records.config.run_folder}-best", "tracking": shown})
+    schedule = "# The last values of a schedule: sweep.search=pbt changed them on the way, as `history` in trials.json says.\n"
+    checkpoints.write_whole(folder / BEST, (schedule if len(winner.history) > 1 else "") + again.to_yaml())
     pictures = draw(records.trials, folder, records.settings)
-    if records.settings.promote:
-        result = run(winning, resume=True, address=address)
-        best |= {"model": result["model"], "test": result["test"]}
+    run_id = json.loads((folder / tracking.RUN_FILE).read_text())["run_id"]
+    if records.settings.promote != "none":
+        best |= _promote(records, winner, run_id, uri, address, allow_other_hardware)
     ranking = records.ranking()
     rows = [parameters(trial, folder) for trial in [*ranking, *(t for t in records.trials if t not in ranking)]]
-    run_id = json.loads((folder / tracking.RUN_FILE).read_text())["run_id"]
     answer = {"run_id": run_id, "run_folder": str(folder), "trials": rows, "best_config": str(folder / BEST), "best": best}
     checkpoints.write_whole(folder / TRIALS, json.dumps(answer, indent=1))
     tracking.log_files(uri, run_id, [folder / BEST, folder / TRIALS, *pictures])
-    if records.settings.promote:
-        models.tag_version(uri, best["model"], {"sweep": run_id})
     tracking.end_run(uri, run_id, "FINISHED")
     return answer
+
+
+def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: str | None, allow_other_hardware: bool) -> dict[str, Any]:
+    """Test and publish the winner's run, or a new run with its config; the model's address and its test."""
+    config, settings, retrained = records.config_of(winner), records.settings, {}
+    if settings.promote == "retrain":
+        steps = settings.retrain_steps or config.outer.steps
+        folder = (
+            records.folder / "retrained" / f"trial-{winner.number:03d}-{steps}-steps"
+        )  # a resume may find another winner, or change steps
+        config = config.model_copy(update={"run_folder": str(folder), "outer": config.outer.model_copy(update={"steps": steps})})
+        retrained = {"retrained": str(folder), "retrained_steps": steps}
+    result = run(config, resume=True, address=address, allow_other_hardware=allow_other_hardware)
+    models.tag_version(uri, f"runs:/{result['run_id']}/model", {"sweep": sweep_id})  # an alias may have moved on since
+    if retrained:
+        tracking.set_tags(uri, result["run_id"], {"mlflow.parentRunId": sweep_id, "retrained": str(winner.number)})
+    return {"model": result["model"], "test": result["test"]} | retrained
 
 
 def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
@@ -386,7 +331,7 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     seed = config.data.eval.seed + 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
     domain = domain_of(config)
-    learner = learner_of(config, domain, dtype=getattr(torch, config.train.precision))
+    learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
     params = checkpoints.load_params(Path(config.run_folder) / "best" / checkpoints.WEIGHTS)
     like = learner.initial_params(0)
     params = {name: torch.empty_like(value).copy_(params[name]) for name, value in like.items()}

@@ -1,5 +1,6 @@
 """A sweep's mirror in MLflow: a parent run, and a child for each trial, sent from a thread of its own. No trial waits for it."""
 
+import json
 import threading
 from typing import Any
 
@@ -62,6 +63,7 @@ class SweepMirror:
             run_id, mirror = self._children[trial.number]
             mirror.__exit__()
             tracking.send_metrics(self._uri, run_id, folder)
-            tracking.set_tags(self._uri, run_id, {"state": trial.state, "reason": trial.reason})
+            history = {"history": json.dumps(trial.history)} if trial.history else {}
+            tracking.set_tags(self._uri, run_id, {"state": trial.state, "reason": trial.reason} | history)
             tracking.end_run(self._uri, run_id, _STATUS[trial.state])
             self._done.add(trial.number)

@@ -25,9 +25,8 @@ _COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "ru
 
 
 def parameters(trial: Trial, sweep_folder: Path) -> dict[str, Any]:
-    """A trial as a row of the answer: its params, how it ended, and its best validation (score, step)."""
-    curve = trial.curve(sweep_folder)
-    best = max(curve, key=lambda point: point.score, default=None)
+    """A trial as a row of the answer: its params, how it ended, and its best validation with them (score, step)."""
+    curve, best = trial.curve(sweep_folder), trial.best(sweep_folder)
     seconds = None if trial.ended is None or trial.began is None else round(trial.ended - trial.began, 1)
     return {
         "number": trial.number,
@@ -39,7 +38,7 @@ def parameters(trial: Trial, sweep_folder: Path) -> dict[str, Any]:
         "best_step": best.step if best else None,
         "seconds": seconds,
         "run_folder": str(trial.folder(sweep_folder)),
-    }
+    } | ({"history": trial.history} if trial.history else {})
 
 
 class TrialTable:

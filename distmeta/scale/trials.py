@@ -5,7 +5,7 @@ Nothing here reads what Ray Tune writes: its records are pickles.
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +39,11 @@ def validations(run_folder: Path, after: int = -1) -> list[Record]:
 
 @dataclass
 class Trial:
-    """One trial. `params` is dotted key → value; `began` and `ended` are seconds since 1970; `reason` says why it ended."""
+    """One trial. `params` is dotted key → value; `began` and `ended` are seconds since 1970; `reason` says why it ended.
+
+    `until` is the step where it was stopped: its workers live on for a moment, and what they add does not count. Of a population: it trains
+    now from step `since` to step `until`, and `history` holds its params so far, each from a step on.
+    """
 
     number: int
     params: dict[str, Any]
@@ -47,6 +51,9 @@ class Trial:
     reason: str = ""
     began: float | None = None
     ended: float | None = None
+    since: int = 0
+    until: int | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     def folder(self, sweep_folder: Path) -> Path:
         return sweep_folder / "trials" / f"trial-{self.number:03d}"
@@ -55,7 +62,12 @@ class Trial:
         checkpoints.write_whole(self.folder(sweep_folder) / RECORD, json.dumps(asdict(self)))
 
     def curve(self, sweep_folder: Path) -> list[Point]:
-        return [Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder))]
+        points = (Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder)))
+        return [point for point in points if self.until is None or point.step <= self.until]
+
+    def best(self, sweep_folder: Path) -> Point | None:
+        """Its best validation with the params that it has now, if there is one: that of the model in its run folder."""
+        return max((point for point in self.curve(sweep_folder) if point.step > self.since), key=lambda point: point.score, default=None)
 
 
 def load_trials(sweep_folder: Path) -> list[Trial]:
@@ -72,7 +84,8 @@ def run_trial(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings["config"])
     folder, last_step = Path(config.run_folder), config.outer.steps
     board = Board.remote()  # type: ignore[attr-defined]
-    fit = Fit(trainer(config, board, settings["allow_other_hardware"], test=False))
+    part = settings["since"], settings["until"]
+    fit = Fit(trainer(config, board, settings["allow_other_hardware"], settings["import_from"], test=False, part=part))
     told = -1
     while fit.going:
         time.sleep(_POLL_S)

@@ -1,5 +1,6 @@
 """One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
 
+import errno
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import ray
 import torch
+import torch.distributed as dist
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -23,15 +25,18 @@ from distmeta.learners.params import Params, weights_sha256
 from distmeta.scale.cluster import ALLOCATOR, gpus_per_worker
 from distmeta.scale.domain import domain_of
 from distmeta.scale.launch import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
+from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.checkpoint import Checkpoint
 from distmeta.train.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
 from distmeta.train.loop import Plan, Progress, train
 from distmeta.train.metrics import MetricsWriter, Record, note_start
-from distmeta.train.reduce import PeerFailure, agree
+from distmeta.train.reduce import PeerFailure, Request, agree
 
 CHECKPOINTS_KEPT = 2
+_RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing costs a restart from the last checkpoint
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody mends it
 
 
 class Worker:
@@ -54,41 +59,46 @@ class Worker:
         self.validation = self.domain.evaluation("val")
         self.progress = Progress()
         self.metrics: MetricsWriter | None = None
+        self.notices = Notices()
         self.memory_used: int | None = None  # by the first step, beyond what was there before
         self._memory_before = 0
         self._clock = (time.monotonic(), 0)
         self._validation_figure: dict[str, float] = {}
 
-    def resume(self, allow_other_hardware: bool) -> None:
-        """Go on from the newest whole checkpoint, if there is one. Raises RunError if it was written by another kind of machine."""
-        folder = checkpoints.newest(self.run_folder)
+    def join(self, machines: list[dict[str, str]], allow_other_hardware: bool, since: int) -> None:
+        """Take a place among workers on `machines` (in order of rank), at the newest whole checkpoint if there is one; from
+        step `since` on with other settings, so the best is sought anew.
+
+        Raises RunError if this machine is of another kind than rank 0's, or than the one that wrote the checkpoint.
+        """
+        here, folder = machines[self.rank], checkpoints.newest(self.run_folder)
+        if not allow_other_hardware:
+            check_machine(here, machines[0], f"worker {self.rank} runs on another kind of machine than worker 0")
+            if folder is not None:
+                check_machine(here, checkpoints.machine_of(folder), f"{folder} was written on another kind of machine")
         if folder is not None:
-            here, there = checkpoints.machine(self.config.train.threads_per_worker), checkpoints.machine_of(folder)
-            differing = [f"{name} {there.get(name)} → {value}" for name, value in here.items() if there.get(name) != value]
-            if differing and not allow_other_hardware:
-                raise RunError(
-                    f"{folder} was written on another machine ({', '.join(differing)}); the same bits cannot be promised",
-                    "resume where it ran, or give --allow-other-hardware",
-                )
             found = checkpoints.load(folder)
             self.outer.load(found.meta_params, found.optimizer)
             self.progress = Progress(found.step, **found.progress)
+            if since == found.step:
+                self.progress.best_step, self.progress.best_score = 0, None
         if self.rank == 0:
             note_start(self.run_folder, self.progress.step)
             self.metrics = MetricsWriter(self.run_folder, self.progress.step)
 
-    def run(self, test: bool) -> None:
-        """Train; at the end, `test` the best step."""
+    def run(self, test: bool, until: int | None = None) -> None:
+        """Train, to the last step or to step `until`; at the end, `test` the best step."""
         outer, train_config = self.config.outer, self.config.train
         slots = block(outer.meta_batch_size, self.rank, self.workers)
         plan = Plan(
-            outer.steps,
+            until or outer.steps,
             train_config.checkpoint_every,
             train_config.validate_every,
             train_config.max_bad_steps,
             outer.meta_batch_size,
             self.rank,
             slots,
+            train_config.reduction,
         )
         batches = self.domain.training(slots, self.progress.step)
         self._clock = (time.monotonic(), self.progress.step)
@@ -160,12 +170,39 @@ class Worker:
                 checkpoints.save(checkpoint, Path(scratch) / name, self.config.train.threads_per_worker)
                 committed = RayCheckpoint.from_directory(Path(scratch) / name)
             ray.train.report({"step": checkpoint.step}, checkpoint=committed, checkpoint_dir_name=name)
+        if self.notices.terminated:
+            raise Terminated(f"worker {self.rank} was told to end, and leaves after step {checkpoint.step}")
 
     def episode(self, step: int, slot: int) -> str:
         return self.domain.describe(step, slot)
 
-    def stop_requested(self) -> bool:
-        return self.rank == 0 and self.reporter.stop_requested()
+    def request(self) -> Request:
+        if self.rank == 0 and self.reporter.stop_requested():
+            return Request.STOP
+        if self.notices.terminated:
+            return Request.CHECKPOINT
+        return Request.LOOK if self.rank == 0 and self.notices.due() else Request.NOTHING
+
+    def node_going(self) -> bool:
+        return self.notices.node_going()
+
+
+def check_machine(here: dict[str, str], there: dict[str, str], what: str) -> None:
+    """Raises RunError naming what differs; `what` says where `there` was found."""
+    differing = [f"{name} {there.get(name)} → {value}" for name, value in here.items() if there.get(name) != value]
+    if differing:
+        raise RunError(
+            f"{what} ({', '.join(differing)}); the same bits cannot be promised", "use machines of one kind, or give --allow-other-hardware"
+        )
+
+
+def _machines(threads: int) -> list[dict[str, str]]:
+    """Every worker's machine, by rank."""
+    here = checkpoints.machine(threads)
+    machines = [here] * (dist.get_world_size() if dist.is_initialized() else 1)
+    if len(machines) > 1:
+        dist.all_gather_object(machines, here)
+    return machines
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -186,36 +223,68 @@ def run_worker(settings: dict[str, Any]) -> None:
     """What Ray Train calls in every worker.
 
     A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
+    If storage refuses to be written, that is told and left to Ray: the workers that it starts then find it told, and end.
     """
     config = Config.model_validate(settings["config"])
+    since, until = settings["part"]
     sys.path.append(settings["import_from"])
     torch.set_num_threads(config.train.threads_per_worker)
     device = get_device() if config.train.device == "cuda" else torch.device("cpu")
     assert isinstance(device, torch.device)
     reporter = Reporter(settings["board"])
+    if reporter.failed():
+        return
     failure: DistmetaError | None = None
     worker: Worker | None = None
     try:
         try:
             worker = Worker(config, device, reporter)
-            worker.resume(settings["allow_other_hardware"])
+        except DistmetaError as error:
+            failure = error
+        machines = _machines(config.train.threads_per_worker)
+        try:
+            if worker is not None:
+                worker.join(machines, settings["allow_other_hardware"], since)
         except DistmetaError as error:
             failure = error
         agree(failure, device)
         assert worker is not None
-        worker.run(settings["test"])
+        worker.run(settings["test"], until)
     except PeerFailure:
         return
     except DistmetaError as error:
         reporter.fail(error)
+    except OSError as error:
+        if error.errno in _UNWRITABLE:
+            newest = checkpoints.newest(Path(config.run_folder))
+            reporter.fail(
+                RunError(
+                    f"the run cannot be written: {error}",
+                    f"make room, or give it rights; --resume then goes on from {newest.name if newest else 'its beginning'}",
+                )
+            )
+        raise
 
 
-def trainer(config: Config, board: Any, allow_other_hardware: bool, test: bool = True) -> TorchTrainer:
-    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`."""
+def trainer(
+    config: Config,
+    board: Any,
+    allow_other_hardware: bool,
+    import_from: str,
+    test: bool = True,
+    part: tuple[int, int | None] = (0, None),
+) -> TorchTrainer:
+    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
+
+    `import_from`: the folder where networks given by import path are found. `part`: the step from which its settings are these, and the
+    one where it ends, if not the last.
+    """
     train_config = config.train
     gpus = gpus_per_worker(train_config, train_config.device)
     resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)  # Ray has no argument for it
+    # Ray has no arguments for these.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train_config.collective_timeout_s)
     environment = ALLOCATOR | {"OMP_NUM_THREADS": str(train_config.threads_per_worker)}
     return TorchTrainer(
         run_worker,
@@ -223,10 +292,17 @@ def trainer(config: Config, board: Any, allow_other_hardware: bool, test: bool =
             "config": config.model_dump(),
             "board": board,
             "allow_other_hardware": allow_other_hardware,
-            "import_from": os.getcwd(),  # where the driver finds networks given by import path
+            "import_from": import_from,
             "test": test,
+            "part": part,
         },
-        scaling_config=ScalingConfig(num_workers=train_config.workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=train_config.workers,  # type: ignore[arg-type]
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+            accelerator_type=train_config.accelerator_type,
+            elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,  # type: ignore[call-arg]
+        ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(
             name="checkpoints",

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 
 from distmeta.errors import RunError
 from distmeta.learners.params import Params
@@ -56,7 +57,8 @@ def save(checkpoint: Checkpoint, folder: Path, threads: int) -> None:
 
 
 def _save_params(params: Params, path: Path) -> None:
-    save_file({name: value.detach().contiguous() for name, value in params.items()}, path)
+    # Not save_file: its errors do not say that the disk is full in a way that can be asked for.
+    path.write_bytes(serialised({name: value.detach().contiguous() for name, value in params.items()}))
 
 
 def load_params(path: Path) -> Params:
@@ -91,6 +93,15 @@ def newest(run_folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, if there is one."""
     folders = sorted((run_folder / "checkpoints").glob("step-*"), reverse=True)
     return next((folder for folder in folders if is_whole(folder)), None)
+
+
+def take_over(other: Path, run_folder: Path) -> None:
+    """Let a copy of another run's checkpoint stand for this run's own of the same step."""
+    building, own = run_folder / ".checkpoint.new", run_folder / "checkpoints" / other.name
+    shutil.rmtree(building, ignore_errors=True)
+    shutil.copytree(other, building)
+    shutil.rmtree(own, ignore_errors=True)
+    os.rename(building, own)
 
 
 def load(folder: Path) -> Checkpoint:

@@ -114,14 +114,25 @@ def accuracy(learner: Learner, meta_params: Params, stream: Stream, episodes: in
     Raises the worker's own failure, or PeerFailure where another worker failed.
     """
 
+    counts = _on_all_workers(lambda indices: count_correct(learner, meta_params, stream, indices), 2, meta_params, episodes, rank, workers)
+    return accuracy_of(counts, learner, stream, norm)
+
+
+def count_correct(learner: Learner, meta_params: Params, stream: Stream, indices: list[int]) -> Tensor:
+    """Correctly classified queries of these evaluation episodes, (len(indices), 2): normalised together, and each alone."""
+
     def count(support: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor) -> Tensor:
         logits = learner.predict(learner.adapt(meta_params, support, labels), queries)
         return torch.stack([(kind.argmax(1) == query_labels).sum() for kind in logits])
 
-    counts = _by_episode(count, 2, meta_params, stream, episodes, rank, workers)
+    return _each(count, 2, meta_params, stream, indices)
+
+
+def accuracy_of(counts: Tensor, learner: Learner, stream: Stream, norm: str) -> Accuracy:
+    """What the counts (episodes, 2) of `count_correct` come to."""
     by_episode = counts.double() / (stream.task.way * stream.task.queries)
     (transductive, ci95), (inductive, ci95_inductive) = (_mean_and_ci95(values) for values in by_episode.unbind(1))
-    return Accuracy(transductive, ci95, inductive, ci95_inductive, _setting(learner, stream, episodes, norm), by_episode)
+    return Accuracy(transductive, ci95, inductive, ci95_inductive, _setting(learner, stream, len(counts), norm), by_episode)
 
 
 def squared_error(learner: Learner, meta_params: Params, stream: Stream, episodes: int, norm: str, rank: int, workers: int) -> SquaredError:
@@ -133,7 +144,10 @@ def squared_error(learner: Learner, meta_params: Params, stream: Stream, episode
         return (found.nan_to_num(2.0**30, 2.0**30).clamp(max=2.0**30) / _UNIT).round().long()
 
     steps = learner.inner_steps_eval
-    by_episode = _by_episode(errors, steps + 1, meta_params, stream, episodes, rank, workers).double() * _UNIT
+    found = _on_all_workers(
+        lambda indices: _each(errors, steps + 1, meta_params, stream, indices), steps + 1, meta_params, episodes, rank, workers
+    )
+    by_episode = found.double() * _UNIT
     figures = {str(step): _mean_and_ci95(by_episode[:, step]) for step in range(steps + 1)}
     mse, ci95 = ({step: figure[part] for step, figure in figures.items()} for part in (0, 1))
     return SquaredError(mse, ci95, _setting(learner, stream, episodes, norm), by_episode)
@@ -149,22 +163,31 @@ def paired_difference(ours: Evaluation, theirs: Evaluation) -> dict[str, float]:
     return {"difference": difference, "difference_ci95": ci95}
 
 
-def _by_episode(
-    score: Callable[..., Tensor], columns: int, meta_params: Params, stream: Stream, episodes: int, rank: int, workers: int
-) -> Tensor:
-    """(episodes, columns) integers, on every worker: `score` of each episode's support, labels, queries and query labels."""
+def _each(score: Callable[..., Tensor], columns: int, meta_params: Params, stream: Stream, indices: list[int]) -> Tensor:
+    """(len(indices), columns) integers: `score` of each episode's support, labels, queries and query labels."""
     parameter = next(iter(meta_params.values()))
-    scores = torch.zeros(episodes, columns, dtype=torch.int64, device=parameter.device)
-    failure = None
+    rows = torch.zeros(len(indices), columns, dtype=torch.int64, device=parameter.device)
+    place = {index: row for row, index in enumerate(indices)}
+    for batch in stream.evaluation(indices):
+        _, found, *tensors = batch.like(parameter)
+        for index, *episode in zip(found, *tensors, strict=True):
+            rows[place[index]] = score(*episode)
+    return rows
+
+
+def _on_all_workers(
+    scores: Callable[[list[int]], Tensor], columns: int, meta_params: Params, episodes: int, rank: int, workers: int
+) -> Tensor:
+    """(episodes, columns) integers on every worker, each of which finds those of its share."""
+    device = next(iter(meta_params.values())).device
+    everything = torch.zeros(episodes, columns, dtype=torch.int64, device=device)
+    share, failure = block(episodes, rank, workers), None
     try:
-        for batch in stream.evaluation(block(episodes, rank, workers)):
-            _, indices, *tensors = batch.like(parameter)
-            for index, *episode in zip(indices, *tensors, strict=True):
-                scores[index] = score(*episode)
+        everything[share] = scores(share)
     except DistmetaError as error:
         failure = error
-    agree(failure, parameter.device)
-    return sum_over_workers(scores).cpu()
+    agree(failure, device)
+    return sum_over_workers(everything).cpu()
 
 
 def _setting(learner: Learner, stream: Stream, episodes: int, norm: str) -> Setting:

@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-import torch
-
 from distmeta.errors import DistmetaError, RunError
-from distmeta.learners.learner import Batch, Learner, SlotMetrics
-from distmeta.learners.params import Params
+from distmeta.learners.learner import Batch, Learner
+from distmeta.learners.params import Params, flatten
 from distmeta.train.checkpoint import Checkpoint
 from distmeta.train.evaluate import Evaluation
 from distmeta.train.metrics import Record
 from distmeta.train.outer import OuterUpdate
-from distmeta.train.reduce import Contribution, Reduced, reduce
+from distmeta.train.reduce import Contribution, Reduced, Reduction, Request, reduce, slot_sum
 
 
 class Plan(NamedTuple):
@@ -27,6 +25,7 @@ class Plan(NamedTuple):
     meta_batch_size: int
     rank: int
     slots: list[int]
+    reduction: Reduction = "exact"
 
 
 class Hooks(Protocol):
@@ -47,34 +46,46 @@ class Hooks(Protocol):
     def episode(self, step: int, slot: int) -> str:
         """What the episode of (step, slot) is made of, for people."""
 
-    def stop_requested(self) -> bool:
-        """Whether somebody asked this worker to stop soon."""
+    def request(self) -> Request:
+        """What this worker asks of all, for itself or for somebody else."""
+
+    def node_going(self) -> bool:
+        """Whether a node is about to go of which no worker has heard before. Called only if some worker asked to look."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: `step` updates made, the best validation, steps in a row without a finite meta-gradient."""
+    """Where a run stands: `step` updates made, the best validation, steps in a row without a finite meta-gradient, and the largest
+    magnitude in the last one's meta-gradients, which may scale the next."""
 
     step: int = 0
     best_step: int = 0
     best_score: float | None = None
     bad_steps: int = 0
+    largest: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"best_step": self.best_step, "best_score": self.best_score, "bad_steps": self.bad_steps}
+        """All but the step."""
+        return {"best_step": self.best_step, "best_score": self.best_score, "bad_steps": self.bad_steps, "largest": self.largest}
 
 
 @dataclass
 class _Timer:
-    """Seconds since the last mark, by what they went into."""
+    """Seconds between marks, by what they went into."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
 
     def mark(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[f"time/{name}"] = now - self.last
+        key = f"time/{name}"
+        self.seconds[key] = self.seconds.get(key, 0.0) + now - self.last
         self.last = now
+
+    def take(self) -> dict[str, float]:
+        """What was gathered, and begin anew."""
+        taken, self.seconds = self.seconds, {}
+        return taken
 
 
 def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progress: Progress, plan: Plan, hooks: Hooks) -> bool:
@@ -82,44 +93,58 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
 
     Raises RunError after `max_bad_steps` steps in a row with a non-finite meta-gradient, and what `reduce` raises.
     """
+    timer = _Timer()
     while progress.step < plan.steps:
-        timer = _Timer()
-        contribution = contribute(learner, outer.meta_params, batches, plan.slots, timer)
-        reduced = reduce(contribution, outer.meta_params, plan.meta_batch_size, plan.rank, hooks.stop_requested())
-        timer.mark("reduce")
+        reduced = meta_gradient(learner, outer.meta_params, batches, progress, plan, hooks, timer)
         gradient_norm = None
         if reduced.meta_gradient is not None:
             gradient_norm = outer.update(reduced.meta_gradient, progress.step)
         progress.step += 1
         count_bad(progress, plan, reduced, hooks)
         record = step_record(progress, reduced, gradient_norm, outer)
+        timer.mark("update")
         if progress.step % plan.validate_every == 0 or progress.step == plan.steps:
             validation = hooks.validate(outer.meta_params)
             record["validation"] = validation.as_dict() | {"score": validation.score}
             if progress.best_score is None or validation.score > progress.best_score:
                 progress.best_step, progress.best_score = progress.step, validation.score
                 hooks.keep_best(outer.meta_params, progress.step, validation)
-        timer.mark("update")
-        hooks.log(record | timer.seconds)
-        if reduced.stop or progress.step % plan.checkpoint_every == 0 or progress.step == plan.steps:
+            timer.mark("validate")
+        hooks.log(record | timer.take())
+        due = reduced.request >= Request.CHECKPOINT or progress.step % plan.checkpoint_every == 0 or progress.step == plan.steps
+        if due or (reduced.request is Request.LOOK and hooks.node_going()):
             hooks.checkpoint(Checkpoint(progress.step, outer.meta_params, outer.state(), progress.as_dict()))
-        if reduced.stop:
+        timer.mark("log")  # stands in the next step's record: this one's is written
+        if reduced.request is Request.STOP:
             break
     return progress.step == plan.steps
 
 
-def contribute(learner: Learner, meta_params: Params, batches: Iterator[Batch], slots: list[int], timer: _Timer) -> Contribution:
-    """This worker's meta-gradients for the next step, or the failure that kept it from them: its peers must hear of either."""
+def meta_gradient(
+    learner: Learner, meta_params: Params, batches: Iterator[Batch], progress: Progress, plan: Plan, hooks: Hooks, timer: _Timer
+) -> Reduced:
+    """The next step's meta-gradient, the same on every worker. A failure on the way becomes all workers': its peers must hear of it."""
+    flat, request = flatten(meta_params), hooks.request()
     parameter = next(iter(meta_params.values()))
+    failure: DistmetaError | None = None
     try:
-        episodes = next(batches).like(parameter)
-        timer.mark("data")
-        slot_gradients, metrics = learner.slot_gradients(meta_params, episodes)
+        batch = next(batches).like(parameter)
+    except DistmetaError as error:
+        failure = error
+    timer.mark("data")
+    while True:
+        into = slot_sum(plan.reduction, plan.meta_batch_size, len(flat), flat, progress.largest)
+        if failure is None:
+            contribution = Contribution.of(plan.slots, learner.each_slot(meta_params, batch), into)
+        else:
+            contribution = Contribution.failed(failure, into)
         timer.mark("adapt")
-        return Contribution(slots, slot_gradients, metrics)
-    except DistmetaError as failure:
-        nothing = torch.zeros(0, device=parameter.device)
-        return Contribution([], nothing.view(0, 1), SlotMetrics(nothing, nothing, nothing), failure)
+        reduced = reduce(contribution, meta_params, plan.meta_batch_size, plan.rank, request, timer.mark)
+        timer.mark("reduce")
+        if reduced.bad_slot is None:
+            progress.largest = reduced.largest
+        if not reduced.again:
+            return reduced
 
 
 def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) -> None:

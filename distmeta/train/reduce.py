@@ -1,12 +1,17 @@
-"""The order-free all-reduce: the same meta-gradient, bit for bit, for any number of workers and any order of summation.
+"""The reduction: the workers' meta-gradients become one, the same on every worker.
 
-Every slot's meta-gradient is scaled by a power of two taken from the largest magnitude anywhere, rounded to int64 and summed as integers,
-which is associative; the sum is scaled back and divided once by the number of episodes. Metrics travel in the same sum.
+`exact` is order-free. Every slot's meta-gradient is scaled by a power of two taken from the largest magnitude anywhere, rounded to int64
+and summed as integers, which is associative; the sum is scaled back and divided once by the number of episodes. So the bits do not
+depend on how many workers there are. `fast` is the backend's own floating-point sum: half the bytes, and bits that depend on the workers.
+Metrics travel in the same collective, as integers in either case.
 """
 
 import math
 import zlib
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,32 +21,195 @@ from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.params import Params, flatten
 
+Reduction = Literal["exact", "fast"]
+
+HELD_BYTES = 64 * 2**20
+"""Meta-gradients of a whole meta-batch larger than this are not held: each is scaled as it comes, by the step before."""
+_HEADROOM = 2.0**10  # how far above the last step's largest magnitude such a scale still reaches
 _LOSS_UNIT = 2.0**-32
+_LOSS_LIMIT = 2.0**30  # a diverged loss that is still finite counts as this
+
+
+class Request(IntEnum):
+    """What a worker may ask of all: the most that anybody asks is what all do after the step."""
+
+    NOTHING = 0
+    LOOK = 1
+    """See whether a node is about to go."""
+    CHECKPOINT = 2
+    STOP = 3
+    """With a checkpoint."""
+
+
+class SlotSum(ABC):
+    """The sum of a worker's meta-gradients, built slot by slot, and what is known of them."""
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        """`size` is P; `like` gives device and type of the meta-gradients."""
+        self.size = size
+        self.dtype = like.dtype
+        self.device = like.device
+        self._largest = torch.zeros((), dtype=like.dtype, device=like.device)
+        self._finite: list[Tensor] = []
+
+    def add(self, gradients: Tensor) -> None:
+        """Take in the meta-gradients (n, P) of the next n slots."""
+        finite = gradients.isfinite()
+        self._largest = torch.maximum(self._largest, gradients.where(finite, 0).abs().max())
+        self._finite.append(finite.all(1))
+        self._keep(gradients)
+
+    @property
+    def largest(self) -> float:
+        """The largest finite magnitude among them."""
+        return self._largest.item()
+
+    @property
+    def finite(self) -> list[bool]:
+        """For each slot, whether all of it is finite."""
+        return torch.cat(self._finite).tolist() if self._finite else []
+
+    def fits(self, largest: float) -> bool:
+        """Whether the sum can be made if `largest` is the largest magnitude anywhere; if not, the step is computed again."""
+        return True
+
+    @abstractmethod
+    def _keep(self, gradients: Tensor) -> None: ...
+
+    @abstractmethod
+    def with_metrics(self, metrics: Tensor, largest: float) -> Tensor:
+        """The sum (P,) with integer metrics (M,) behind it, in a form in which workers' vectors can be added."""
+
+    @abstractmethod
+    def split(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse, of all workers' sum: the meta-gradients' sum in float64 or the gradients' type, and the metrics."""
+
+
+class IntegerSum(SlotSum):
+    """A sum of integers, in units of 2^-exponent: the same bits in any order."""
+
+    _exponent = 0
+
+    def split(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        return total[: self.size].double().mul_(2.0**-self._exponent), total[self.size :]
+
+
+class HeldSum(IntegerSum):
+    """Holds the slots' meta-gradients until this step's largest magnitude is known, which scales them."""
+
+    def __init__(self, size: int, like: Tensor, meta_batch_size: int) -> None:
+        super().__init__(size, like)
+        self._meta_batch_size = meta_batch_size
+        self._held: list[Tensor] = []
+
+    def _keep(self, gradients: Tensor) -> None:
+        self._held.append(gradients)
+
+    def with_metrics(self, metrics: Tensor, largest: float) -> Tensor:
+        self._exponent = _exponent(largest, self._meta_batch_size)
+        total = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        for gradients in self._held:
+            _add_scaled(total, gradients, self._exponent)
+        return torch.cat([total, metrics])
+
+
+class ScaledSum(IntegerSum):
+    """Holds nothing but the sum, scaled by the largest magnitude of the step before.
+
+    If that is not known (None or 0), this step only finds it.
+    """
+
+    def __init__(self, size: int, like: Tensor, meta_batch_size: int, before: float | None) -> None:
+        super().__init__(size, like)
+        self._limit = (before or 0.0) * _HEADROOM
+        self._exponent = _exponent(self._limit, meta_batch_size)
+        self._total = torch.zeros(size, dtype=torch.int64, device=like.device)
+
+    def _keep(self, gradients: Tensor) -> None:
+        if self._limit:
+            _add_scaled(self._total, gradients, self._exponent)
+
+    def fits(self, largest: float) -> bool:
+        return largest <= self._limit
+
+    def with_metrics(self, metrics: Tensor, largest: float) -> Tensor:
+        return torch.cat([self._total, metrics])
+
+
+class FloatSum(SlotSum):
+    """The plain sum in the meta-gradients' own type."""
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        super().__init__(size, like)
+        self._total = torch.zeros(size, dtype=like.dtype, device=like.device)
+
+    def _keep(self, gradients: Tensor) -> None:
+        for gradient in gradients:
+            self._total += gradient
+
+    def with_metrics(self, metrics: Tensor, largest: float) -> Tensor:
+        # An integer goes as four of 16 bits, which floats hold exactly; all but one worker bring zeros in its place.
+        return torch.cat([self._total, metrics.view(torch.int16).to(self.dtype)])
+
+    def split(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        return total[: self.size], total[self.size :].round().to(torch.int16).view(torch.int64)
+
+
+def slot_sum(reduction: Reduction, meta_batch_size: int, size: int, like: Tensor, before: float | None) -> SlotSum:
+    """How meta-gradients (P = `size` values like `like`) are summed; `before` is the step before's largest magnitude.
+
+    Which of the two exact ways is a matter of the whole meta-batch, never of how many slots this worker has: they round differently.
+    """
+    if reduction == "fast":
+        return FloatSum(size, like)
+    if meta_batch_size * size * like.element_size() <= HELD_BYTES:
+        return HeldSum(size, like, meta_batch_size)
+    return ScaledSum(size, like, meta_batch_size, before)
 
 
 class Contribution(NamedTuple):
-    """What one worker brings to a step: its slots, their meta-gradients (B, P) and metrics; or the failure that kept it from it."""
+    """What one worker brings to a step: its slots, the sum of their meta-gradients and their metrics; or what kept it from that."""
 
     slots: list[int]
-    slot_gradients: Tensor
+    sum: SlotSum
     metrics: SlotMetrics
     failure: DistmetaError | None = None
+
+    @classmethod
+    def of(cls, slots: list[int], found: Iterable[tuple[Tensor, SlotMetrics]], into: SlotSum) -> "Contribution":
+        """Adds up what `Learner.each_slot` finds; a DistmetaError on the way becomes the contribution's failure."""
+        kept = []
+        try:
+            for gradients, metrics in found:
+                into.add(gradients)
+                kept.append(metrics)
+        except DistmetaError as failure:
+            return cls.failed(failure, into)
+        return cls(slots, into, SlotMetrics(*(torch.cat(columns).to(into.device) for columns in zip(*kept, strict=True))))
+
+    @classmethod
+    def failed(cls, failure: DistmetaError, into: SlotSum) -> "Contribution":
+        nothing = torch.zeros(0, device=into.device)
+        return cls([], into, SlotMetrics(nothing, nothing, nothing), failure)
 
 
 class Reduced(NamedTuple):
     """What all workers hold after a step, equal on each.
 
-    meta_gradient (P,): mean over all slots, or None if some slot's was not finite (`bad_slot`, the lowest such).
-    losses (B,), correct (B,), total (B,), ranks (B,): every slot's metrics and which worker computed it. `stop`: somebody asked to stop.
+    meta_gradient (P,): mean over all slots, or None if some slot's was not finite (`bad_slot`, the lowest such) or if the step has to be
+    computed `again`, now that its `largest` magnitude is known. losses (B,), correct (B,), total (B,), ranks (B,): every slot's metrics and
+    which worker computed it. `request`: the most that anybody asked for.
     """
 
     meta_gradient: Tensor | None
     bad_slot: int | None
+    again: bool
+    largest: float
     losses: Tensor
     correct: Tensor
     total: Tensor
     ranks: Tensor
-    stop: bool
+    request: Request
 
 
 class PeerFailure(RunError):
@@ -72,33 +240,43 @@ def _raise_if_failed(anywhere: bool, failure: DistmetaError | None) -> None:
         raise PeerFailure("another worker failed", "see its message")
 
 
-def reduce(contribution: Contribution, meta_params: Params, meta_batch_size: int, rank: int, stop_requested: bool) -> Reduced:
-    """Sum the workers' contributions without regard to order; two collectives, a MAX of a few numbers and a SUM of integers.
+def reduce(
+    contribution: Contribution,
+    meta_params: Params,
+    meta_batch_size: int,
+    rank: int,
+    request: Request,
+    mark: Callable[[str], None] = lambda name: None,
+) -> Reduced:
+    """Sum the workers' contributions; two collectives, a MAX of a few numbers and a SUM.
 
-    Raises RunError if the workers' meta_params differ, the worker's own failure if it has one, PeerFailure if another has.
+    `mark` is told when this worker has done waiting for the others ("wait"). Raises RunError if the workers' meta_params differ, the
+    worker's own failure if it has one, PeerFailure if another has.
     """
-    gradients, device = contribution.slot_gradients, contribution.slot_gradients.device
-    finite = gradients.isfinite().all(1) & contribution.metrics.loss.isfinite()
-    bad = [slot for slot, good in zip(contribution.slots, finite.tolist(), strict=True) if not good]
-    largest = gradients.where(gradients.isfinite(), 0).abs().max().item() if len(contribution.slots) else 0.0
+    summed, device = contribution.sum, contribution.sum.device
+    good = zip(contribution.slots, summed.finite, contribution.metrics.loss.isfinite().tolist(), strict=False)
+    bad = [slot for slot, *finite in good if not all(finite)]
     mine = _fingerprint(meta_params)
     # Only finite numbers: gloo's MAX can lose a NaN, and a NaN cast to an integer becomes a plausible number.
-    facts = [largest, -min(bad, default=meta_batch_size), mine, -mine, stop_requested, contribution.failure is not None]
+    facts = [summed.largest, -min(bad, default=meta_batch_size), mine, -mine, request, contribution.failure is not None]
     agreed = _all_reduce(torch.tensor(facts, dtype=torch.float64, device=device), dist.ReduceOp.MAX).tolist()
+    mark("wait")
     _raise_if_failed(bool(agreed[5]), contribution.failure)
     if agreed[2] != -agreed[3]:
         raise RunError(f"worker {rank} holds other meta_params than its peers", "resume from the last checkpoint, and report this as a bug")
-    if -agreed[1] < meta_batch_size:
-        nothing = torch.zeros(meta_batch_size)
-        return Reduced(None, int(-agreed[1]), nothing, nothing, nothing, nothing, bool(agreed[4]))
-    exponent = _exponent(agreed[0], meta_batch_size)
-    summed = sum_over_workers(torch.cat([_integers(gradients, exponent), _metric_integers(contribution, meta_batch_size, rank)]))
-    size = gradients.shape[1]
-    losses, correct, total, ranks, seen = summed[size:].view(5, meta_batch_size).cpu()
+    largest, bad_slot, asked = agreed[0], int(-agreed[1]), Request(int(agreed[4]))
+    nothing = torch.zeros(meta_batch_size)
+    if bad_slot < meta_batch_size:
+        return Reduced(None, bad_slot, False, largest, nothing, nothing, nothing, nothing, asked)
+    if not summed.fits(largest):
+        return Reduced(None, None, True, largest, nothing, nothing, nothing, nothing, asked)
+    everything = _all_reduce(summed.with_metrics(_metric_integers(contribution, meta_batch_size, rank), largest), dist.ReduceOp.SUM)
+    total, metrics = summed.split(everything)
+    losses, correct, images, ranks, seen = metrics.view(5, meta_batch_size).cpu()
     if not bool((seen == 1).all()):
         raise RunError(f"slots {(seen != 1).nonzero().flatten().tolist()} were not computed exactly once", "report this as a bug")
-    meta_gradient = summed[:size].double().mul_(2.0**-exponent).div_(meta_batch_size).to(gradients.dtype)
-    return Reduced(meta_gradient, None, losses.double() * _LOSS_UNIT, correct, total, ranks, bool(agreed[4]))
+    meta_gradient = total.div_(meta_batch_size).to(summed.dtype)
+    return Reduced(meta_gradient, None, False, largest, losses.double() * _LOSS_UNIT, correct, images, ranks, asked)
 
 
 def _fingerprint(meta_params: Params) -> int:
@@ -112,22 +290,20 @@ def _exponent(largest: float, meta_batch_size: int) -> int:
     return min(62 - math.ceil(math.log2(meta_batch_size)) - math.frexp(largest)[1], 1000)  # 2^1000: still a float64
 
 
-def _integers(gradients: Tensor, exponent: int) -> Tensor:
-    """The sum over this worker's slots of round(gradient · 2^exponent), int64 (P,)."""
-    total = torch.zeros(gradients.shape[1], dtype=torch.int64, device=gradients.device)
+def _add_scaled(total: Tensor, gradients: Tensor, exponent: int) -> None:
+    """total (P,) int64 += the sum over the rows of gradients (n, P) of round(gradient · 2^exponent)."""
     for gradient in gradients:
         total += gradient.double().mul_(2.0**exponent).round_().long()
-    return total
 
 
 def _metric_integers(contribution: Contribution, meta_batch_size: int, rank: int) -> Tensor:
     """loss in units of 2^-32, correct, total, rank and 1, each in its slot's place: int64 (5 * meta_batch_size,)."""
-    columns = torch.zeros(5, meta_batch_size, dtype=torch.int64, device=contribution.slot_gradients.device)
+    columns = torch.zeros(5, meta_batch_size, dtype=torch.int64, device=contribution.sum.device)
     loss, correct, total = contribution.metrics
     slots = contribution.slots
-    columns[0, slots] = (loss.double() / _LOSS_UNIT).round().long()
+    columns[0, slots] = (loss.double().clamp(-_LOSS_LIMIT, _LOSS_LIMIT) / _LOSS_UNIT).round().long()
     columns[1, slots] = correct
-    columns[2, slots] = total.to(columns.device)
+    columns[2, slots] = total
     columns[3, slots] = rank
     columns[4, slots] = 1
     return columns.flatten()

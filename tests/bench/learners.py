@@ -97,7 +97,7 @@ def seconds(run_folder: Path) -> float:
     """Time of all training steps, from the metrics files."""
     from distmeta.train.metrics import read_metrics
 
-    parts = ("time/data", "time/adapt", "time/reduce")
+    parts = ("time/data", "time/adapt", "time/wait", "time/reduce")
     return sum(record.get(part, 0.0) for record in read_metrics(run_folder) for part in parts)
 
 

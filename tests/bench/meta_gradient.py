@@ -25,6 +25,7 @@ from contenders import CONTENDERS, SINUSOID, W, Work, episodes, learner_of
 
 from distmeta.learners.memory import predicted_bytes
 from distmeta.scale.cluster import ALLOCATOR, connected
+from distmeta.train.reduce import Reduction
 
 PEERS = [name for name in CONTENDERS if name != "distmeta"]
 GIB = 2**30
@@ -136,8 +137,11 @@ def two_workers(repeats: int) -> Iterator[Row]:
 
 
 @contextmanager
-def ray_workers(work: Work, count: int) -> Iterator[Callable[[], float]]:
-    """A step on `count` Ray workers: each computes its share of the slots, then all reduce. Gives the slowest worker's seconds."""
+def ray_workers(work: Work, count: int) -> Iterator[Callable[..., float]]:
+    """A step on `count` Ray workers: each computes its share of the slots, then all reduce. Gives the slowest worker's seconds.
+
+    What it yields takes a step, and may be given the kind of reduction.
+    """
     import ray
 
     environment = ALLOCATOR | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -146,7 +150,7 @@ def ray_workers(work: Work, count: int) -> Iterator[Callable[[], float]]:
         workers = [ray.remote(RayWorker).options(**options).remote(work, rank, count) for rank in range(count)]
         address = ray.get(workers[0].address.remote())
         ray.get([worker.join.remote(address) for worker in workers])
-        yield lambda: max(ray.get([worker.step.remote() for worker in workers]))
+        yield lambda reduction="exact": max(ray.get([worker.step.remote(reduction) for worker in workers]))
 
 
 class RayWorker:
@@ -156,6 +160,7 @@ class RayWorker:
         torch.set_num_threads(1)
         self.learner, self.rank, self.workers, self.tasks = learner_of(work), rank, workers, work.tasks
         self.meta_params = self.learner.initial_params(0)
+        self.largest: float | None = None
         slots = list(block(work.tasks, rank, workers))
         step, _, *tensors = episodes(work)
         self.batch = type(episodes(work))(step, slots, *(tensor[slots] for tensor in tensors))
@@ -170,16 +175,31 @@ class RayWorker:
     def join(self, address: str) -> None:
         torch.distributed.init_process_group("gloo", init_method=address, rank=self.rank, world_size=self.workers)
 
-    def step(self) -> float:
+    def step(self, reduction: Reduction) -> float:
         import time
 
-        from distmeta.train.reduce import Contribution, reduce
+        from distmeta.learners.params import flatten
+        from distmeta.train.reduce import Contribution, Request, reduce, slot_sum
 
         torch.distributed.barrier()
         start = time.perf_counter()
-        gradients, metrics = self.learner.slot_gradients(self.meta_params, self.batch)
-        reduce(Contribution(self.batch.slots, gradients, metrics), self.meta_params, self.tasks, self.rank, False)
-        return time.perf_counter() - start
+        flat = flatten(self.meta_params)
+        while True:
+            into = slot_sum(reduction, self.tasks, len(flat), flat, self.largest)
+            contribution = Contribution.of(self.batch.slots, self.learner.each_slot(self.meta_params, self.batch), into)
+            reduced = reduce(contribution, self.meta_params, self.tasks, self.rank, Request.NOTHING)
+            self.largest = reduced.largest
+            if not reduced.again:
+                return time.perf_counter() - start
+
+
+def reduction(repeats: int) -> Iterator[Row]:
+    """A step with the exact reduction beside one with the backend's float sum, in turn on the same two Ray workers."""
+    resnet = replace(RESNET12, inner_steps=1, tasks=2, settings={})
+    for label, work, goal in (("W", W, 1.03), ("ResNet-12, one inner step, 2 tasks", resnet, None)):
+        with ray_workers(work, 2) as step:
+            seconds = in_turn({"exact": lambda: step("exact"), "fast": lambda: step("fast")}, repeats)
+        yield compared(f"{label}: exact reduction beside fast, 2 workers", seconds["exact"], seconds["fast"], goal)
 
 
 def checkpointed(repeats: int) -> Iterator[Row]:
@@ -237,6 +257,7 @@ PARTS: dict[str, Callable[[int], Iterator[object]]] = {
     "agreement": agreement,
     "one-worker": one_worker,
     "two-workers": two_workers,
+    "reduction": reduction,
     "checkpointed": checkpointed,
     "memory": memory,
     "sinusoids": sinusoids,

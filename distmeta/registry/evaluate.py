@@ -1,0 +1,27 @@
+"""The episodes on which a registered model is evaluated."""
+
+from distmeta.data.episodes import Task
+from distmeta.data.shards import Dataset, Split
+from distmeta.data.stream import EpisodeStream
+from distmeta.errors import ConfigError
+from distmeta.registry.model import Model
+
+
+def evaluation_stream(model: Model, shards: str, split: Split, way: int | None, shot: int | None, queries: int, seed: int) -> EpisodeStream:
+    """Episodes of a packed dataset, with images as `model` reads them; `way` and `shot` are those it was trained for, if None.
+
+    Raises DataError or ConfigError if the dataset cannot serve them, or holds other images than the model reads.
+    """
+    trained_for = model.description["task"]
+    task = Task(way or trained_for["way"], shot or trained_for["shot"], queries)
+    model.check_classes(task.way, f"an episode of {shards}")
+    dataset, wanted = Dataset(shards), model.preprocessing
+    found = dataset.preprocessing(wanted.image_size)
+    if (found.channels, found.resize) != (wanted.channels, wanted.resize):
+        raise ConfigError(
+            f"{shards} holds images of {found.channels} channels ({found.resize}); the model reads {wanted.channels} ({wanted.resize})",
+            "pack the images as the model's dataset was",
+        )
+    stream = EpisodeStream(dataset, split, task, seed, wanted.image_size, section="evaluate")
+    stream.preprocessing = wanted  # normalised as in training
+    return stream

@@ -1,0 +1,79 @@
+"""A registered model evaluated by a Ray cluster: fixed episodes in parts, each a task that Ray gives to another node if one is lost."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+from torch import Tensor
+
+from distmeta.data.shards import Split
+from distmeta.errors import ClusterError, DistmetaError
+from distmeta.learners.params import Params
+from distmeta.registry.evaluate import evaluation_stream
+from distmeta.registry.model import Model, build
+from distmeta.scale.cluster import ALLOCATOR, connected
+from distmeta.seeds import torch_seed
+from distmeta.train.evaluate import accuracy_of, count_correct
+
+PART = 25  # episodes of a task: some seconds of work, which is what is done again if a worker is lost
+
+
+class Asked(NamedTuple):
+    """Which episodes: of a packed dataset's split, drawn from `seed`. `way` and `shot` are those the model was trained for, if None."""
+
+    shards: str
+    split: Split
+    way: int | None
+    shot: int | None
+    queries: int
+    seed: int
+
+
+def evaluate(model: Model, asked: Asked, episodes: int, address: str | None) -> Iterator[dict[str, Any]]:
+    """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the network's random initialisation beside it.
+
+    Yields an empty dictionary for each part that is done, and at last the figures: the same from any cluster of one kind of machine.
+    Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
+    """
+    stream = evaluation_stream(model, *asked)
+    parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]
+    with connected(address):
+        on_gpu = bool(ray.cluster_resources().get("GPU"))
+        task = _count.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
+        weights = ray.put(model.meta_params)
+        going = {task.remote(model.uri, model.description, weights, asked, indices): indices for indices in parts}
+        counts = torch.zeros(episodes, 4, dtype=torch.int64)
+        while going:
+            (done, *_), _ = ray.wait(list(going))
+            counts[going.pop(done)] = _got(done)
+            yield {}
+    norm = model.description["norm"]
+    trained, random_init = (accuracy_of(columns, model.learner, stream, norm) for columns in counts.split(2, dim=1))
+    yield trained.as_dict() | random_init.as_baseline()
+
+
+@ray.remote
+def _count(uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int]) -> Tensor:
+    """Correct queries of these episodes (len(indices), 4): by the model, and by its random initialisation."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    weights = {name: value.to(device) for name, value in weights.items()}
+    model = Model(uri, description, build(description, weights), weights)
+    stream = evaluation_stream(model, *asked)
+    model.learner.model.to(device)
+    drawn = model.learner.initial_params(torch_seed(asked.seed, "initial weights"))
+    random_init = {name: value.to(weights[name]) for name, value in drawn.items()}
+    return torch.cat([count_correct(model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
+
+
+def _got(done: Any) -> Tensor:
+    try:
+        return ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, DistmetaError):
+            raise error.cause from None
+        raise ClusterError(f"an evaluation task failed: {error.cause!r}"[:300], "see the cluster's log of it") from None
+    except RayError as error:
+        raise ClusterError(f"the cluster lost an evaluation task: {error!r}"[:300], "evaluate again; nothing was kept") from None

@@ -1,0 +1,158 @@
+"""Population-based training (arXiv:1711.09846): trials train side by side, and after each generation the worst follow the best.
+
+All wait for the generation's end. So what becomes of a trial depends on the seed and the trials' validations alone, never on when or
+where one ran, and a sweep that was killed goes on as if it had not been. (Ray Tune's scheduler acts whenever a trial reports, on what
+others have reported by then, keeps its decisions in pickles, and would need each of our checkpoints a second time, in its own folders.)
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from distmeta.config import Config, Values
+from distmeta.errors import ConfigError
+from distmeta.scale.domain import Domain
+from distmeta.scale.launch import learner_of
+from distmeta.scale.records import Records
+from distmeta.scale.trials import FAILURE, Trial
+from distmeta.seeds import generator
+from distmeta.train import checkpoint as checkpoints
+
+_CHANGEABLE = ("learner.", "data.augment.", "outer.lr", "outer.weight_decay", "outer.clip_norm", "outer.clip_value")
+_FACTORS = (0.8, 1.25)
+_ANYWHERE = 0.25  # how often a value is drawn from the whole space instead
+
+
+def check_generations(config: Config) -> None:
+    """Raises ConfigError unless each generation ends with a validation, and there are two or more."""
+    assert config.sweep is not None
+    every, steps = config.train.validate_every, config.outer.steps
+    grace = config.sweep.grace or every
+    if grace % every or grace >= steps:
+        raise ConfigError(
+            f"sweep.search=pbt with sweep.grace={grace}, but a generation needs to end with a validation, before the last step "
+            f"(train.validate_every={every}, outer.steps={steps})",
+            f"set sweep.grace to a multiple of {every} below {steps}",
+        )
+
+
+def check_changeable(config: Config, candidate: Config, key: str, domain: Domain) -> None:
+    """Raises ConfigError if a run cannot go on with `candidate`'s value of `key` where it had `config`'s."""
+    remedy = "leave it out of sweep.space, or search by random or optuna"
+    if not key.startswith(_CHANGEABLE) or key == "learner.name":
+        raise ConfigError(f"sweep.search=pbt changes {key} while trials train, but a checkpoint cannot go on with another", remedy)
+    before, after = (learner_of(one, domain).initial_params(0) for one in (config, candidate))
+    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
+        raise ConfigError(
+            f"sweep.search=pbt changes {key} while trials train, but with learner.name={config.learner.name} its value lies in the weights",
+            remedy,
+        )
+
+
+class Population(Records):
+    """The trials of such a sweep: each is run once for each generation, `trial.since` to `trial.until`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._steps = config.outer.steps
+        self._grace = self.settings.grace or config.train.validate_every
+        self._training: set[int] = set()
+        self._at = {trial.number: self._reached(trial) for trial in self.trials}
+        for trial in self._alive:
+            if self._at[trial.number] == self._steps:  # the driver was killed before it could say so
+                self.end(trial, died=False)
+
+    @property
+    def _alive(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state == "running"]
+
+    def _reached(self, trial: Trial) -> int:
+        newest = checkpoints.newest(trial.folder(self.folder))
+        return int(newest.name.rpartition("-")[2]) if newest else 0
+
+    @property
+    def runs_left(self) -> int:
+        generations = math.ceil(self._steps / self._grace)
+        begun = sum(generations - self._at[trial.number] // self._grace for trial in self._alive)
+        return begun + generations * (self.settings.total - len(self.trials))
+
+    def next(self) -> Trial | None:
+        """One that has not come to its generation's end, else a new one, else (none is training) one of the next generation."""
+        trial = self._due() or (self._new() if len(self.trials) < self.settings.total else None)
+        if trial is None and not self._training and self._alive:
+            self._end_generation()
+            trial = self._due()
+        if trial is not None:
+            self._training.add(trial.number)
+        return trial
+
+    def _due(self) -> Trial | None:
+        end = min((trial.until or 0 for trial in self._alive), default=0)
+        due = (trial for trial in self._alive if trial.until == end and self._at[trial.number] < end)
+        return next((trial for trial in due if trial.number not in self._training), None)
+
+    def _new(self) -> Trial:
+        trial = super()._new()
+        trial.until = self._grace
+        trial.history = [{"step": 0, "params": trial.params, "from": None}]
+        self._at[trial.number] = 0
+        return trial
+
+    def _ending(self, trial: Trial, died: bool) -> tuple[Any, str]:
+        self._training.discard(trial.number)
+        self._at[trial.number] = self._reached(trial)
+        at = self._at[trial.number]
+        if (trial.folder(self.folder) / FAILURE).exists() or at == self._steps or (died and at != trial.until):
+            return super()._ending(trial, died)
+        return ("running", "") if at == trial.until else ("failed", f"it ended at step {at} of {trial.until}")
+
+    def _end_generation(self) -> None:
+        """Let the worst follow the best, and all go on. What was left half done by a driver that was killed comes out the same."""
+        step = min(trial.until or 0 for trial in self._alive)
+        there = [trial for trial in self._alive if self._at[trial.number] == step]  # others are further, if trials were added later
+        scores = {trial.number: dict(trial.curve(self.folder))[step] for trial in there}
+        donors = followed(scores, self.config.seed, step, spared=0 if self.settings.baseline else None)
+        for trial in there:
+            if trial.until != step:
+                continue
+            if trial.number in donors:
+                self._follow(trial, self.trials[donors[trial.number]], step)
+            trial.since, trial.until = step, min(step + self._grace, self._steps)
+            trial.save(self.folder)
+
+    def _follow(self, trial: Trial, donor: Trial, step: int) -> None:
+        held = donor.folder(self.folder) / "checkpoints" / checkpoints.folder_name(step)
+        checkpoints.take_over(held, trial.folder(self.folder))
+        random = generator(self.config.seed, "near", step, trial.number)
+        trial.params = {key: near(values, donor.params.get(key), random) for key, values in self.settings.space.items()}
+        trial.history.append({"step": step, "params": trial.params, "from": donor.number})
+
+
+def followed(scores: dict[int, float], seed: int, step: int, spared: int | None) -> dict[int, int]:
+    """Number → number of the trial whose checkpoint it goes on from: the worst quarter follows the best; `spared` follows nobody."""
+    ranking = sorted(scores, key=lambda number: (-scores[number], number))
+    quarter = len(ranking) // 4
+    worst = [number for number in reversed(ranking[quarter:]) if number != spared][:quarter]
+    return {number: ranking[generator(seed, "followed", step, number).integers(quarter)] for number in worst}
+
+
+def near(values: Values, value: Any, random: np.random.Generator) -> Any:
+    """A value of `values` near `value`: a factor away, or the choice beside it; now and then, or where there is none, any."""
+    anywhere, up = random.random() < _ANYWHERE, int(random.integers(2))
+    if values.choice is not None:
+        if anywhere or value not in values.choice:
+            return values.choice[random.integers(len(values.choice))]
+        place = values.choice.index(value) + (1 if up else -1)
+        return values.choice[min(max(place, 0), len(values.choice) - 1)]
+    low, high = values.extremes
+    if anywhere or value is None:
+        share = random.random()
+        found = low * (high / low) ** share if values.loguniform else low + (high - low) * share
+    else:
+        found = value * _FACTORS[up]
+        if values.integers and round(found) == value:
+            found = value + (1 if up else -1)
+    found = min(max(found, low), high)
+    return round(found) if values.integers else float(found)

@@ -1,0 +1,99 @@
+"""What a sweep knows of its trials: those so far, on disk and in memory, the next one, and their ranking."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from distmeta.config import Config, SweepConfig, value_of, with_values
+from distmeta.scale.search import Search
+from distmeta.scale.trials import FAILURE, Trial, load_trials
+from distmeta.train import checkpoint as checkpoints
+
+
+def trial_config(config: Config, params: dict[str, Any], run_folder: Path | None = None) -> Config:
+    """The run of a trial: `config` with `params`, and no sweep."""
+    alone = config.model_copy(update={"sweep": None, "run_folder": str(run_folder or config.run_folder)})
+    return with_values(alone, params, "sweep.space")
+
+
+class Records:
+    """The trials so far, on disk and in memory; the next one, and what each came to."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        assert config.sweep is not None
+        self.settings: SweepConfig = config.sweep
+        self.folder = Path(config.run_folder)
+        self.trials = load_trials(self.folder)
+        self._search = Search(self.settings, config.seed)
+        self._resumed = [trial for trial in self.trials if trial.state == "running"]
+        for trial in self.ended:
+            self._learn(trial)
+
+    @property
+    def ended(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state != "running"]
+
+    @property
+    def runs_left(self) -> int:
+        """How many trials are still to be run, or run on."""
+        return max(0, self.settings.total - len(self.ended))
+
+    def next(self) -> Trial | None:
+        """The trial to run next: one that was interrupted, else a new one, else none."""
+        if self._resumed:
+            return self._resumed.pop(0)
+        return self._new() if len(self.trials) < self.settings.total else None
+
+    def _new(self) -> Trial:
+        number = len(self.trials)
+        if self.settings.baseline and number == 0:
+            own = {key: value_of(self.config, key) for key in self.settings.space}
+            params = {key: value for key, value in own.items() if value is not None}
+        else:
+            params = self._search.propose(number - self.settings.baseline)
+        trial = Trial(number, params, began=time.time())
+        self.trials.append(trial)
+        return trial
+
+    def config_of(self, trial: Trial) -> Config:
+        return trial_config(self.config, trial.params, trial.folder(self.folder))
+
+    def end(self, trial: Trial, died: bool) -> None:
+        """Record how a trial ended, as its run folder says."""
+        trial.state, trial.reason = self._ending(trial, died)
+        if trial.state != "running":
+            trial.ended = time.time()
+            self._learn(trial)
+        trial.save(self.folder)
+
+    def _ending(self, trial: Trial, died: bool) -> tuple[Any, str]:
+        run_folder = trial.folder(self.folder)
+        if (run_folder / FAILURE).exists():
+            return "failed", json.loads((run_folder / FAILURE).read_text())["message"]
+        newest = checkpoints.newest(run_folder)
+        if newest is not None and newest.name == checkpoints.folder_name(self.config.outer.steps):
+            return "finished", f"all {self.config.outer.steps} steps"
+        if died:
+            return "failed", f"its driver was lost {self.config.train.max_failures + 1} times"
+        curve = trial.curve(self.folder)
+        if not curve:
+            return "failed", "it ended before its first validation"
+        last = curve[-1]
+        trial.until = last.step
+        return "stopped", f"at step {last.step}: {last.score:.4g} is not among the best 1/{self.settings.reduction} there"
+
+    def _learn(self, trial: Trial) -> None:
+        number = trial.number - self.settings.baseline
+        self._search.learn(number, trial.params, trial.curve(self.folder), trial.state == "failed")
+
+    def ranking(self) -> list[Trial]:
+        """Trials with a figure, best first: those that made all their steps before those that were stopped."""
+
+        def merit(trial: Trial) -> tuple[bool, float]:
+            best = trial.best(self.folder)
+            assert best is not None
+            return trial.state == "finished", best.score
+
+        return sorted((t for t in self.ended if t.state != "failed" and t.best(self.folder)), key=merit, reverse=True)

@@ -1,0 +1,167 @@
+"""What a person sees of the command line: lines, tables, progress."""
+
+import csv
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from distmeta.registry.predict import Prediction
+
+T = TypeVar("T")
+
+_LINE_S = 10.0  # seconds between progress lines where there is no terminal
+
+
+def say(text: str) -> None:
+    """A line for people: standard error, so that standard output holds results alone."""
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def show_table(columns: list[str], rows: list[list[str]]) -> None:
+    """A table of text on standard output."""
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    print_table(table)
+
+
+def print_table(table: Table) -> None:
+    """The same for a table made elsewhere."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file or pipe has no width to fit into
+    console.print(table, markup=False)
+
+
+def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
+    """Print predictions, in csv and jsonl as they come; returns those printed so far as they are needed again."""
+    kept = []
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["file", "class", "probability"])
+    for prediction in predictions:
+        if form == "csv":
+            writer.writerow(prediction.as_dict().values())
+        elif form == "jsonl":
+            print(json.dumps(prediction.as_dict()))
+        if keep or form in ("table", "json"):
+            kept.append(prediction)
+    if form == "json":
+        print(json.dumps([prediction.as_dict() for prediction in kept]))
+    elif form == "table":
+        show_table(["file", "class", "probability"], [[str(p.file), p.label, f"{p.probability:.3f}"] for p in kept])
+    return kept
+
+
+def show_test(test: dict[str, Any]) -> None:
+    """The final test as a table."""
+    if "mse_by_step" in test:
+        from distmeta.report.adaptation import adaptation_curves
+
+        curves = adaptation_curves(test)
+        columns = ["inner steps", *(curve.name for curve in curves)]
+        errors = [{x: f"{y:.3f} ± {ci95:.3f}" for x, y, ci95 in zip(*curve[1:], strict=True)} for curve in curves]
+        rows = [[str(step), *(by_step.get(step, "") for by_step in errors)] for step in errors[0]]
+        say(f"test, squared error, {test['shot'] * test['way']}-shot, {test['episodes']} tasks (seed {test['seed']}), norm {test['norm']}:")
+    else:
+        columns = ["network", "accuracy"]
+        rows = [
+            ["meta-trained, transductive", _percent(test["accuracy"], test["ci95"])],
+            ["meta-trained, inductive", _percent(test["accuracy_inductive"], test["ci95_inductive"])],
+            ["not meta-trained (random initialisation, adapted), transductive", _percent(test["random_init"], test["random_init_ci95"])],
+        ]
+        for name, other in test.get("beside", {}).items():
+            difference = f"{100 * other['difference']:+.1f} ± {100 * other['difference_ci95']:.1f} points"
+            rows.append([f"{name}, transductive", f"{_percent(other['accuracy'], other['ci95'])}; this run {difference}"])
+        say(
+            f"test, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes (seed {test['seed']}), "
+            f"{test['inner_steps']} inner steps, norm {test['norm']}:"
+        )
+    show_table(columns, rows)
+
+
+def show_schedule(history: list[dict[str, Any]]) -> None:
+    """Which values the winner of a population had from when on, and whose checkpoints it went on from, if they changed."""
+    if len(history) > 1:
+        say("those are the last values of a schedule: " + "; ".join(_part(part) for part in history))
+
+
+def _part(part: dict[str, Any]) -> str:
+    values = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in part["params"].items())
+    followed = "" if part["from"] is None else f" (with the weights of trial {part['from']})"
+    return f"from step {part['step']}{followed} {values}"
+
+
+def show_advance(fresh: dict[str, Any]) -> None:
+    """The winner of a sweep on validation episodes that no trial saw, and how far it is ahead of trial 0 there."""
+    if "accuracy_inductive" not in fresh:
+        return
+    line = f"on {fresh['episodes']} validation episodes that no trial saw: {_percent(fresh['accuracy_inductive'], fresh['ci95_inductive'])}"
+    if "advance" in fresh:
+        line += f", ahead of trial 0 (the config as it stands) by {_percent(fresh['advance'], fresh['advance_ci95'])}, paired"
+    say(f"{line} (inductive)")
+
+
+def figures(row: dict[str, Any]) -> tuple[str, str]:
+    """A registered model's accuracy and inductive accuracy, or its squared error after the last inner step."""
+    if "mse_by_step" in row:
+        last = max(row["mse_by_step"], key=int)
+        return f"error {row['mse_by_step'][last]:.3f} ± {row['ci95_by_step'][last]:.3f}", ""
+    return _percent(row["accuracy"], row["ci95"]), _percent(row["accuracy_inductive"], row["ci95_inductive"])
+
+
+def _percent(accuracy: float, ci95: float) -> str:
+    return f"{100 * accuracy:.1f} ± {100 * ci95:.1f} %"
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f}/s")
+
+
+def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Pass items through, with count, rate and time left: a bar on a terminal, elsewhere a line every ten seconds."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            yield from progress.track(items, description=what, total=total)
+        return
+    since, before = time.monotonic(), 0
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - since >= _LINE_S:
+            rate = (count - before) / (now - since)  # the last seconds': a resumed pack passes quickly over what it has
+            of = f" of {total:,}, {max(0, total - count) / rate:,.0f} s left" if total else ""
+            say(f"{what}: {count:,}{of}, {rate:,.0f}/s")
+            since, before = now, count
+
+
+def next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None) -> None:
+    """The commands that show the model at work, as they must be typed here."""
+    program = "distmeta" if shutil.which("distmeta") else os.path.relpath(sys.argv[0])
+    uri = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    say("next:")
+    say(f"  {program} inspect {shards} --way {way} --shot {shot} --export episode")
+    say(f"  {program} predict --model {model} --support episode/support --query episode/query{uri}")
+    say(f"  {program} models{uri}")

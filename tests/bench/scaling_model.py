@@ -10,7 +10,6 @@ exact second order. A step of W workers with n tasks each is
 - A task's time, its spread and the reduction's own part are measured here, one thread. "Slowest" is drawn (Monte Carlo) from the times
   measured, divided by their median; ResNet-12, of which few tasks can be timed, and GPUs take Conv-4's spread.
 - The collectives and their bytes are counted by running `distmeta.train.reduce` with torch.distributed replaced by a recorder.
-  `fast` is taken as 4 bytes a value where `exact` sends 8, and a plain sum as its own part.
 - gloo's all-reduce is a ring: 2(W-1) hops and 2(W-1)/W of the bytes. NCCL takes the best of ring and tree, each with small messages
   (LL) or large ones (Simple), as NCCL's own tuning model does: a tree has 2 log2 W hops and twice the bytes.
 
@@ -51,12 +50,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.params import Params, flatten
 from distmeta.scale.cluster import ALLOCATOR
-from distmeta.train.reduce import Contribution, reduce
+from distmeta.train.reduce import Contribution, Reduction, Request, reduce, slot_sum
 
 WORKERS = [2**power for power in range(13)]
 TASKS = [1, 4, 16, 64]
 SHOWN = [1, 2, 4, 16, 64, 256, 1024, 4096]
-DRAWS = 20
+DRAWS = 10
 GOOD = 0.9
 
 
@@ -91,15 +90,15 @@ class Cluster(NamedTuple):
     task: float
     spread: tuple[float, ...]
     ways: list[Way]
-    costs: dict[str, Cost]
+    costs: dict[Reduction, Cost]
 
-    def step(self, workers: int, tasks: int, reduction: str) -> float:
+    def step(self, workers: int, tasks: int, reduction: Reduction) -> float:
         cost = self.costs[reduction]
         sizes = [constant + each * workers * tasks for constant, each in cost.collectives]
         wire = sum(min(way.seconds(size, workers) for way in self.ways) for size in sizes)
         return self.task * slowest(self.spread, workers, tasks) + cost.own[0] + cost.own[1] * tasks + wire
 
-    def efficiency(self, workers: int, tasks: int, reduction: str) -> float:
+    def efficiency(self, workers: int, tasks: int, reduction: Reduction) -> float:
         """Of a worker's time, the share that goes into tasks as they are when nothing disturbs them."""
         return self.task * tasks / self.step(workers, tasks, reduction)
 
@@ -111,7 +110,7 @@ def slowest(spread: tuple[float, ...], workers: int, tasks: int) -> float:
     return float(np.mean([random.choice(spread, (workers, tasks)).sum(1).max() for _ in range(DRAWS)]))
 
 
-def collectives(params: Params) -> list[tuple[float, float]]:
+def collectives(params: Params, reduction: Reduction) -> list[tuple[float, float]]:
     """(constant, for each task) bytes of every collective of a step, counted from the project's own reduction."""
 
     def counted(tasks: int) -> list[int]:
@@ -120,42 +119,38 @@ def collectives(params: Params) -> list[tuple[float, float]]:
             patch.object(dist, "is_initialized", lambda: True),
             patch.object(dist, "all_reduce", lambda v, *_, **__: sent.append(v.nbytes)),
         ):
-            exact(params, tasks)
+            reduced(params, tasks, reduction)
         return sent
 
     return [(2 * one - two, two - one) for one, two in zip(counted(1), counted(2), strict=True)]
 
 
-def exact(params: Params, tasks: int) -> None:
-    gradients, ones = torch.ones_like(flatten(params)).expand(tasks, -1), torch.ones(tasks)
-    reduce(Contribution(list(range(tasks)), gradients, SlotMetrics(ones, ones.long(), ones.long())), params, tasks, 0, False)
+def reduced(params: Params, tasks: int, reduction: Reduction) -> None:
+    """The reduction of a worker with `tasks` slots, as if there were no other."""
+    flat, one = flatten(params), torch.ones(1)
+    found = ((torch.ones_like(flat).unsqueeze(0), SlotMetrics(one, one.long(), one.long())) for _ in range(tasks))
+    into = slot_sum(reduction, tasks, len(flat), flat, before=1.0)
+    reduce(Contribution.of(list(range(tasks)), found, into), params, tasks, 0, Request.NOTHING)
 
 
-def fast(params: Params, tasks: int) -> None:
-    torch.ones_like(flatten(params)).expand(tasks, -1).sum(0).div_(tasks).isfinite().all()
-
-
-def own_part(reduction: Callable[[Params, int], None], params: Params, clock: Callable[[], float]) -> tuple[float, float]:
+def own_part(params: Params, reduction: Reduction, clock: Callable[[], float]) -> tuple[float, float]:
     """Seconds (constant, for each task) that a reduction takes on a worker, without any wire."""
     middle = {}
-    for tasks in (1, 3):
+    for tasks in (2, 4):  # not 1, which may be small enough to be summed in another way
         times = []
         for _ in range(5):
             start = clock()
-            reduction(params, tasks)
+            reduced(params, tasks, reduction)
             times.append(clock() - start)
         middle[tasks] = statistics.median(times)
-    each = max(0.0, (middle[3] - middle[1]) / 2)
-    return max(0.0, middle[1] - each), each
+    each = max(0.0, (middle[4] - middle[2]) / 2)
+    return max(0.0, middle[2] - 2 * each), each
 
 
-def costs(params: Params, clock: Callable[[], float] | None) -> dict[str, Cost]:
+def costs(params: Params, clock: Callable[[], float] | None) -> dict[Reduction, Cost]:
     """Of both kinds of reduction; without a clock, nothing but the wire."""
-    counted = collectives(params)
-    largest = max(counted)
-    halved = [(constant / 2, each) if (constant, each) == largest else (constant, each) for constant, each in counted]
-    own = {reduction: own_part(reduction, params, clock) if clock else (0.0, 0.0) for reduction in (exact, fast)}
-    return {"exact": Cost(own[exact], counted), "fast": Cost(own[fast], halved)}
+    kinds: tuple[Reduction, ...] = ("exact", "fast")
+    return {kind: Cost(own_part(params, kind, clock) if clock else (0.0, 0.0), collectives(params, kind)) for kind in kinds}
 
 
 def operations(work: Work) -> int:
@@ -274,15 +269,15 @@ def draw(clusters: list[Cluster], file: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(10, 7), sharex=True, sharey=True, layout="constrained")
     for axis, cluster in zip(axes.flat, clusters, strict=True):
         for tasks, colour in zip(TASKS, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(TASKS))), strict=True):
-            for reduction, style in (("exact", "-"), ("fast", ":")):
-                shares = [100 * cluster.efficiency(workers, tasks, reduction) for workers in WORKERS]
-                label = f"{tasks} task{'s' * (tasks > 1)} a worker" if reduction == "exact" else None
+            for spread, style in ((cluster.spread, "-"), ((1.0,), ":")):
+                shares = [100 * cluster._replace(spread=spread).efficiency(workers, tasks, "exact") for workers in WORKERS]
+                label = f"{tasks} task{'s' * (tasks > 1)} a worker" if style == "-" else None
                 axis.plot(WORKERS, shares, style, color=colour, label=label)
         axis.axhline(100 * GOOD, color="0.7", linewidth=0.8)
         axis.set(title=cluster.name, xscale="log", ylim=(0, 103))
         axis.set_xticks(SHOWN, [f"{workers:,}" for workers in SHOWN])
         axis.minorticks_off()
-    axes[0, 0].legend(title="lines: exact, dots: fast", frameon=False, loc="lower left")
+    axes[0, 0].legend(title="lines: spread as measured, dots: none", frameon=False, loc="lower left")
     figure.supxlabel("workers")
     figure.supylabel("efficiency: share of a worker's time that goes into tasks, %")
     figure.savefig(file, dpi=90)

@@ -65,7 +65,7 @@ node() { # NAME ARGUMENTS…: started and seen to run; tried three times, for Ra
 }
 
 up() {
-  local port dashboard client agent
+  local port dashboard client agent folder
   if compgen -G "$STATE/*.pid" >/dev/null; then
     echo "a cluster is recorded in $STATE already; end it first: cluster/local.sh down" >&2
     exit 1
@@ -77,8 +77,11 @@ up() {
   read -r port dashboard client agent < <(free_ports 4)
   node head --head --port="$port" --num-cpus=0 --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
     --ray-client-server-port="$client" --dashboard-agent-listen-port="$agent"
-  for ((i = 1; i <= $1; i++)); do # one after another: they share a folder of the session
-    node "node-$i" --address="$NODE_IP:$port" --num-cpus="$CPUS" --dashboard-agent-listen-port="$(free_ports 1)"
+  for ((i = 1; i <= $1; i++)); do
+    # A folder of its own: a node unpacks a job's files anew, and would do so under the feet of the others. Short, for sockets lie in it.
+    folder=$(mktemp -d /tmp/ray-XXXXXX)
+    echo "$folder" >"$STATE/node-$i.folder"
+    node "node-$i" --address="$NODE_IP:$port" --num-cpus="$CPUS" --dashboard-agent-listen-port="$(free_ports 1)" --temp-dir="$folder"
   done
   cat >"$STATE/env" <<ENV
 export RAY_ADDRESS=$NODE_IP:$port
@@ -107,6 +110,9 @@ down() {
   local file
   for file in "$STATE"/node-*.pid "$STATE"/head.pid; do
     if [[ -e $file ]]; then end "$file"; fi
+  done
+  for file in "$STATE"/node-*.folder; do
+    if [[ -e $file ]]; then rm -rf "$(cat "$file")" "$file"; fi
   done
   rm -f "$STATE/token" "$STATE/env"
 }

@@ -25,6 +25,7 @@ from distmeta.show import (
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
+Network = Annotated[str | None, typer.Option(help="Import path of the model's network, if it is a class of your own.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
 ]
@@ -487,6 +488,7 @@ def predict(
     steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
     form: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="csv and jsonl are written as they come.")] = "table",
     explain: Annotated[Path | None, typer.Option(help="Draw support, queries and predictions into this PNG.")] = None,
+    network: Network = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -500,7 +502,8 @@ def predict(
     from distmeta.registry.predict import Score, adapt_to_folder, predict_files, query_files
     from distmeta.registry.tracking import tracking_uri as resolve
 
-    adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model), support, steps)
+    sys.path.append(os.getcwd())
+    adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model, network), support, steps)
     left_out: list[tuple[str, str]] = []
 
     def leave_out(error: DistmetaError) -> None:
@@ -535,6 +538,7 @@ def evaluate(
     queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 15,
     episodes: Annotated[int, typer.Option(min=2, help="Episodes.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    network: Network = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -546,12 +550,13 @@ def evaluate(
     from distmeta.registry.models import load_model
     from distmeta.registry.tracking import tracking_uri as resolve
 
-    loaded = load_model(resolve(tracking_uri), model)
+    sys.path.append(os.getcwd())
+    loaded = load_model(resolve(tracking_uri), model, network)
     say(f"evaluating {model}")  # before Ray is imported: that takes seconds
     from distmeta.scale.evaluate import PART, Asked
     from distmeta.scale.evaluate import evaluate as start
 
-    parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address)
+    parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address, network)
     *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
     if as_json:
         print(json.dumps(test))

@@ -12,12 +12,12 @@ from distmeta.registry.tracking import tracking_uri as resolve
 from distmeta.train.evaluate import accuracy
 
 
-def load(model: str, tracking_uri: str | None = None) -> Model:
+def load(model: str, tracking_uri: str | None = None, own_network: str | None = None) -> Model:
     """The registered model of images that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model names.
 
     Nothing of it is executed. Raises RegistryError.
     """
-    return load_model(resolve(tracking_uri), model)
+    return load_model(resolve(tracking_uri), model, own_network)
 
 
 def train(config: Config | Path | str, *sets: str, resume: bool = False, address: str | None = None) -> dict[str, Any]:

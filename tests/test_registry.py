@@ -187,7 +187,7 @@ def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"learner": {"name": "future"}}, r"uses learner 'future', unknown to distmeta .*\nupdate distmeta"),
-        ({"model": DESCRIPTION["model"] | {"name": "os.system"}}, r"uses model 'os.system', unknown to distmeta"),
+        ({"model": DESCRIPTION["model"] | {"name": "os.system"}}, r"uses network 'os.system', which is none of distmeta"),
         ({"learner": DESCRIPTION["learner"] | {"warp": 9}}, r"cannot be read: .*warp.*\nwas it published by a newer distmeta"),
         ({"model": DESCRIPTION["model"] | {"filters": 8}}, r"the weights of .* are not those of its network"),
     ],

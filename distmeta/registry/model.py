@@ -127,12 +127,15 @@ class Adapted(nn.Module):
         (folder / _ABOUT).write_text(json.dumps({"classes": self.classes, "description": self.description}, indent=1))
 
     @staticmethod
-    def load(folder: Path | str) -> "Adapted":
-        """What `save` wrote. Raises DataError if `folder` does not hold it."""
+    def load(folder: Path | str, own_network: str | None = None) -> "Adapted":
+        """What `save` wrote; `own_network` is the import path of the network's class, if it is one of your own.
+
+        Raises DataError if `folder` does not hold it.
+        """
         try:
             about = json.loads((Path(folder) / _ABOUT).read_text())
             tensors = load_file(Path(folder) / _WEIGHTS)
-            return Adapted(about["description"], build(about["description"], tensors), tensors, about["classes"])
+            return Adapted(about["description"], build(about["description"], tensors, own_network), tensors, about["classes"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError) as error:
             raise DataError(f"{folder} holds no adapted model ({error!r})", "give a folder that Adapted.save wrote") from None
 
@@ -164,12 +167,13 @@ def _filled(network: nn.Module, tensors: Params) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def build(description: dict[str, Any], weights: Params) -> Learner:
+def build(description: dict[str, Any], weights: Params, own_network: str | None = None) -> Learner:
     """The learner that `description` names, around its network, in the weights' type. Raises what their constructors raise.
 
-    Nothing that came from a registry names what is imported: law 6.
+    Nothing that came from a registry is imported for its name alone: only `own_network`, the import path that the user gave himself.
     """
-    network = build_model(**description["model"], allow_import=False).to(next(iter(weights.values())).dtype)
+    allow_import = description["model"]["name"] == own_network
+    network = build_model(**description["model"], allow_import=allow_import).to(next(iter(weights.values())).dtype)
     return build_learner(model=network, **description["learner"])
 
 

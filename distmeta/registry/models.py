@@ -245,29 +245,31 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
         raise RegistryError(f"{model_uri} cannot be read: {error!r}", _PUBLISH_AGAIN) from None
 
 
-def load_model(uri: str, model_uri: str) -> Model:
+def load_model(uri: str, model_uri: str, own_network: str | None = None) -> Model:
     """Look up a registered model of images and build it. Nothing downloaded is executed: weights are safetensors, the rest JSON.
 
-    Raises RegistryError.
+    `own_network` is the import path of its network's class, if that is one of the user's own. Raises RegistryError.
     """
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
         try:
-            return _built(model_uri, description, load_file(Path(scratch) / WEIGHTS))
+            return _built(model_uri, description, load_file(Path(scratch) / WEIGHTS), own_network)
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
 
 
-def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor]) -> Model:
-    kinds = (("model", MODELS), ("learner", LEARNERS))
-    for kind, known in kinds:
-        if description[kind]["name"] not in known:
-            raise RegistryError(
-                f"{model_uri} uses {kind} {description[kind]['name']!r}, unknown to distmeta {__version__}", "update distmeta"
-            )
+def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor], own_network: str | None) -> Model:
+    network, learner_name = description["model"]["name"], description["learner"]["name"]
+    if learner_name not in LEARNERS:
+        raise RegistryError(f"{model_uri} uses learner {learner_name!r}, unknown to distmeta {__version__}", "update distmeta")
+    if network not in MODELS and network != own_network:
+        raise RegistryError(
+            f"{model_uri} uses network {network!r}, which is none of distmeta {__version__}",
+            f"if it is a class of your own, name it: --network {network} (own_network= in Python); else update distmeta",
+        )
     if description["preprocessing"] is None:
         raise RegistryError(f"{model_uri} does regression on {description['dataset']}, not on images", "distmeta models lists the others")
-    learner = build(description, weights)
+    learner = build(description, weights, own_network)
     check_weights(learner, weights, model_uri)
     return Model(model_uri, description, learner, weights)
 

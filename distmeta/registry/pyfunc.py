@@ -31,7 +31,7 @@ class FewShotClassifier(PythonModel):
     def load_context(self, context: Any) -> None:
         description = json.loads(Path(context.artifacts["model"]).read_text())
         weights = load_file(context.artifacts["meta_params"])
-        self.model = Model("", description, build(description, weights), weights)
+        self.model = Model("", description, build(description, weights, description["model"]["name"]), weights)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         try:

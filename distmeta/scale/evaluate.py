@@ -1,5 +1,7 @@
 """A registered model evaluated by a Ray cluster: fixed episodes in parts, each a task that Ray gives to another node if one is lost."""
 
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -31,10 +33,11 @@ class Asked(NamedTuple):
     seed: int
 
 
-def evaluate(model: Model, asked: Asked, episodes: int, address: str | None) -> Iterator[dict[str, Any]]:
+def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own_network: str | None = None) -> Iterator[dict[str, Any]]:
     """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the network's random initialisation beside it.
 
-    Yields an empty dictionary for each part that is done, and at last the figures: the same from any cluster of one kind of machine.
+    `own_network` is the import path of the network's class, if it is one of the user's own. Yields an empty dictionary for each part that
+    is done, and at last the figures: the same from any cluster of one kind of machine.
     Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
     """
     stream = evaluation_stream(model, *asked)
@@ -42,8 +45,8 @@ def evaluate(model: Model, asked: Asked, episodes: int, address: str | None) -> 
     with connected(address):
         on_gpu = bool(ray.cluster_resources().get("GPU"))
         task = _count.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
-        weights = ray.put(model.meta_params)
-        going = {task.remote(model.uri, model.description, weights, asked, indices): indices for indices in parts}
+        weights, own = ray.put(model.meta_params), (own_network, os.getcwd())
+        going = {task.remote(model.uri, model.description, weights, asked, indices, own): indices for indices in parts}
         counts = torch.zeros(episodes, 4, dtype=torch.int64)
         while going:
             (done, *_), _ = ray.wait(list(going))
@@ -55,12 +58,17 @@ def evaluate(model: Model, asked: Asked, episodes: int, address: str | None) -> 
 
 
 @ray.remote
-def _count(uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int]) -> Tensor:
-    """Correct queries of these episodes (len(indices), 4): by the model, and by its random initialisation."""
+def _count(uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int], own: tuple[str | None, str]) -> Tensor:
+    """Correct queries of these episodes (len(indices), 4): by the model, and by its random initialisation.
+
+    `own`: the import path of the user's own network, if it is one, and the folder where it is found.
+    """
+    own_network, import_from = own
+    sys.path.append(import_from)
     torch.set_num_threads(1)
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     weights = {name: value.to(device) for name, value in weights.items()}
-    model = Model(uri, description, build(description, weights), weights)
+    model = Model(uri, description, build(description, weights, own_network), weights)
     stream = evaluation_stream(model, *asked)
     model.learner.model.to(device)
     drawn = model.learner.initial_params(torch_seed(asked.seed, "initial weights"))

@@ -55,7 +55,8 @@ def started_from(config: Config, params: Params, statistics: Params) -> Params:
 def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
     """The learner, meta_params and norm of a registered model that lies in `folder`, on `like`'s device and in its type.
 
-    Raises ConfigError if it does not read the domain's inputs. Nothing in the folder is executed.
+    Raises ConfigError if it does not read the domain's inputs. Nothing in the folder is executed; a network of the user's own is imported
+    only if it is the one that his config names.
     """
     description = json.loads((folder / MODEL).read_text())
     if tuple(description["model"]["input_shape"]) != domain.input_shape:
@@ -63,7 +64,9 @@ def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Ten
             f"{origin} reads inputs of shape {tuple(description['model']['input_shape'])}; this run has {domain.input_shape}",
             "leave it out of data.eval.beside",
         )
-    network = build_model(**description["model"], allow_import=False).to(like.device, like.dtype)
+    network = build_model(**description["model"], allow_import=description["model"]["name"] == domain.config.model.name).to(
+        like.device, like.dtype
+    )
     weights = {name: value.to(like.device, like.dtype) for name, value in load_params(folder / WEIGHTS).items()}
     return build_learner(model=network, **description["learner"]), weights, description["norm"]
 

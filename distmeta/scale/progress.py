@@ -4,6 +4,7 @@ import time
 from typing import Any, TextIO
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -34,6 +35,12 @@ class Board:
 
     def snapshot(self) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
         return self.status, self.failure
+
+
+def new_board() -> Any:
+    """A board on the node of the process that asks, so that no other node takes it along when it goes."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 class Reporter:

@@ -24,7 +24,7 @@ from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_dev
 from distmeta.scale.domain import Domain, domain_of
 from distmeta.scale.fit import Fit, failure, reached
 from distmeta.scale.launch import BESIDE, INIT, check_outputs, learner_of, model_description, published_learner, started_from, worker_bytes
-from distmeta.scale.progress import Board, Display
+from distmeta.scale.progress import Display, new_board
 from distmeta.scale.sync import conclude
 from distmeta.scale.worker import trainer
 from distmeta.train import checkpoint as checkpoints
@@ -171,7 +171,7 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
         predicted = worker_bytes(config, domain, device, slots)
         display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
         run_id = _begin(config, domain)
-        board = Board.remote()  # type: ignore[attr-defined]
+        board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):
             fit = Fit(trainer(config, board, allow_other_hardware, os.getcwd()))
             _watch(fit, board, display)

@@ -15,7 +15,7 @@ from ray import tune
 from distmeta.config import Config
 from distmeta.errors import DistmetaError
 from distmeta.scale.fit import Fit, failure
-from distmeta.scale.progress import Board
+from distmeta.scale.progress import new_board
 from distmeta.scale.worker import trainer
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.metrics import Record, read_metrics
@@ -83,7 +83,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     """
     config = Config.model_validate(settings["config"])
     folder, last_step = Path(config.run_folder), config.outer.steps
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = new_board()
     part = settings["since"], settings["until"]
     fit = Fit(trainer(config, board, settings["allow_other_hardware"], settings["import_from"], test=False, part=part))
     told = -1

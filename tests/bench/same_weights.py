@@ -110,12 +110,17 @@ class Place:
         process = self.start(name, "train.workers=[1, 2]", "train.cpus_per_worker=1", "train.start_timeout_s=20")
         leave, join = threading.Event(), threading.Event()
         at_checkpoint(self.folder / name, 2 * EVERY, leave.set)
-        leave.wait()
+        _wait(leave, process)
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
         at_checkpoint(self.folder / name, 4 * EVERY, join.set)
-        join.wait()
+        _wait(join, process)
         self.nodes.append(self.cluster.add_node(**NODE))
         return self.finished("workers [1, 2]: a node removed after step 40, one added after step 80", name, process, [], began)
+
+
+def _wait(event: threading.Event, process: "subprocess.Popen[str]") -> None:
+    while process.poll() is None and not event.wait(0.5):
+        pass
 
 
 def rows(place: Place, only: list[str], kills: int) -> Iterator[Row]:

@@ -55,7 +55,7 @@ from distmeta.train.reduce import Contribution, Reduction, Request, reduce, slot
 WORKERS = [2**power for power in range(13)]
 TASKS = [1, 4, 16, 64]
 SHOWN = [1, 2, 4, 16, 64, 256, 1024, 4096]
-DRAWS = 40_000  # of workers' steps, at least
+DRAWS = 40_000  # tasks drawn for one figure, about
 GOOD = 0.9
 
 

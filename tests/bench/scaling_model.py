@@ -55,7 +55,7 @@ from distmeta.train.reduce import Contribution, Reduction, Request, reduce, slot
 WORKERS = [2**power for power in range(13)]
 TASKS = [1, 4, 16, 64]
 SHOWN = [1, 2, 4, 16, 64, 256, 1024, 4096]
-DRAWS = 10
+DRAWS = 40_000  # tasks drawn for one figure, about
 GOOD = 0.9
 
 
@@ -105,9 +105,9 @@ class Cluster(NamedTuple):
 
 @cache
 def slowest(spread: tuple[float, ...], workers: int, tasks: int) -> float:
-    """Tasks' worth of time that the slowest of the workers takes, on average over DRAWS steps."""
+    """Tasks' worth of time that the slowest of the workers takes, on average."""
     random = np.random.default_rng(workers * 1000 + tasks)
-    return float(np.mean([random.choice(spread, (workers, tasks)).sum(1).max() for _ in range(DRAWS)]))
+    return float(np.mean([random.choice(spread, (workers, tasks)).sum(1).max() for _ in range(max(10, DRAWS // workers // tasks))]))
 
 
 def collectives(params: Params, reduction: Reduction) -> list[tuple[float, float]]:
@@ -231,7 +231,7 @@ def table(cluster: Cluster) -> Iterator[str]:
     yield f"\n### {cluster.name}\n"
     exact = cluster.costs["exact"]
     sizes = " and ".join(f"{constant:,.0f}" + (f" + {each:.0f} a task" if each else "") for constant, each in exact.collectives)
-    yield f"A task takes {1000 * cluster.task:.3g} ms; collectives of {sizes} bytes.\n"
+    yield f"A task takes {_time(cluster.task)}; collectives of {sizes} bytes.\n"
     yield "| workers | " + " | ".join(f"{tasks} task{'s' * (tasks > 1)} each" for tasks in TASKS) + " | `fast` saves (1 task) |"
     yield "|---" * (len(TASKS) + 2) + "|"
     for workers in SHOWN:
@@ -244,6 +244,8 @@ def table(cluster: Cluster) -> Iterator[str]:
 
 
 def _time(seconds: float) -> str:
+    if seconds >= 100:
+        return f"{seconds:,.0f} s"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 

@@ -74,6 +74,8 @@ def flaky_server(folder: Path) -> Iterator[Flaky]:
 
         patch.setattr(handlers, "_tracking_store", None)
         patch.setattr(handlers, "_model_registry_store", None)
+        patch.setattr(handlers.utils, "set_tracking_uri", lambda _: None)  # else later tests meet this server's store
+        patch.setattr(handlers.registry_utils, "set_registry_uri", lambda _: None)
         patch.setenv(BACKEND_STORE_URI_ENV_VAR, f"sqlite:///{folder / 'server.db'}")
         patch.setenv(ARTIFACT_ROOT_ENV_VAR, (folder / "artifacts").as_uri())
         handlers._get_tracking_store()  # makes the database, which takes seconds

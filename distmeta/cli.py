@@ -403,7 +403,7 @@ def models(
 
 @app.command()
 def publish(
-    run_folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run_folder: Annotated[str, typer.Argument(help="Folder of a finished run, or its URL.")],
     name: Annotated[str | None, typer.Option(help="Name in the registry; <dataset>-<way>way-<shot>shot if absent.")] = None,
     alias: Annotated[str | None, typer.Option(help="Name this version so, such as 'candidate'.")] = None,
     tracking_uri: TrackingUri = None,
@@ -415,8 +415,9 @@ def publish(
     """
     from distmeta.registry.models import publish as register
     from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.train.folder import folder_at
 
-    published = register(resolve(tracking_uri), run_folder, name, alias)
+    published = register(resolve(tracking_uri), folder_at(run_folder), name, alias)
     say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
     if as_json:
         print(json.dumps({"model": published.uri, "version": published.version, "champion": published.champion}))
@@ -424,7 +425,7 @@ def publish(
 
 @app.command()
 def sync(
-    run_folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run_folder: Annotated[str, typer.Argument(help="Folder of a run, or its URL.")],
     tracking_uri: Annotated[str | None, typer.Option(help="Where MLflow is now; where the run found it, if absent.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -433,8 +434,9 @@ def sync(
     Example: distmeta sync runs/omniglot_5way_1shot_maml
     """
     from distmeta.scale.sync import sync as send
+    from distmeta.train.folder import folder_at
 
-    sent = send(run_folder, tracking_uri)
+    sent = send(folder_at(run_folder), tracking_uri)
     say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
     say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
     if as_json:
@@ -580,12 +582,13 @@ def report(
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.scale.report import report as write
     from distmeta.scale.report import report_of_model
+    from distmeta.train.folder import folder_at
 
     anew = True
     if run.startswith(("models:/", "runs:/")):
         written, anew = report_of_model(resolve(tracking_uri), run, shards)
     else:
-        written = write(Path(run), shards)
+        written = write(folder_at(run), shards)
     say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
     if as_json:
         print(json.dumps({"report": str(written)}))

@@ -69,7 +69,7 @@ def test_wrong_usage_is_exit_code_2(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         (["data.eval.way=4"], "data.eval.way=4 but data.way=3: the network's head"),
         (["data.shot=3", "data.queries=4"], "data.shot + data.queries = 7 but class"),
         (["train.workers=5", "outer.meta_batch_size=4"], "train.workers=5 but outer.meta_batch_size=4: 1 workers would have nothing"),
-        (["run_folder=s3://bucket/run"], "run_folder=s3://bucket/run is a URL"),
+        (["run_folder=http://host/run"], "run_folder=http://host/run cannot be used"),
     ],
 )
 def test_impossible_tasks_leave_no_run_folder(

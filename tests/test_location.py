@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -153,35 +154,18 @@ def test_a_url_whose_library_is_not_installed(monkeypatch: pytest.MonkeyPatch) -
         Dataset("nosuch://x")
 
 
-def test_s3_with_credentials_from_the_environment(packed: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    import boto3
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        s3fs.S3FileSystem.clear_instance_cache()
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="bucket")
-        for path in packed.iterdir():
-            client.put_object(Bucket="bucket", Key=f"data/{path.name}", Body=path.read_bytes())
-        remote = Dataset("s3://bucket/data", READING)
-        local = EpisodeStream(dataset, "train", Task(3, 1, 2), 0).training([0])
-        assert next(EpisodeStream(remote, "train", Task(3, 1, 2), 0).training([0])).query_images.equal(next(local).query_images)
-        assert remote.size(remote.manifest.shards[0]) == dataset.manifest.shards[0].bytes
-        with pytest.raises(DataError, match="s3://bucket/none is no packed dataset"):
-            Dataset("s3://bucket/none", READING)
-        client.delete_object(Bucket="bucket", Key=f"data/{remote.manifest.shards[0].name}")
-        with pytest.raises(DataError, match="is missing"):
-            remote.fetch(remote.manifest.shards[0])
-    finally:
-        server.stop()
-        s3fs.S3FileSystem.clear_instance_cache()
+def test_s3_with_credentials_from_the_environment(packed: Path, dataset: Dataset, bucket: Any) -> None:
+    for path in packed.iterdir():
+        bucket.put_object(Bucket="bucket", Key=f"data/{path.name}", Body=path.read_bytes())
+    remote = Dataset("s3://bucket/data", READING)
+    local = EpisodeStream(dataset, "train", Task(3, 1, 2), 0).training([0])
+    assert next(EpisodeStream(remote, "train", Task(3, 1, 2), 0).training([0])).query_images.equal(next(local).query_images)
+    assert remote.size(remote.manifest.shards[0]) == dataset.manifest.shards[0].bytes
+    with pytest.raises(DataError, match="s3://bucket/none is no packed dataset"):
+        Dataset("s3://bucket/none", READING)
+    bucket.delete_object(Bucket="bucket", Key=f"data/{remote.manifest.shards[0].name}")
+    with pytest.raises(DataError, match="is missing"):
+        remote.fetch(remote.manifest.shards[0])
 
 
 def test_s3_without_credentials_or_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

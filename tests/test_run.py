@@ -29,12 +29,13 @@ from distmeta.config import Config, validate
 from distmeta.data.shards import Dataset
 from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped, Unanswered
 from distmeta.learners.params import weights_sha256
-from distmeta.registry.models import load_model
+from distmeta.registry.models import load_model, publish
 from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
 from distmeta.scale.sync import sync
 from distmeta.scale.worker import check_machine
 from distmeta.train.checkpoint import machine
+from distmeta.train.folder import folder_at
 from distmeta.train.metrics import read_metrics, restarts
 
 STEPS, SLOTS = 40, 8
@@ -103,6 +104,24 @@ def test_any_number_of_workers_ends_in_the_same_weights(
         assert sorted(set(ranks)) == list(range(workers))
         assert ranks == sorted(ranks), "slots are dealt in contiguous blocks"
         assert len(ranks) == SLOTS
+
+
+def test_a_run_kept_in_object_storage(alone: dict[str, Any], home: Path, packed: Path, bucket: Any) -> None:
+    """A worker is killed; what is in the bucket is enough to go on, and to publish and report from."""
+    made = config(home, packed, "x", checkpoint_every=5).model_copy(update={"run_folder": "s3://bucket/runs/far"})
+    run_folder = folder_at(made.run_folder)
+    at_checkpoint(run_folder, 10, lambda: workers_of(psutil.Process())[1].kill())
+    result = run(made)
+    assert (result["weights_sha256"], result["test"]) == (alone["weights_sha256"], alone["test"])
+    assert [record["step"] for record in read_metrics(run_folder)] == list(range(1, STEPS + 1))
+    (again,) = restarts(run_folder)
+    assert again >= 10
+    held = {path.name for path in run_folder.iterdir()}
+    assert {"config.yaml", "metrics", "checkpoints", "best", "result.json", "report.html", "log.txt"} <= held
+    assert run(made, resume=True) == result, "it had ended"
+    published = publish(f"sqlite:///{home / 'mlflow.db'}", run_folder, "far")
+    assert load_model(f"sqlite:///{home / 'mlflow.db'}", published.uri)
+    assert not (Path.cwd() / "s3:").exists()
 
 
 def short(config: Config, **sections: dict[str, Any]) -> Config:

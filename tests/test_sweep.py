@@ -34,6 +34,7 @@ from distmeta.scale.sweep_view import draw
 from distmeta.scale.trials import FAILURE, Point, Trial, load_trials, validations
 from distmeta.seeds import generator
 from distmeta.train import checkpoint as checkpoints
+from distmeta.train.folder import folder_at
 from distmeta.train.metrics import read_metrics
 
 SPACE: dict[str, Any] = {"learner.inner_lr": {"loguniform": [0.01, 1.0]}, "learner.inner_steps": {"choice": [1, 2, 3]}}
@@ -469,6 +470,21 @@ def swept(packed: Path, address: str, tmp_path_factory: pytest.TempPathFactory) 
     assert "model" not in sweep(base, address=address)["best"]
     assert not MlflowClient(base.tracking.uri).search_registered_models()
     return base
+
+
+@pytest.mark.slow
+def test_a_sweep_kept_in_object_storage(packed: Path, bucket: Any, tmp_path: Path) -> None:
+    base = config(tmp_path, packed, steps=4, trials=2, promote="best").model_copy(update={"run_folder": "s3://bucket/sweeps/one"})
+    answer = sweep(base)
+    folder = folder_at(base.run_folder)
+    assert {"best.yaml", "trials.json", "by_parameter.png", "trials", "log.txt"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / ".ray").exists(), "pickles are left behind"
+    assert [(trial.number, trial.state) for trial in load_trials(folder)] == [(0, "finished"), (1, "finished")]
+    assert answer["best"]["model"]
+    before = load_trials(folder)
+    more = sweep(base.model_copy(update={"sweep": base.sweep and base.sweep.model_copy(update={"trials": 3})}), resume=True)
+    assert [row["number"] for row in sorted(more["trials"], key=lambda row: row["number"])] == [0, 1, 2]
+    assert load_trials(folder)[:2] == before, "they had ended"
 
 
 def promoting(base: Config, promote: str, model: str, **settings: Any) -> Config:

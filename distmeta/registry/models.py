@@ -29,6 +29,7 @@ from distmeta.registry.package import ARTIFACTS, FILES, write_package
 from distmeta.registry.tracking import RUN_FILE, answers, client
 from distmeta.train.checkpoint import MODEL, WEIGHTS, sha256
 from distmeta.train.evaluate import BY_EPISODE, RESULT
+from distmeta.train.folder import folder_at
 
 CHAMPION = "champion"
 _PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
@@ -281,7 +282,7 @@ def run_of(uri: str, version: ModelVersion) -> tuple[str, Path]:
     folder = run.data.tags.get("run_folder")
     if folder is None:
         raise RegistryError(f"the MLflow run of {version.name}/{version.version} names no run_folder", "give the run's folder itself")
-    return run.info.run_id, Path(folder)
+    return run.info.run_id, folder_at(folder)
 
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:

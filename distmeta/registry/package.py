@@ -41,7 +41,7 @@ def write_package(folder: Path, best: Path, description: dict[str, Any], by_epis
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
         data.mkdir()
-        shutil.copy(best / WEIGHTS, data / WEIGHTS)
+        (data / WEIGHTS).write_bytes((best / WEIGHTS).read_bytes())
         (data / MODEL).write_text(json.dumps(description, indent=1))
         (data / BY_EPISODE).write_text(json.dumps(by_episode))
         if description["preprocessing"] is None:

@@ -27,7 +27,7 @@ from mlflow.exceptions import MlflowException
 
 from distmeta.config import Config
 from distmeta.errors import RegistryError, RunError, Unanswered
-from distmeta.train.checkpoint import write_whole
+from distmeta.train.folder import write_whole
 from distmeta.train.metrics import Record, read_metrics
 
 RUN_FILE = "mlflow.json"
@@ -81,7 +81,7 @@ def start_run(config: Config, run_folder: Path, tags: dict[str, str]) -> str:
         run_id = run.info.run_id
         params = [Param(key, str(value)[:6000]) for key, value in flat(config.model_dump(exclude={"tracking": {"uri"}})).items()]
         mlflow.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
-        mlflow.log_artifact(run_id, str(run_folder / "config.yaml"))
+        mlflow.log_text(run_id, (run_folder / "config.yaml").read_text(), "config.yaml")
     write_record(run_folder, {"uri": without_credentials(uri), "run_id": run_id})
     return run_id
 
@@ -230,9 +230,11 @@ def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
 
 def log_files(uri: str, run_id: str, files: list[Path]) -> None:
     """Keep copies of `files` with the run. Raises RegistryError."""
-    with answers(uri):
+    with answers(uri), tempfile.TemporaryDirectory() as scratch:
         for file in files:
-            client(uri).log_artifact(run_id, str(file))
+            copy = Path(scratch) / file.name  # for MLflow takes paths of this machine only
+            copy.write_bytes(file.read_bytes())
+            client(uri).log_artifact(run_id, str(copy))
 
 
 def fetch_file(uri: str, run_id: str, name: str) -> bytes | None:

@@ -33,4 +33,5 @@ def draw_adaptation(test: dict[str, Any], title: str, path: Path) -> None:
         axes.fill_between(steps, middle - half, middle + half, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set(xlabel="inner steps", ylabel="mean squared error on query points", title=title, ylim=(0, None))
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=120)
+    with path.open("wb") as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -17,8 +17,9 @@ from distmeta.errors import RunError
 from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines, matrix
 from distmeta.report.study import PicturedEpisode, Study
-from distmeta.train.checkpoint import MODEL, machine_of, newest, write_whole
+from distmeta.train.checkpoint import MODEL, machine_of, newest
 from distmeta.train.evaluate import RESULT
+from distmeta.train.folder import write_whole
 from distmeta.train.metrics import Record, read_metrics, restarts
 
 REPORT = "report.html"

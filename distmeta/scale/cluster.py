@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 # Set before Ray is imported: Ray reads them once.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -16,9 +16,11 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # a worker that hangs does not answer, however long one asks
 
 import ray
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError
+from distmeta.train.folder import appending, on_disk
 
 # glibc maps and unmaps every large activation anew unless told to keep memory: measured 1.5 times the speed of a step.
 ALLOCATOR = {
@@ -54,14 +56,21 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+def storage(folder: Path) -> dict[str, Any]:
+    """Ray's arguments for what it keeps in `folder`, which may lie in object storage."""
+    if on_disk(folder):
+        return {"storage_path": str(folder)}
+    remote: Any = folder
+    return {"storage_path": remote.path, "storage_filesystem": PyFileSystem(FSSpecHandler(remote.fs))}
+
+
 @contextmanager
 def quiet(log: Path) -> Iterator[TextIO]:
     """Send all that this process and Ray's daemons print to `log`; yields the standard error there was, for what a person should see."""
-    log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with log.open("ab") as file, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
+    with appending(log) as file, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:

@@ -1,7 +1,6 @@
 """Ray Train's blocking call, in a thread; and what it ended with."""
 
 import threading
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
@@ -11,6 +10,7 @@ from distmeta.config import Config
 from distmeta.errors import ClusterError, DistmetaError
 from distmeta.scale.progress import raised
 from distmeta.train import checkpoint as checkpoints
+from distmeta.train.folder import folder_at
 
 
 class Fit:
@@ -40,13 +40,13 @@ def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> 
         return None
     return ClusterError(
         f"training failed after {config.train.max_failures} restarts: {_reason(fit.error)}",
-        f"see {Path(config.run_folder) / 'log.txt'}; --resume goes on from {reached(config)}",
+        f"see {folder_at(config.run_folder) / 'log.txt'}; --resume goes on from {reached(config)}",
     )
 
 
 def reached(config: Config) -> str:
     """The newest checkpoint's name, for people."""
-    newest = checkpoints.newest(Path(config.run_folder))
+    newest = checkpoints.newest(folder_at(config.run_folder))
     return newest.name if newest else "no checkpoint yet"
 
 

@@ -16,6 +16,7 @@ from distmeta.models import build_model
 from distmeta.scale.domain import Domain
 from distmeta.seeds import torch_seed
 from distmeta.train.checkpoint import MODEL, WEIGHTS, load_params
+from distmeta.train.folder import folder_at
 from distmeta.train.outer import OuterUpdate, schedule
 
 INIT = "init_from"  # folder in the run folder: the registered model that training starts from
@@ -48,7 +49,7 @@ def started_from(config: Config, params: Params, statistics: Params) -> Params:
     """`params` with the weights of the registered model that config.init_from names, if it names one."""
     if config.init_from is None:
         return params
-    given = load_params(Path(config.run_folder) / INIT / WEIGHTS)
+    given = load_params(folder_at(config.run_folder) / INIT / WEIGHTS)
     return warm_start(params, given, config.init_from, optional=set(statistics))
 
 

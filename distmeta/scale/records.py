@@ -9,6 +9,7 @@ from distmeta.config import Config, SweepConfig, value_of, with_values
 from distmeta.scale.search import Search
 from distmeta.scale.trials import FAILURE, Trial, load_trials
 from distmeta.train import checkpoint as checkpoints
+from distmeta.train.folder import folder_at
 
 
 def trial_config(config: Config, params: dict[str, Any], run_folder: Path | None = None) -> Config:
@@ -24,7 +25,7 @@ class Records:
         self.config = config
         assert config.sweep is not None
         self.settings: SweepConfig = config.sweep
-        self.folder = Path(config.run_folder)
+        self.folder = folder_at(config.run_folder)
         self.trials = load_trials(self.folder)
         self._search = Search(self.settings, config.seed)
         self._resumed = [trial for trial in self.trials if trial.state == "running"]

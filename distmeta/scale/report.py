@@ -15,7 +15,8 @@ from distmeta.report.page import REPORT, write_report
 from distmeta.report.study import Study, study
 from distmeta.scale.domain import Classification
 from distmeta.scale.launch import initial_params, learner_of
-from distmeta.train.checkpoint import WEIGHTS, load_params, write_whole
+from distmeta.train.checkpoint import WEIGHTS, load_params
+from distmeta.train.folder import write_whole
 
 EPISODES = 50  # of the test, looked at closely
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import signal
 import threading
 import time
@@ -29,6 +28,7 @@ from distmeta.scale.sync import conclude
 from distmeta.scale.worker import trainer
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.evaluate import RESULT
+from distmeta.train.folder import check_writable, folder_at, is_empty, remove, replacing, write_whole
 
 _POLL_S = 0.5
 # What may differ between a run and its continuation: none of it changes the result.
@@ -48,12 +48,14 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     With `resume`, go on from the newest whole checkpoint, or begin if there is none. Raises DistmetaError.
     """
     config = absolute(config).model_copy(update={"sweep": None})
-    run_folder = Path(config.run_folder)
     domain, learner = checked(config)
-    check_run_folder(config, domain, resume)
     description = model_description(config, domain, learner)
     name = config.tracking.model or models.default_name(description)
-    with new_folder(run_folder), quiet(run_folder / "log.txt") as terminal, Display(terminal, config.outer.steps) as display:
+    with (
+        run_folder_of(config, domain, resume) as run_folder,
+        quiet(run_folder / "log.txt") as terminal,
+        Display(terminal, config.outer.steps) as display,
+    ):
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         try:
@@ -81,19 +83,15 @@ def checked(config: Config) -> tuple[Domain, Learner]:
 
 
 def absolute(config: Config) -> Config:
-    """`config` with local paths made absolute: workers run in folders of their own. Raises ConfigError if run_folder is a URL."""
+    """`config` with local paths made absolute: workers run in folders of their own. Raises ConfigError if run_folder cannot be one."""
 
     def path(location: str) -> str:
         return location if "://" in location or location.startswith("pipe:") else str(Path(location).absolute())
 
-    if "://" in config.run_folder:
-        raise ConfigError(
-            f"run_folder={config.run_folder} is a URL; a run is written to a folder", "give a local path, or one all nodes share"
-        )
     cache = config.data.cache
     cache = cache.model_copy(update={"folder": cache.folder and path(cache.folder)})
     data = config.data.model_copy(update={"shards": config.data.shards and path(config.data.shards), "cache": cache})
-    return config.model_copy(update={"run_folder": path(config.run_folder), "data": data})
+    return config.model_copy(update={"run_folder": str(folder_at(config.run_folder)), "data": data})
 
 
 def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> None:
@@ -101,15 +99,15 @@ def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> 
 
     Raises RegistryError if one is not there, ConfigError if it does not fit.
     """
-    run_folder = Path(config.run_folder)
+    run_folder = folder_at(config.run_folder)
     wanted = {run_folder / BESIDE / str(number): origin for number, origin in enumerate(config.data.eval.beside)}
     if config.init_from is not None:
         wanted[run_folder / INIT] = config.init_from
     for folder, origin in wanted.items():
         if not checkpoints.is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            models.download(uri, origin, folder)
-            checkpoints.seal(folder)
+            with replacing(folder, checkpoints.SEAL) as new:
+                models.download(uri, origin, new)
+                checkpoints.seal(new)
     started_from(config, learner.initial_params(0), learner.statistics)
     for number, origin in enumerate(config.data.eval.beside):
         published_learner(run_folder / BESIDE / str(number), domain, origin, torch.zeros(()))
@@ -127,10 +125,10 @@ def check_slots(config: Config) -> None:
 
 def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
     """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one."""
-    run_folder = Path(config.run_folder)
+    run_folder = folder_at(config.run_folder)
     held = run_folder / "config.yaml"
     if not held.exists():
-        if run_folder.exists() and any(run_folder.iterdir()):
+        if not is_empty(run_folder):
             raise ConfigError(f"run_folder {run_folder} holds other files", "give --set run_folder=NEW")
         return
     if not resume:
@@ -150,18 +148,22 @@ def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
 
 
 @contextmanager
-def new_folder(run_folder: Path) -> Iterator[None]:
-    """Leaves no new folder behind if the run was refused before it began."""
+def run_folder_of(config: Config, domain: Domain, resume: bool) -> Iterator[Path]:
+    """The run's folder, new or one that may go on; a new one does not stay if the run is refused before it began. Raises ConfigError."""
+    run_folder = folder_at(config.run_folder)
+    check_writable(run_folder)
+    new = is_empty(run_folder)
     try:
-        yield
+        check_run_folder(config, domain, resume)
+        yield run_folder
     except BaseException:
-        if not (run_folder / "config.yaml").exists():
-            shutil.rmtree(run_folder, ignore_errors=True)
+        if new and not (run_folder / "config.yaml").exists():
+            remove(run_folder)
         raise
 
 
 def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
-    run_folder = Path(config.run_folder)
+    run_folder = folder_at(config.run_folder)
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
         device = resolve_device(config.train)
@@ -190,11 +192,11 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
 
 def _begin(config: Config, domain: Domain) -> str:
     """Write what the run is into its folder, and begin its MLflow run."""
-    config_file = Path(config.run_folder) / "config.yaml"
+    config_file = folder_at(config.run_folder) / "config.yaml"
     began = config_file.exists()
     write_description(config, domain)
     try:
-        return tracking.start_run(config, Path(config.run_folder), tags_of(config, domain))
+        return tracking.start_run(config, config_file.parent, tags_of(config, domain))
     except DistmetaError:
         if not began:
             config_file.unlink()
@@ -203,10 +205,10 @@ def _begin(config: Config, domain: Domain) -> str:
 
 def write_description(config: Config, domain: Domain) -> None:
     """Write what the run is into its folder, the config last: a folder with a config is a folder with a run."""
-    run_folder, uri = Path(config.run_folder), config.tracking.uri
+    run_folder, uri = folder_at(config.run_folder), config.tracking.uri
     shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
-    checkpoints.write_whole(run_folder / "dataset.json", json.dumps(_identity(domain)))
-    checkpoints.write_whole(run_folder / "config.yaml", config.model_copy(update={"tracking": shown}).to_yaml())
+    write_whole(run_folder / "dataset.json", json.dumps(_identity(domain)))
+    write_whole(run_folder / "config.yaml", config.model_copy(update={"tracking": shown}).to_yaml())
 
 
 def _identity(domain: Domain) -> dict[str, str]:
@@ -215,7 +217,7 @@ def _identity(domain: Domain) -> dict[str, str]:
 
 def tags_of(config: Config, domain: Domain) -> dict[str, str]:
     """What MLflow is told of the run beside its config."""
-    folders = {"run_folder": config.run_folder, "checkpoints": str(Path(config.run_folder) / "checkpoints")}
+    folders = {"run_folder": config.run_folder, "checkpoints": str(folder_at(config.run_folder) / "checkpoints")}
     return _identity(domain) | folders | checkpoints.machine(config.train.threads_per_worker)
 
 
@@ -246,6 +248,6 @@ def _watch(fit: Fit, board: Any, display: Display) -> None:
 def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
     """What kept the run from its result, if anything did."""
     found = failure(fit, reported, config)
-    if found is None and not (Path(config.run_folder) / RESULT).exists():
+    if found is None and not (folder_at(config.run_folder) / RESULT).exists():
         return Stopped(f"stopped as asked, at {reached(config)} of {config.outer.steps}", "give --resume to go on")
     return found

@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,17 +20,18 @@ from ray.tune.search import Searcher
 from distmeta.config import Config, SweepConfig
 from distmeta.errors import ClusterError, ConfigError, DistmetaError, RunError, Stopped
 from distmeta.registry import models, tracking
-from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
+from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage
 from distmeta.scale.domain import Domain, domain_of
 from distmeta.scale.launch import learner_of, model_description
 from distmeta.scale.population import Population, check_changeable, check_generations
 from distmeta.scale.records import Records, trial_config
-from distmeta.scale.run import absolute, check_run_folder, checked, fetch_models, new_folder, run, write_description
+from distmeta.scale.run import absolute, checked, fetch_models, run, run_folder_of, write_description
 from distmeta.scale.sweep_mirror import SweepMirror
 from distmeta.scale.sweep_view import TrialTable, draw, parameters
 from distmeta.scale.trials import FAILURE, Trial, run_trial, write_failure
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.evaluate import Evaluation
+from distmeta.train.folder import folder_at, remove, write_whole
 
 BEST = "best.yaml"
 TRIALS = "trials.json"
@@ -46,14 +45,12 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
     With `resume`, go on from the records in the sweep's folder (config.run_folder): no trial that ended is repeated. Raises DistmetaError.
     """
     config = _as_sweep(absolute(config))
-    folder = Path(config.run_folder)
     domain, learner = checked(config.model_copy(update={"sweep": None}))
     check_space(config)
-    check_run_folder(config, domain, resume)
     uri = tracking.tracking_uri(config.tracking.uri)
     description = model_description(config, domain, learner)
     models.check_name(uri, config.tracking.model or models.default_name(description), description)
-    with new_folder(folder), quiet(folder / "log.txt") as terminal:
+    with run_folder_of(config, domain, resume) as folder, quiet(folder / "log.txt") as terminal:
         records = Population(config) if _settings(config).search == "pbt" else Records(config)
         view = TrialTable(terminal, folder, _settings(config))
         if records.runs_left:
@@ -190,7 +187,7 @@ def _run_trials(
             trial_domain, learner = checked(candidate)
             fetch_models(candidate, trial_domain, learner, uri)
             write_description(candidate, trial_domain)
-            (Path(candidate.run_folder) / FAILURE).unlink(missing_ok=True)
+            (folder_at(candidate.run_folder) / FAILURE).unlink(missing_ok=True)
             placed = candidate.model_copy(update={"train": candidate.train.model_copy(update={"device": device})})
             private = placed.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": None})})  # may hold a password
             spared = settings.baseline and trial.number == 0
@@ -212,16 +209,16 @@ def _run_trials(
             ),
             run_config=RunConfig(
                 name="tune",
-                storage_path=str(folder / ".ray"),
+                **storage(folder / ".ray"),
                 verbose=0,
                 stop=interrupt,
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
             ),
         )
-        shutil.rmtree(folder / ".ray", ignore_errors=True)  # Ray Tune would find an earlier session's records there
+        remove(folder / ".ray")  # Ray Tune would find an earlier session's records there
         with SweepMirror(config, domain, records, uri) as mirror:
             error = _watch(tuner, source, interrupt, records, view)
-        shutil.rmtree(folder / ".ray", ignore_errors=True)
+        remove(folder / ".ray")
         if mirror.unsent:
             view.say(f"MLflow did not take everything: {mirror.unsent}\nit stands in {folder}")
     if source.stopping:
@@ -295,7 +292,7 @@ def _conclude(
     shown = winning.tracking.model_copy(update={"uri": winning.tracking.uri and tracking.without_credentials(winning.tracking.uri)})
     again = winning.model_copy(update={"run_folder": f"{records.config.run_folder}-best", "tracking": shown})
     schedule = "# The last values of a schedule: sweep.search=pbt changed them on the way, as `history` in trials.json says.\n"
-    checkpoints.write_whole(folder / BEST, (schedule if len(winner.history) > 1 else "") + again.to_yaml())
+    write_whole(folder / BEST, (schedule if len(winner.history) > 1 else "") + again.to_yaml())
     pictures = draw(records.trials, folder, records.settings)
     run_id = json.loads((folder / tracking.RUN_FILE).read_text())["run_id"]
     if records.settings.promote != "none":
@@ -303,7 +300,7 @@ def _conclude(
     ranking = records.ranking()
     rows = [parameters(trial, folder) for trial in [*ranking, *(t for t in records.trials if t not in ranking)]]
     answer = {"run_id": run_id, "run_folder": str(folder), "trials": rows, "best_config": str(folder / BEST), "best": best}
-    checkpoints.write_whole(folder / TRIALS, json.dumps(answer, indent=1))
+    write_whole(folder / TRIALS, json.dumps(answer, indent=1))
     tracking.log_files(uri, run_id, [folder / BEST, folder / TRIALS, *pictures])
     tracking.end_run(uri, run_id, "FINISHED")
     return answer
@@ -332,7 +329,7 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
     domain = domain_of(config)
     learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
-    params = checkpoints.load_params(Path(config.run_folder) / "best" / checkpoints.WEIGHTS)
+    params = checkpoints.load_params(folder_at(config.run_folder) / "best" / checkpoints.WEIGHTS)
     like = learner.initial_params(0)
     params = {name: torch.empty_like(value).copy_(params[name]) for name, value in like.items()}
     return domain.evaluate(learner, params, domain.evaluation("val"), episodes, config.model.norm, 0, 1)

@@ -124,7 +124,8 @@ def draw(trials: list[Trial], sweep_folder: Path, settings: SweepConfig) -> list
     paths = []
     for name, figure in figures.items():
         paths.append(sweep_folder / name)
-        figure.savefig(paths[-1], dpi=130)
+        with paths[-1].open("wb") as file:
+            figure.savefig(file, format="png", dpi=130)
     return paths
 
 

@@ -76,7 +76,6 @@ def sync(run_folder: Path, uri: str | None = None) -> dict[str, Any]:
     `uri` is where MLflow is now, if not where the run found it. Of a run that has not ended, its metrics so far are sent.
     Raises RunError if the folder holds no run, or a sweep; RegistryError if MLflow fails, or does not know the run.
     """
-    run_folder = run_folder.absolute()
     try:
         config = validate(yaml.safe_load((run_folder / "config.yaml").read_text()), str(run_folder / "config.yaml"))
     except OSError as error:

@@ -17,7 +17,7 @@ from distmeta.errors import DistmetaError
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import new_board
 from distmeta.scale.worker import trainer
-from distmeta.train import checkpoint as checkpoints
+from distmeta.train.folder import folder_at, write_whole
 from distmeta.train.metrics import Record, read_metrics
 
 RECORD = "trial.json"
@@ -59,7 +59,7 @@ class Trial:
         return sweep_folder / "trials" / f"trial-{self.number:03d}"
 
     def save(self, sweep_folder: Path) -> None:
-        checkpoints.write_whole(self.folder(sweep_folder) / RECORD, json.dumps(asdict(self)))
+        write_whole(self.folder(sweep_folder) / RECORD, json.dumps(asdict(self)))
 
     def curve(self, sweep_folder: Path) -> list[Point]:
         points = (Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder)))
@@ -82,7 +82,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     An error that would come again is written to the trial's folder instead of being raised: Ray Tune tries again what is raised.
     """
     config = Config.model_validate(settings["config"])
-    folder, last_step = Path(config.run_folder), config.outer.steps
+    folder, last_step = folder_at(config.run_folder), config.outer.steps
     board = new_board()
     part = settings["since"], settings["until"]
     fit = Fit(trainer(config, board, settings["allow_other_hardware"], settings["import_from"], test=False, part=part))
@@ -106,4 +106,4 @@ def _tell(found: list[Record], told: int) -> int:
 
 
 def write_failure(folder: Path, error: DistmetaError) -> None:
-    checkpoints.write_whole(folder / FAILURE, json.dumps({"message": error.message, "remedy": error.remedy}))
+    write_whole(folder / FAILURE, json.dumps({"message": error.message, "remedy": error.remedy}))

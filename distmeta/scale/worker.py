@@ -22,7 +22,7 @@ from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
-from distmeta.scale.cluster import ALLOCATOR, gpus_per_worker
+from distmeta.scale.cluster import ALLOCATOR, gpus_per_worker, storage
 from distmeta.scale.domain import domain_of
 from distmeta.scale.launch import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
 from distmeta.scale.preemption import Notices, Terminated
@@ -30,6 +30,7 @@ from distmeta.scale.progress import Reporter
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.checkpoint import Checkpoint
 from distmeta.train.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
+from distmeta.train.folder import folder_at, write_whole
 from distmeta.train.loop import Plan, Progress, train
 from distmeta.train.metrics import MetricsWriter, Record, note_start
 from distmeta.train.reduce import PeerFailure, Request, agree
@@ -49,7 +50,7 @@ class Worker:
         self.device = device
         self.dtype: torch.dtype = getattr(torch, config.train.weights)
         self.reporter = reporter
-        self.run_folder = Path(config.run_folder)
+        self.run_folder = folder_at(config.run_folder)
         self.domain = domain_of(config)
         self.learner = learner_of(config, self.domain, device, self.dtype)
         self.description = model_description(config, self.domain, self.learner)
@@ -128,8 +129,8 @@ class Worker:
                 "weights_sha256": weights_sha256(self.outer.meta_params),
                 "test": result.as_dict() | random_init.as_baseline() | ({"beside": beside} if beside else {}),
             }
-            checkpoints.write_whole(self.run_folder / BY_EPISODE, json.dumps(result.by_episode.tolist()))
-            checkpoints.write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
+            write_whole(self.run_folder / BY_EPISODE, json.dumps(result.by_episode.tolist()))
+            write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
 
     def _evaluate(self, learner: Learner, params: Params, norm: str, stream: Stream, episodes: int) -> Evaluation:
         return self.domain.evaluate(learner, params, stream, episodes, norm, self.rank, self.workers)
@@ -255,8 +256,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     except DistmetaError as error:
         reporter.fail(error)
     except OSError as error:
-        if error.errno in _UNWRITABLE:
-            newest = checkpoints.newest(Path(config.run_folder))
+        if error.errno in _UNWRITABLE or isinstance(error, PermissionError):  # object storage gives no number
+            newest = checkpoints.newest(folder_at(config.run_folder))
             reporter.fail(
                 RunError(
                     f"the run cannot be written: {error}",
@@ -306,7 +307,7 @@ def trainer(
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(
             name="checkpoints",
-            storage_path=config.run_folder,
+            **storage(folder_at(config.run_folder)),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=train_config.max_failures),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]

@@ -5,23 +5,23 @@
 
 import hashlib
 import json
-import os
 import platform
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as deserialised
 from safetensors.torch import save as serialised
 
 from distmeta.errors import RunError
 from distmeta.learners.params import Params
+from distmeta.train.folder import replacing, write_whole
 
 SEAL = "checkpoint.json"
 WEIGHTS = "meta_params.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 MODEL = "model.json"
 _LIBRARIES = ("distmeta", "torch", "numpy", "ray")
 
@@ -35,13 +35,6 @@ class Checkpoint(NamedTuple):
     progress: dict[str, Any]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there with all of `text`, or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
 def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
@@ -50,7 +43,7 @@ def save(checkpoint: Checkpoint, folder: Path, threads: int) -> None:
     """Write `checkpoint` into `folder`, which must not exist yet."""
     folder.mkdir(parents=True)
     _save_params(checkpoint.meta_params, folder / WEIGHTS)
-    _save_params(checkpoint.optimizer, folder / "optimizer.safetensors")
+    _save_params(checkpoint.optimizer, folder / OPTIMIZER)
     progress = {"step": checkpoint.step, "progress": checkpoint.progress, "machine": machine(threads)}
     (folder / "progress.json").write_text(json.dumps(progress, indent=1))
     seal(folder)
@@ -64,7 +57,7 @@ def _save_params(params: Params, path: Path) -> None:
 def load_params(path: Path) -> Params:
     """Raises RunError if the file does not hold tensors."""
     try:
-        return load_file(path)
+        return deserialised(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path} cannot be read: {error}", "begin the run again in a new run_folder") from None
 
@@ -91,26 +84,24 @@ def is_whole(folder: Path) -> bool:
 
 def newest(run_folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, if there is one."""
-    folders = sorted((run_folder / "checkpoints").glob("step-*"), reverse=True)
+    folders = sorted((run_folder / "checkpoints").glob("step-*"), key=lambda folder: folder.name, reverse=True)
     return next((folder for folder in folders if is_whole(folder)), None)
 
 
 def take_over(other: Path, run_folder: Path) -> None:
     """Let a copy of another run's checkpoint stand for this run's own of the same step."""
-    building, own = run_folder / ".checkpoint.new", run_folder / "checkpoints" / other.name
-    shutil.rmtree(building, ignore_errors=True)
-    shutil.copytree(other, building)
-    shutil.rmtree(own, ignore_errors=True)
-    os.rename(building, own)
+    with replacing(run_folder / "checkpoints" / other.name, SEAL) as own:
+        for file in other.iterdir():
+            (own / file.name).write_bytes(file.read_bytes())
 
 
 def load(folder: Path) -> Checkpoint:
     """Raises RunError if the folder does not hold what a checkpoint holds."""
     try:
         content = json.loads((folder / "progress.json").read_text())
-        optimizer = load_file(folder / "optimizer.safetensors")
-        return Checkpoint(content["step"], load_file(folder / WEIGHTS), optimizer, content["progress"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        meta_params, optimizer = (load_params(folder / name) for name in (WEIGHTS, OPTIMIZER))
+        return Checkpoint(content["step"], meta_params, optimizer, content["progress"])
+    except (OSError, ValueError, KeyError, RunError) as error:
         raise RunError(f"checkpoint {folder} cannot be read: {error}", "remove it; --resume then takes the one before") from None
 
 
@@ -132,14 +123,7 @@ def machine_of(folder: Path) -> dict[str, str]:
 
 def save_best(meta_params: Params, description: dict[str, Any], run_folder: Path) -> None:
     """Replace `best/` by these meta_params and what `description` says of them."""
-    building, best, old = run_folder / ".best.new", run_folder / "best", run_folder / ".best.old"
-    for folder in (building, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    building.mkdir(parents=True)
-    _save_params(meta_params, building / WEIGHTS)
-    (building / MODEL).write_text(json.dumps(description, indent=1))
-    seal(building)
-    if best.exists():
-        os.rename(best, old)
-    os.rename(building, best)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(run_folder / "best", SEAL) as best:
+        _save_params(meta_params, best / WEIGHTS)
+        (best / MODEL).write_text(json.dumps(description, indent=1))
+        seal(best)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distmeta.train.checkpoint import write_whole
+from distmeta.train.folder import write_whole
 
 Record = dict[str, Any]
 
@@ -43,8 +43,9 @@ class MetricsWriter:
 
 def note_start(run_folder: Path, step: int) -> None:
     """Remember that workers began to train at `step`: 0 the first time, later ones after a failure or by --resume."""
-    with (run_folder / _STARTS).open("a") as file:
-        file.write(json.dumps({"step": step}) + "\n")
+    path = run_folder / _STARTS
+    before = path.read_text() if path.exists() else ""
+    write_whole(path, before + json.dumps({"step": step}) + "\n")
 
 
 def restarts(run_folder: Path) -> list[int]:

@@ -1,0 +1,116 @@
+"""Where a run is kept: a folder on a file system, or one in object storage, both spoken to in pathlib's words."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import IO, Any, cast
+
+from upath import UPath
+
+from distmeta.errors import ConfigError
+
+_S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}}
+
+
+def folder_at(location: str) -> Path:
+    """The folder at a path, made absolute, or at a URL that fsspec writes to (s3, gs). Raises ConfigError for any other.
+
+    At a URL it is no `Path`, but does what this package asks of one. Credentials come from the environment.
+    """
+    protocol, is_url, _ = location.partition("://")
+    if not is_url:
+        return Path(location).absolute()
+    options: dict[str, Any] = {"use_listings_cache": False}  # other machines write there too
+    try:
+        folder = UPath(location.rstrip("/"), **options | (_S3 if protocol == "s3" else {}))
+        if "http" in folder.fs.protocol:
+            raise ValueError("nothing can be written there")
+        return cast(Path, folder)
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"run_folder={location} cannot be used: {reason}", "give a folder, or a URL of s3 or gs") from None
+
+
+def on_disk(folder: Path) -> bool:
+    """Whether it lies on a file system of this machine."""
+    return isinstance(folder, PurePath)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ConfigError unless files can be written into `folder`."""
+    probe = folder / ".distmeta"
+    try:
+        if on_disk(folder):  # elsewhere this would make a bucket
+            folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except Exception as error:  # every file system has exceptions of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"run_folder {folder} cannot be written: {reason}", "check the place and your access to it") from None
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether it holds nothing, or is not there."""
+    return not folder.exists() or not any(folder.iterdir())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there with all of `text`, or not at all."""
+    if not on_disk(path):
+        path.write_text(text)  # object storage keeps no half of an object
+        return
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def remove(folder: Path) -> None:
+    """Remove `folder` with all it holds, if it is there."""
+    if on_disk(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        cast(UPath, folder).fs.rm(cast(UPath, folder).path, recursive=True)
+
+
+@contextmanager
+def replacing(folder: Path, last: str) -> Iterator[Path]:
+    """A new folder on this machine to fill with files, that takes the place of `folder` when the block ends.
+
+    A kill leaves the one or the other; in object storage it may leave neither, but then no file `last`, which is written last.
+    """
+    if on_disk(folder):
+        building, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
+        for leftover in (building, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        building.mkdir(parents=True)
+        yield building
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(building, folder)
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="distmeta-") as scratch:
+        yield Path(scratch)
+        remove(folder)
+        for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == last):
+            (folder / file.name).write_bytes(file.read_bytes())
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[bytes]]:
+    """A file of this machine whose bytes stand at the end of `path` when the block has ended."""
+    if on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as file:
+        try:
+            yield file
+        finally:
+            file.seek(0)
+            before = path.read_bytes() if path.exists() else b""
+            path.write_bytes(before + file.read())

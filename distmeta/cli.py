@@ -279,6 +279,8 @@ def sweep(
     print_table(trial_table(result["trials"], settings.sweep))
     best = result["best"]
     say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
+    if settings.sweep.baseline and best["number"] == 0:
+        say("trial 0 is the config as it stands: no other did better")
     show_schedule(best.get("history", []))
     show_advance(best["fresh"])
     if "model" in best:

@@ -8,8 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from distmeta import cli
+from distmeta.allocator import ALLOCATOR
 from distmeta.scale import doctor
-from distmeta.scale.cluster import ALLOCATOR
 
 
 def lines(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:

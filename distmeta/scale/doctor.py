@@ -13,10 +13,11 @@ import ray
 import torch
 from packaging.requirements import Requirement
 
+from distmeta.allocator import ALLOCATOR
 from distmeta.data.shards import Dataset
 from distmeta.errors import DataError, DistmetaError
 from distmeta.registry.tracking import answers, client, without_credentials
-from distmeta.scale.cluster import ALLOCATOR, connected
+from distmeta.scale.cluster import connected
 
 _LEAST_DISK_GB, _LEAST_SHARED_GB = 2, 0.5
 

@@ -10,12 +10,13 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
+from distmeta.allocator import ALLOCATOR
 from distmeta.data.shards import Split
 from distmeta.errors import ClusterError, DistmetaError
 from distmeta.learners.params import Params
 from distmeta.registry.evaluate import evaluation_stream
 from distmeta.registry.model import Model, build
-from distmeta.scale.cluster import ALLOCATOR, connected
+from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
 from distmeta.train.evaluate import accuracy_of, count_correct
 

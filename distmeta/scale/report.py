@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from distmeta.allocator import keep_memory
 from distmeta.config import Config, validate
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
@@ -72,6 +73,7 @@ def _is_run(folder: Path, run_id: str) -> bool:
 
 
 def _study(config: Config, run_folder: Path) -> Study:
+    keep_memory()
     domain = Classification(config)
     learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
     trained = load_params(run_folder / "best" / WEIGHTS)

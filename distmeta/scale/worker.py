@@ -18,11 +18,12 @@ from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from distmeta.allocator import ALLOCATOR
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
-from distmeta.scale.cluster import ALLOCATOR, gpus_per_worker, storage
+from distmeta.scale.cluster import gpus_per_worker, storage
 from distmeta.scale.domain import domain_of
 from distmeta.scale.launch import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
 from distmeta.scale.preemption import Notices, Terminated

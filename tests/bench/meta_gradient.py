@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from json import dumps
@@ -23,8 +24,9 @@ from typing import NamedTuple
 import torch
 from contenders import CONTENDERS, SINUSOID, W, Work, episodes, learner_of
 
+from distmeta.allocator import ALLOCATOR
 from distmeta.learners.memory import predicted_bytes
-from distmeta.scale.cluster import ALLOCATOR, connected
+from distmeta.scale.cluster import connected
 from distmeta.train.reduce import Reduction
 
 PEERS = [name for name in CONTENDERS if name != "distmeta"]
@@ -134,6 +136,21 @@ def two_workers(repeats: int) -> Iterator[Row]:
     for peer in PEERS:
         goal = None if peer == "torch.func" else 1 / 2.6
         yield compared(f"W: two Ray workers, beside {peer} with two threads", seconds["distmeta"], seconds[peer], goal)
+
+
+def scaling(repeats: int) -> Iterator[Row]:
+    """What a second worker gains, beside what the machine allows: two processes that know nothing of each other, half the tasks each."""
+    half = replace(W, tasks=W.tasks // 2)
+    with ExitStack() as stack:
+        one, *pair = (stack.enter_context(Contender("distmeta", work, 1, ALLOCATOR)) for work in (W, half, half))
+        pool = stack.enter_context(ThreadPoolExecutor(len(pair)))
+        bare = lambda: max(pool.map(lambda process: process(), pair))  # noqa: E731
+        Contender.processor_time = False
+        seconds = in_turn({"one": one, "bare": bare, "two": stack.enter_context(ray_workers(W, 2))}, repeats)
+    halves = [found / 2 for found in seconds["one"]]
+    yield compared("W: two Ray workers beside half of one's time", seconds["two"], halves, 1 / 0.87)
+    yield compared("W: two processes apart, beside half of one's time", seconds["bare"], halves)
+    yield compared("W: two Ray workers beside two processes apart", seconds["two"], seconds["bare"], 0.92 / 0.87)
 
 
 @contextmanager
@@ -257,6 +274,7 @@ PARTS: dict[str, Callable[[int], Iterator[object]]] = {
     "agreement": agreement,
     "one-worker": one_worker,
     "two-workers": two_workers,
+    "scaling": scaling,
     "reduction": reduction,
     "checkpointed": checkpointed,
     "memory": memory,

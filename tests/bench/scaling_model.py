@@ -47,9 +47,9 @@ from meta_gradient import RESNET12, Contender, in_turn, ray_workers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from distmeta.allocator import ALLOCATOR
 from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.params import Params, flatten
-from distmeta.scale.cluster import ALLOCATOR
 from distmeta.train.reduce import Contribution, Reduction, Request, reduce, slot_sum
 
 WORKERS = [2**power for power in range(13)]

@@ -1,6 +1,7 @@
 """One image: bytes → pixels of the dataset's size and mode → the numbers a network sees. Training and prediction share these functions."""
 
 import io
+import math
 from typing import Literal
 
 import numpy as np
@@ -38,11 +39,14 @@ class Preprocessing(BaseModel):
         """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W), in memory as `channels_last` says."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         innermost = np.moveaxis(pixels, -3, -1)
-        rows = innermost.reshape(*innermost.shape[:-2], -1)  # (..., H, W * C): long rows are what numpy is fast at
-        repeat = rows.shape[-1] // len(std)
-        images = rows / np.tile(np.float32(255) * std, repeat)
-        images -= np.tile(mean / std, repeat)
-        return torch.from_numpy(images).unflatten(-1, (repeat, len(std))).movedim(-1, -3)
+        images = np.empty(innermost.shape, np.float32)
+        values = math.prod(images.shape[-3:])  # of an image, all in one row: long rows are what numpy is fast at
+        scale, shift = (np.tile(each, values // len(std)) for each in (np.float32(255) * std, mean / std))
+        for image, row in zip(images.reshape(-1, values), innermost.reshape(-1, values), strict=True):  # each stays in the cache
+            image[:] = row
+            image /= scale
+            image -= shift
+        return torch.from_numpy(images).movedim(-1, -3)
 
     def pixels(self, *shape: int) -> Pixels:
         """Room for images (*shape, C, H, W), in memory as `channels_last` says."""

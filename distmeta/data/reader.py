@@ -5,15 +5,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
-import cachetools
-
 from distmeta.data.images import Pixels, Preprocessing, decode_packed
 from distmeta.data.shards import Dataset, Shard, Split
 from distmeta.errors import DataError
 
 ImageRef = tuple[int, int]  # number of the shard in its split, member in the shard
 
-_PIXEL_CACHE_BYTES = 64 << 20  # holds small datasets whole; of large ones a visit sees most images once
+_PIXELS_KEPT_BYTES = 64 << 20  # a split that takes no more is decoded once; of a larger one, a visit to a shard sees most images once
 _SPARE_SHARD_BYTES = 256 << 20  # of shards kept open though no slot uses them: on disk, not in memory
 _FETCHERS = 4  # threads
 _log = logging.getLogger(__name__)
@@ -33,7 +31,9 @@ class ImageReader:
         self._max_bad_fraction = max_bad_fraction
         self._read: set[int] = set()
         self._shards: dict[int, Future[Shard]] = {}  # used least recently first
-        self._pixels: cachetools.LRUCache[ImageRef, Pixels] = cachetools.LRUCache(_PIXEL_CACHE_BYTES, getsizeof=lambda p: p.nbytes)
+        images = sum(len(info.sizes) for info in self._infos)
+        self._keeps_pixels = images * preprocessing.pixels().nbytes <= _PIXELS_KEPT_BYTES
+        self._pixels: dict[ImageRef, Pixels] = {}
         self._lock = Lock()
         self._threads = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="shards")
 
@@ -57,9 +57,7 @@ class ImageReader:
         """
         last = None
         for image in choices:
-            with self._lock:
-                pixels = self._pixels.get(image)
-            if pixels is not None:
+            if (pixels := self._pixels.get(image)) is not None:
                 return pixels
             try:
                 return self._decode(image)
@@ -85,7 +83,7 @@ class ImageReader:
             pixels = decode_packed(shard.image(member), self._preprocessing, key)
         except DataError as error:
             raise _BadImage(key, error.message) from None
-        with self._lock:
+        if self._keeps_pixels:
             self._pixels[image] = pixels
         return pixels
 

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from distmeta import cli
-from distmeta.allocator import ALLOCATOR
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.scale import doctor
 
 

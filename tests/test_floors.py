@@ -29,6 +29,7 @@ MAY_KNOW = {
     "optuna": {"scale"},
     "mlflow": {"registry"},
     "webdataset": {"data"},
+    "upath": {"train"},
     "fsspec": {"data"},
     "typer": {"cli"},
     "jinja2": {"report"},

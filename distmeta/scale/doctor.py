@@ -13,9 +13,9 @@ import ray
 import torch
 from packaging.requirements import Requirement
 
-from distmeta.allocator import ALLOCATOR
 from distmeta.data.shards import Dataset
 from distmeta.errors import DataError, DistmetaError
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.registry.tracking import answers, client, without_credentials
 from distmeta.scale.cluster import connected
 

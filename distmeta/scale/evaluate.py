@@ -10,9 +10,9 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from distmeta.allocator import ALLOCATOR
 from distmeta.data.shards import Split
 from distmeta.errors import ClusterError, DistmetaError
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
 from distmeta.registry.evaluate import evaluation_stream
 from distmeta.registry.model import Model, build

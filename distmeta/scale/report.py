@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from distmeta.allocator import keep_memory
 from distmeta.config import Config, validate
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
+from distmeta.learners.allocator import keep_memory
 from distmeta.registry.models import look_up, run_of
 from distmeta.registry.tracking import RUN_FILE, fetch_file
 from distmeta.report.page import REPORT, write_report

@@ -18,9 +18,9 @@ from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from distmeta.allocator import ALLOCATOR
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
 from distmeta.scale.cluster import gpus_per_worker, storage

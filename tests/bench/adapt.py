@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distmeta.allocator import ALLOCATOR
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
 from distmeta.registry.model import Model, build
 

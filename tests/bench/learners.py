@@ -18,8 +18,8 @@ from typing import Annotated
 import torch
 import typer
 
-from distmeta.allocator import ALLOCATOR
 from distmeta.config import Config, load_config
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.scale.domain import domain_of
 from distmeta.scale.launch import initial_params, learner_of
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from contenders import CONTENDERS, SINUSOID, W, Work, episodes, learner_of
 
-from distmeta.allocator import ALLOCATOR
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.memory import predicted_bytes
 from distmeta.scale.cluster import connected
 from distmeta.train.reduce import Reduction

@@ -47,7 +47,7 @@ from meta_gradient import RESNET12, Contender, in_turn, ray_workers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from distmeta.allocator import ALLOCATOR
+from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.params import Params, flatten
 from distmeta.train.reduce import Contribution, Reduction, Request, reduce, slot_sum

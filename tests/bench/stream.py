@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distmeta.allocator import ALLOCATOR
+from distmeta.learners.allocator import ALLOCATOR
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

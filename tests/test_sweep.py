@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
+import scipy.stats
+import torch
 from conftest import free_port
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,11 +31,13 @@ from distmeta.errors import ClusterError, ConfigError, RunError
 from distmeta.scale.population import Population, followed, near
 from distmeta.scale.records import Records
 from distmeta.scale.search import Search
-from distmeta.scale.sweep import Asha, _as_sweep, _winner, check_space, sweep
-from distmeta.scale.sweep_view import draw
+from distmeta.scale.sweep import Asha, _as_sweep, _describe, _winner, check_space, sweep
+from distmeta.scale.sweep_view import TrialTable, draw
 from distmeta.scale.trials import FAILURE, Point, Trial, load_trials, validations
 from distmeta.seeds import generator
+from distmeta.show import show_advance
 from distmeta.train import checkpoint as checkpoints
+from distmeta.train.evaluate import Accuracy, Setting
 from distmeta.train.folder import folder_at
 from distmeta.train.metrics import read_metrics
 
@@ -225,6 +229,29 @@ def test_a_trial_that_went_all_the_way_ranks_before_one_that_was_stopped(tmp_pat
     assert [trial.number for trial in Records(base).ranking()] == [2, 0, 1]
     for picture in draw(load_trials(folder), folder, Records(base).settings):
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = config(tmp_path)
+    for number, score in enumerate((0.5, 0.7)):
+        finished(Path(base.run_folder), number, [score] * 6, state="finished")
+    records = Records(base)
+    setting = Setting(50, 3, 1, 3, seed=1, inner_steps=2, norm="batch")
+    right = {number: torch.from_numpy(generator(5, "right", number).random((50, 2))) for number in (0, 1)}
+
+    def fresh(candidate: Config, episodes: int) -> Accuracy:
+        return Accuracy(0.0, 0.0, 0.5, 0.1, setting, right[int(candidate.run_folder[-1])])
+
+    monkeypatch.setattr("distmeta.scale.sweep.evaluate_fresh", fresh)
+    found = _describe(records, _winner(records), TrialTable(sys.stderr, tmp_path, records.settings))["fresh"]
+    apart = scipy.stats.ttest_rel(right[1][:, 1].numpy(), right[0][:, 1].numpy()).confidence_interval(0.95)
+    assert found["advance"] == pytest.approx((apart.low + apart.high) / 2)
+    assert found["advance_ci95"] == pytest.approx((apart.high - apart.low) / 2, rel=0.03), "1.96 for Student's 2.01"
+    capsys.readouterr()
+    show_advance(found)
+    assert f"by {100 * found['advance']:.1f} ± {100 * found['advance_ci95']:.1f} %, paired" in capsys.readouterr().err
 
 
 def test_all_trials_failing_is_told_with_the_commonest_reason(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from distmeta.scale.sweep_mirror import SweepMirror
 from distmeta.scale.sweep_view import TrialTable, draw, parameters
 from distmeta.scale.trials import FAILURE, Trial, run_trial, write_failure
 from distmeta.train import checkpoint as checkpoints
-from distmeta.train.evaluate import Evaluation
+from distmeta.train.evaluate import Evaluation, paired_difference
 from distmeta.train.folder import folder_at, remove, write_whole
 
 BEST = "best.yaml"
@@ -278,9 +278,8 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
     fresh: dict[str, Any] = dict(evaluation.as_dict())
     if compared:
         other = evaluate_fresh(records.config_of(first), episodes)
-        difference = evaluation.by_episode[:, -1] - other.by_episode[:, -1]
-        ci95 = 1.96 * difference.std().item() / len(difference) ** 0.5
-        fresh |= {"trial_0": other.as_dict(), "advance": difference.mean().item(), "advance_ci95": ci95}
+        advance = paired_difference(evaluation, other, inductive=True)
+        fresh |= {"trial_0": other.as_dict(), "advance": advance["difference"], "advance_ci95": advance["difference_ci95"]}
     return parameters(winner, records.folder) | {"fresh": fresh}
 
 

@@ -153,12 +153,12 @@ def squared_error(learner: Learner, meta_params: Params, stream: Stream, episode
     return SquaredError(mse, ci95, _setting(learner, stream, episodes, norm), by_episode)
 
 
-def paired_difference(ours: Evaluation, theirs: Evaluation) -> dict[str, float]:
+def paired_difference(ours: Evaluation, theirs: Evaluation, inductive: bool = False) -> dict[str, float]:
     """Mean over episodes of (ours - theirs), each on the same episode, with the half-width of its 95% interval.
 
-    Of the transductive accuracy; in regression, of the squared error after the last inner step.
+    Of the transductive accuracy, or the `inductive` one; in regression, of the squared error after the last inner step.
     """
-    column = 0 if isinstance(ours, Accuracy) else -1
+    column = 0 if isinstance(ours, Accuracy) and not inductive else -1
     difference, ci95 = _mean_and_ci95(ours.by_episode[:, column] - theirs.by_episode[:, column])
     return {"difference": difference, "difference_ci95": ci95}
 

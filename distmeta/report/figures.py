@@ -55,7 +55,7 @@ def bars(names: Sequence[str], values: Sequence[float], xlabel: str) -> str:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes((6.4, 0.5 + 0.42 * len(names)))
         drawn = axes.barh(names, values, color=COLORS[0])
-        axes.bar_label(drawn, fmt="{:.3g}", padding=3)
+        axes.bar_label(drawn, fmt=lambda value: f"{value:.3g}" if value < 1000 else f"{value:,.0f}", padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel(xlabel)

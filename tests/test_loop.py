@@ -22,7 +22,7 @@ from distmeta.train.outer import OuterUpdate, schedule
 from distmeta.train.reduce import Request
 
 TASK = Task(3, 1, 2)
-PLAN = Plan(steps=12, checkpoint_every=5, validate_every=4, max_bad_steps=3, meta_batch_size=2, rank=0, slots=[0, 1])
+PLAN = Plan(steps=12, checkpoint_every=5, validate_every=4, max_bad_steps=3, meta_batch_size=2, rank=0, workers=1, slots=[0, 1])
 
 
 class Recorder:

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from distmeta.errors import DataError, RunError
 from distmeta.learners.learner import SlotMetrics
 from distmeta.train import reduce as reduction
-from distmeta.train.reduce import Contribution, HeldSum, PeerFailure, Reduced, Request, ScaledSum, SlotSum, reduce, slot_sum
+from distmeta.train.reduce import (
+    Contribution,
+    HeldSum,
+    PeerFailure,
+    Reduced,
+    Request,
+    ScaledSum,
+    SlotSum,
+    agree,
+    reduce,
+    slot_sum,
+    sum_over_workers,
+)
 
 SLOTS, SIZE, WORKERS = 8, 1000, 3
 THETA = {"weight": torch.arange(4.0)}
@@ -37,14 +49,14 @@ def contribution(gradients: torch.Tensor, slots: list[int], into: SlotSum | None
 
 
 def alone(gradients: torch.Tensor) -> Reduced:
-    return reduce(contribution(gradients, list(range(len(gradients)))), THETA, len(gradients), 0, Request.NOTHING)
+    return reduce(contribution(gradients, list(range(len(gradients)))), THETA, len(gradients), 0, 1, Request.NOTHING)
 
 
-def unheld(gradients: torch.Tensor, slots: list[int], rank: int, before: float | None) -> tuple[torch.Tensor, float, int]:
+def unheld(gradients: torch.Tensor, slots: list[int], rank: int, before: float | None, workers: int = 1) -> tuple[torch.Tensor, float, int]:
     """The meta-gradient of slots too large to hold, its largest magnitude, and how often it had to be computed again."""
     for repeats in range(3):
         own = contribution(gradients, slots, ScaledSum(SIZE, gradients, len(gradients), before))
-        got = reduce(own, THETA, len(gradients), rank, Request.NOTHING)
+        got = reduce(own, THETA, len(gradients), rank, workers, Request.NOTHING)
         before = got.largest
         if got.meta_gradient is not None:
             return got.meta_gradient, before, repeats
@@ -99,7 +111,7 @@ def same_bits_for_every_partition(rank: int) -> None:
         gradients = slot_gradients(seed)
         whole = EXPECTED[seed]
         for partition in PARTITIONS:
-            got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, Request.NOTHING)
+            got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, WORKERS, Request.NOTHING)
             assert got.meta_gradient is not None
             assert torch.equal(got.meta_gradient, whole.meta_gradient)
             assert torch.equal(got.losses, whole.losses)
@@ -113,7 +125,7 @@ def non_finite_is_found_wherever_it_is(rank: int) -> None:
             gradients = slot_gradients(1)
             gradients[bad_slot, 17] = bad_value
             for partition in PARTITIONS:
-                got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, Request.NOTHING)
+                got = reduce(contribution(gradients, partition[rank]), THETA, SLOTS, rank, WORKERS, Request.NOTHING)
                 assert got.meta_gradient is None
                 assert got.bad_slot == bad_slot
 
@@ -122,14 +134,14 @@ def a_non_finite_loss_counts_too(rank: int) -> None:
     own = contribution(slot_gradients(1), PARTITIONS[0][rank])
     if rank == 1:
         own.metrics.loss[0] = float("nan")
-    assert reduce(own, THETA, SLOTS, rank, Request.NOTHING).bad_slot == 3
+    assert reduce(own, THETA, SLOTS, rank, WORKERS, Request.NOTHING).bad_slot == 3
 
 
 def the_most_that_anybody_asks_for_is_what_all_do(rank: int) -> None:
     for asking in range(WORKERS):
         for request in Request:
             own = contribution(slot_gradients(1), PARTITIONS[0][rank])
-            assert reduce(own, THETA, SLOTS, rank, request if rank == asking else Request.NOTHING).request is request
+            assert reduce(own, THETA, SLOTS, rank, WORKERS, request if rank == asking else Request.NOTHING).request is request
 
 
 def fast_is_the_plain_sum_and_its_metrics_are_exact(rank: int) -> None:
@@ -137,7 +149,7 @@ def fast_is_the_plain_sum_and_its_metrics_are_exact(rank: int) -> None:
         gradients = slot_gradients(seed, decades=2)
         for partition in PARTITIONS:
             own = contribution(gradients, partition[rank], slot_sum("fast", SLOTS, SIZE, gradients, None))
-            got = reduce(own, THETA, SLOTS, rank, Request.NOTHING)
+            got = reduce(own, THETA, SLOTS, rank, WORKERS, Request.NOTHING)
             assert got.meta_gradient is not None
             torch.testing.assert_close(got.meta_gradient.double(), gradients.double().mean(0), rtol=1e-5, atol=1e-5)
             assert torch.equal(got.losses, EXPECTED[seed].losses)
@@ -149,7 +161,7 @@ def slots_too_large_to_hold_give_the_same_bits_for_every_partition(rank: int) ->
     before = None
     for seed, (expected, largest, repeats) in enumerate(UNHELD):
         for partition in PARTITIONS:
-            got = unheld(growing(seed), partition[rank], rank, before)
+            got = unheld(growing(seed), partition[rank], rank, before, WORKERS)
             assert torch.equal(got[0], expected)
             assert got[1:] == (largest, repeats)
         before = largest
@@ -161,19 +173,19 @@ def one_failure_is_everybodys(rank: int) -> None:
         if rank == failing:
             own = Contribution.failed(DataError("shard x is missing", "copy it"), own.sum)
         with pytest.raises(DataError if rank == failing else PeerFailure):
-            reduce(own, THETA, SLOTS, rank, Request.NOTHING)
+            reduce(own, THETA, SLOTS, rank, WORKERS, Request.NOTHING)
 
 
 def different_meta_params_are_noticed(rank: int) -> None:
     theta = {"weight": torch.arange(4.0) + (rank == 2) * 1e-6}
     with pytest.raises(RunError, match="other meta_params"):
-        reduce(contribution(slot_gradients(1), PARTITIONS[0][rank]), theta, SLOTS, rank, Request.NOTHING)
+        reduce(contribution(slot_gradients(1), PARTITIONS[0][rank]), theta, SLOTS, rank, WORKERS, Request.NOTHING)
 
 
 def a_slot_computed_twice_or_never_is_noticed(rank: int) -> None:
     for partition in ([[0, 1, 2], [2, 3, 4], [5, 6, 7]], [[0, 1], [3, 4], [5, 6, 7]]):
         with pytest.raises(RunError, match="slots \\[2\\]"):
-            reduce(contribution(slot_gradients(1), partition[rank]), THETA, SLOTS, rank, Request.NOTHING)
+            reduce(contribution(slot_gradients(1), partition[rank]), THETA, SLOTS, rank, WORKERS, Request.NOTHING)
 
 
 CASES: list[Callable[[int], None]] = [
@@ -225,8 +237,19 @@ def test_the_whole_meta_batch_decides_whether_slots_are_held(monkeypatch: pytest
 def test_a_loss_beyond_the_integers_counts_as_the_largest() -> None:
     own = contribution(slot_gradients(0), list(range(SLOTS)))
     own.metrics.loss[2:4] = torch.tensor([1e30, -1e30])
-    losses = reduce(own, THETA, SLOTS, 0, Request.NOTHING).losses
+    losses = reduce(own, THETA, SLOTS, 0, 1, Request.NOTHING).losses
     assert losses[2:4].tolist() == [2.0**30, -(2.0**30)]
+
+
+def test_a_group_that_has_ended_is_not_taken_for_being_alone() -> None:
+    """Ray ends it when a worker is lost; what a step then says must come from all workers or be no result, and no message to the user."""
+    assert not dist.is_initialized()
+    with pytest.raises(ValueError, match="process group"):
+        reduce(contribution(slot_gradients(0), [0, 1]), THETA, SLOTS, 0, WORKERS, Request.NOTHING)
+    with pytest.raises(ValueError, match="process group"):
+        sum_over_workers(torch.zeros(2), WORKERS)
+    with pytest.raises(ValueError, match="process group"):
+        agree(None, torch.device("cpu"), WORKERS)
 
 
 def run_cases(rank: int, folder: str) -> None:

@@ -99,6 +99,7 @@ class Worker:
             train_config.max_bad_steps,
             outer.meta_batch_size,
             self.rank,
+            self.workers,
             slots,
             train_config.reduction,
         )
@@ -198,11 +199,11 @@ def check_machine(here: dict[str, str], there: dict[str, str], what: str) -> Non
         )
 
 
-def _machines(threads: int) -> list[dict[str, str]]:
+def _machines(threads: int, workers: int) -> list[dict[str, str]]:
     """Every worker's machine, by rank."""
     here = checkpoints.machine(threads)
-    machines = [here] * (dist.get_world_size() if dist.is_initialized() else 1)
-    if len(machines) > 1:
+    machines = [here] * workers
+    if workers > 1:
         dist.all_gather_object(machines, here)
     return machines
 
@@ -243,13 +244,14 @@ def run_worker(settings: dict[str, Any]) -> None:
             worker = Worker(config, device, reporter)
         except DistmetaError as error:
             failure = error
-        machines = _machines(config.train.threads_per_worker)
+        workers = ray.train.get_context().get_world_size()
+        machines = _machines(config.train.threads_per_worker, workers)
         try:
             if worker is not None:
                 worker.join(machines, settings["allow_other_hardware"], since)
         except DistmetaError as error:
             failure = error
-        agree(failure, device)
+        agree(failure, device, workers)
         assert worker is not None
         worker.run(settings["test"], until)
     except PeerFailure:

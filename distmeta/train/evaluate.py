@@ -186,8 +186,8 @@ def _on_all_workers(
         everything[share] = scores(share)
     except DistmetaError as error:
         failure = error
-    agree(failure, device)
-    return sum_over_workers(everything).cpu()
+    agree(failure, device, workers)
+    return sum_over_workers(everything, workers).cpu()
 
 
 def _setting(learner: Learner, stream: Stream, episodes: int, norm: str) -> Setting:

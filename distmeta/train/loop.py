@@ -16,7 +16,7 @@ from distmeta.train.reduce import Contribution, Reduced, Reduction, Request, red
 
 
 class Plan(NamedTuple):
-    """How long and how often, in steps; and this worker's slots of the meta-batch."""
+    """How long and how often, in steps; and this worker's slots of the meta-batch, of `workers` in all."""
 
     steps: int
     checkpoint_every: int
@@ -24,6 +24,7 @@ class Plan(NamedTuple):
     max_bad_steps: int
     meta_batch_size: int
     rank: int
+    workers: int
     slots: list[int]
     reduction: Reduction = "exact"
 
@@ -139,7 +140,7 @@ def meta_gradient(
         else:
             contribution = Contribution.failed(failure, into)
         timer.mark("adapt")
-        reduced = reduce(contribution, meta_params, plan.meta_batch_size, plan.rank, request, timer.mark)
+        reduced = reduce(contribution, meta_params, plan.meta_batch_size, plan.rank, plan.workers, request, timer.mark)
         timer.mark("reduce")
         if reduced.bad_slot is None:
             progress.largest = reduced.largest

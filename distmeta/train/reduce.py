@@ -216,20 +216,21 @@ class PeerFailure(RunError):
     """Another worker failed and has said why."""
 
 
-def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-    if dist.is_initialized():
+def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, workers: int) -> Tensor:
+    # Never by asking torch whether there is a group: Ray ends it in mid-step when a worker is lost, and the others would go on alone.
+    if workers > 1:
         dist.all_reduce(values, operation)
     return values
 
 
-def sum_over_workers(values: Tensor) -> Tensor:
-    """Integer sum over all workers, in place."""
-    return _all_reduce(values, dist.ReduceOp.SUM)
+def sum_over_workers(values: Tensor, workers: int) -> Tensor:
+    """The sum over all workers, in place."""
+    return _all_reduce(values, dist.ReduceOp.SUM, workers)
 
 
-def agree(failure: DistmetaError | None, device: torch.device) -> None:
+def agree(failure: DistmetaError | None, device: torch.device, workers: int) -> None:
     """Raise on every worker if any has failed: its own error where it happened, PeerFailure elsewhere. One collective."""
-    failed = _all_reduce(torch.tensor([float(failure is not None)], device=device), dist.ReduceOp.MAX)
+    failed = _all_reduce(torch.tensor([float(failure is not None)], device=device), dist.ReduceOp.MAX, workers)
     _raise_if_failed(bool(failed.item()), failure)
 
 
@@ -245,6 +246,7 @@ def reduce(
     meta_params: Params,
     meta_batch_size: int,
     rank: int,
+    workers: int,
     request: Request,
     mark: Callable[[str], None] = lambda name: None,
 ) -> Reduced:
@@ -259,7 +261,7 @@ def reduce(
     mine = _fingerprint(meta_params)
     # Only finite numbers: gloo's MAX can lose a NaN, and a NaN cast to an integer becomes a plausible number.
     facts = [summed.largest, -min(bad, default=meta_batch_size), mine, -mine, request, contribution.failure is not None]
-    agreed = _all_reduce(torch.tensor(facts, dtype=torch.float64, device=device), dist.ReduceOp.MAX).tolist()
+    agreed = _all_reduce(torch.tensor(facts, dtype=torch.float64, device=device), dist.ReduceOp.MAX, workers).tolist()
     mark("wait")
     _raise_if_failed(bool(agreed[5]), contribution.failure)
     if agreed[2] != -agreed[3]:
@@ -270,7 +272,8 @@ def reduce(
         return Reduced(None, bad_slot, False, largest, nothing, nothing, nothing, nothing, asked)
     if not summed.fits(largest):
         return Reduced(None, None, True, largest, nothing, nothing, nothing, nothing, asked)
-    everything = _all_reduce(summed.with_metrics(_metric_integers(contribution, meta_batch_size, rank), largest), dist.ReduceOp.SUM)
+    integers = _metric_integers(contribution, meta_batch_size, rank)
+    everything = sum_over_workers(summed.with_metrics(integers, largest), workers)
     total, metrics = summed.split(everything)
     losses, correct, images, ranks, seen = metrics.view(5, meta_batch_size).cpu()
     if not bool((seen == 1).all()):

@@ -204,7 +204,7 @@ class RayWorker:
         while True:
             into = slot_sum(reduction, self.tasks, len(flat), flat, self.largest)
             contribution = Contribution.of(self.batch.slots, self.learner.each_slot(self.meta_params, self.batch), into)
-            reduced = reduce(contribution, self.meta_params, self.tasks, self.rank, Request.NOTHING)
+            reduced = reduce(contribution, self.meta_params, self.tasks, self.rank, self.workers, Request.NOTHING)
             self.largest = reduced.largest
             if not reduced.again:
                 return time.perf_counter() - start

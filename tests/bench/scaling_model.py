@@ -130,7 +130,7 @@ def reduced(params: Params, tasks: int, reduction: Reduction) -> None:
     flat, one = flatten(params), torch.ones(1)
     found = ((torch.ones_like(flat).unsqueeze(0), SlotMetrics(one, one.long(), one.long())) for _ in range(tasks))
     into = slot_sum(reduction, tasks, len(flat), flat, before=1.0)
-    reduce(Contribution.of(list(range(tasks)), found, into), params, tasks, 0, Request.NOTHING)
+    reduce(Contribution.of(list(range(tasks)), found, into), params, tasks, 0, 1, Request.NOTHING)
 
 
 def own_part(params: Params, reduction: Reduction, clock: Callable[[], float]) -> tuple[float, float]:

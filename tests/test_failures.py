@@ -1,5 +1,6 @@
 """Runs that meet with failures, on real Ray workers: killed, hung, told to end, out of disk, side by side. All end in the same weights."""
 
+import contextlib
 import json
 import os
 import random
@@ -121,13 +122,9 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_named(
     run_folder = Path(made.run_folder)
 
     def fill() -> None:
-        with open(small_disk / "filler", "wb") as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-            except OSError:
-                pass
+        with open(small_disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
 
     at_checkpoint(run_folder, 8, fill)
     with pytest.raises(RunError, match=r"cannot be written: .*No space left on device.*\nmake room.*goes on from step-0000\d\d"):

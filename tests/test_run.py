@@ -93,7 +93,7 @@ def test_one_worker_learns(alone: dict[str, Any]) -> None:
     assert alone["test"]["episodes"] == 20
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_workers_ends_in_the_same_weights(
     workers: int, alone: dict[str, Any], home: Path, packed: Path, address: str
 ) -> None:
@@ -106,6 +106,7 @@ def test_any_number_of_workers_ends_in_the_same_weights(
         assert len(ranks) == SLOTS
 
 
+@pytest.mark.slow
 def test_a_run_kept_in_object_storage(alone: dict[str, Any], home: Path, packed: Path, bucket: Any) -> None:
     """A worker is killed; what is in the bucket is enough to go on, and to publish and report from."""
     made = config(home, packed, "x", checkpoint_every=5).model_copy(update={"run_folder": "s3://bucket/runs/far"})
@@ -288,6 +289,7 @@ def tracked_at(uri: str, made: Config) -> Config:
     return made.model_copy(update={"tracking": made.tracking.model_copy(update={"uri": uri})})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_mlflow_and_is_synced_later(
     alone: dict[str, Any], home: Path, packed: Path, address: str, tmp_path: Path
 ) -> None:
@@ -388,6 +390,7 @@ def test_a_shard_lost_during_the_run_ends_it_with_its_name(home: Path, packed: P
         run(config(home, shards, "lost"), address=address)
 
 
+@pytest.mark.slow
 def test_the_readmes_network_and_images_of_ones_own(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,144 +1,165 @@
-"""A run folder keeps the same promises on a disk and in object storage (a real S3 protocol server on the loopback)."""
+"""Anybody's folder of images: its three layouts, how it is divided, and what is ignored or refused."""
 
-import json
+import os
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from conftest import png
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from distmeta.errors import ConfigError
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.checkpoint import SEAL
-from distmeta.train.folder import appending, check_writable, folder_at, remove, replacing, write_whole
-from distmeta.train.metrics import MetricsWriter, note_start, read_metrics, restarts
+from distmeta.data.sources import SourceImage, folder
+from distmeta.errors import ConfigError, DataError
 
-PARAMS = {"weight": torch.arange(6.0)}
-
-
-@pytest.fixture(params=["disk", "object storage"])
-def run_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    if request.param == "disk":
-        return tmp_path / "run"
-    request.getfixturevalue("bucket")
-    return folder_at("s3://bucket/runs/run")
+IMAGE = png(np.zeros((4, 4), np.uint8))
+EVEN = (0.5, 0.25, 0.25)
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def write(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(IMAGE)
+    return root
 
 
-def test_it_is_the_same_folder_for_all_who_name_it(run_folder: Path) -> None:
-    check_writable(run_folder)
-    write_whole(run_folder / "config.yaml", "a")
-    again = folder_at(str(run_folder))
-    assert (again / "config.yaml").read_text() == "a"
-    write_whole(again / "config.yaml", "b")
-    assert (run_folder / "config.yaml").read_text() == "b"
-    remove(again)
-    assert not (run_folder / "config.yaml").exists()
-    remove(again)
+def read(root: Path, split: tuple[float, float, float] | None = None, by: str = "class", seed: int = 0) -> list[SourceImage]:
+    source = folder.read(root, split, by, seed, lambda text: None)  # type: ignore[arg-type]
+    images = list(source.images)
+    assert source.total == len(images)
+    return images
 
 
-def test_the_newest_whole_checkpoint_is_taken_and_taken_over(run_folder: Path, tmp_path: Path) -> None:
-    assert checkpoints.newest(run_folder) is None
-    for step in (2, 40, 100):
-        checkpoints.save(checkpoints.Checkpoint(step, PARAMS, {"m": torch.ones(2)}, {"best_step": step}), tmp_path / str(step), threads=1)
-        with replacing(run_folder / "checkpoints" / checkpoints.folder_name(step), SEAL) as new:
-            for file in (tmp_path / str(step)).iterdir():
-                (new / file.name).write_bytes(file.read_bytes())
-    newest = checkpoints.newest(run_folder)
-    assert newest is not None
-    assert newest.name == "step-000100"
-    found = checkpoints.load(newest)
-    assert (found.step, found.progress) == (100, {"best_step": 100})
-    assert found.meta_params["weight"].equal(PARAMS["weight"])
-    checkpoints.take_over(newest, run_folder.with_name("follower"))
-    assert checkpoints.is_whole(run_folder.with_name("follower") / "checkpoints" / "step-000100")
-    (newest / "progress.json").write_text("{}")
-    (run_folder / "checkpoints" / "step-000040" / SEAL).unlink()
-    older = checkpoints.newest(run_folder)
-    assert older is not None
-    assert older.name == "step-000002"
+def test_splits_of_classes_and_splits_of_categories(tmp_path: Path) -> None:
+    write(tmp_path / "flat", "train/cat/1.jpg", "train/dog/1.PNG", "val/cow/1.jpeg", "test/hen/1.webp", "test/hen/2.bmp")
+    images = read(tmp_path / "flat")
+    assert [image[:3] for image in images] == [
+        ("train", "cat", "cat"),
+        ("train", "dog", "dog"),
+        ("val", "cow", "cow"),
+        ("test", "hen", "hen"),
+        ("test", "hen", "hen"),
+    ]
+    write(tmp_path / "deep", "train/pets/cat/1.jpg", "train/barn/cat/1.jpg", "test/birds/hen/1.jpg")
+    assert [image[:3] for image in read(tmp_path / "deep")] == [
+        ("train", "barn/cat", "barn"),
+        ("train", "pets/cat", "pets"),
+        ("test", "birds/hen", "birds"),
+    ]
 
 
-def test_best_is_replaced_whole(run_folder: Path) -> None:
-    for step in (1, 2):
-        checkpoints.save_best(PARAMS, {"step": step}, run_folder)
-        assert checkpoints.is_whole(run_folder / "best")
-        assert json.loads((run_folder / "best" / "model.json").read_text())["step"] == step
-    assert names(run_folder) == ["best"]
+def test_class_names_in_any_alphabet(tmp_path: Path) -> None:
+    names = ["кошка", "猫", "قطة", "γάτα", "cat and dog", "Katze-ß", "e\u0301te\u0301"]
+    write(tmp_path, *(f"{name}/1.jpg" for name in names))
+    assert {image.class_name for image in read(tmp_path, EVEN)} == {*names[:-1], "été"}
 
 
-def test_what_was_there_stays_if_filling_fails(run_folder: Path) -> None:
-    checkpoints.save_best(PARAMS, {"step": 1}, run_folder)
-
-    def fill() -> None:
-        with replacing(run_folder / "best", SEAL) as new:
-            (new / "half").write_text("x")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fill()
-    assert checkpoints.is_whole(run_folder / "best")
-    assert "half" not in names(run_folder / "best")
-
-
-def test_the_last_file_comes_last(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no renaming, a reader must never find a seal on what is not whole."""
-    best = folder_at("s3://bucket/run") / "best"
-    checkpoints.save_best(PARAMS, {"step": 1}, best.parent)
-    filesystem = best.fs  # type: ignore[attr-defined]
-    asked = []
-
-    def put(path: str, value: bytes, **_: Any) -> None:
-        asked.append((Path(path).name, checkpoints.is_whole(best)))
-        return original(path, value)
-
-    original = filesystem.pipe_file
-    monkeypatch.setattr(type(filesystem), "pipe_file", lambda _, path, value, **more: put(path, value))
-    checkpoints.save_best(PARAMS, {"step": 2}, best.parent)
-    assert {name for name, _ in asked} <= {"meta_params.safetensors", "model.json", SEAL}
-    assert not any(whole for _, whole in asked)
-    assert checkpoints.is_whole(best)
+@settings(max_examples=30)
+@given(
+    classes=st.integers(3, 30),
+    shares=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9)),
+    seed=st.integers(0, 2**32),
+)
+def test_a_split_takes_every_class_once_in_numbers_nearest_the_fractions(
+    classes: int, shares: tuple[int, int, int], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = write(tmp_path_factory.mktemp("classes"), *(f"c{i}/1.jpg" for i in range(classes)))
+    fractions = tuple(share / sum(shares) for share in shares)
+    images = read(root, fractions, seed=seed)  # type: ignore[arg-type]
+    assert sorted(image.class_name for image in images) == sorted(f"c{i}" for i in range(classes))
+    counts = Counter(image.split for image in images)
+    for split, fraction in zip(("train", "val", "test"), fractions, strict=True):
+        assert counts[split] >= 1
+        assert abs(counts[split] - fraction * classes) <= 1 or 1 in counts.values()
 
 
-def test_metrics_and_starts(run_folder: Path) -> None:
-    check_writable(run_folder)
-    for start in (0, 4):
-        note_start(run_folder, start)
-        writer = MetricsWriter(run_folder, start)
-        for step in range(start + 1, 9):
-            writer.add({"step": step, "start": start})
-            if step % 4 == 0:
-                writer.flush(step)
-    assert [(record["step"], record["start"]) for record in read_metrics(run_folder)] == [(i, 0 if i <= 4 else 4) for i in range(1, 9)]
-    assert restarts(run_folder) == [4]
+def test_a_split_by_category_keeps_categories_whole_and_depends_on_the_seed(tmp_path: Path) -> None:
+    write(tmp_path, *(f"category{i}/class{j}/1.jpg" for i in range(6) for j in range(3)))
+    chosen = set()
+    for seed in range(10):
+        images = read(tmp_path, EVEN, "category", seed)
+        split_of = {image.category: image.split for image in images}
+        assert all(split_of[image.category] == image.split for image in images)
+        assert Counter(split_of.values())["train"] == 3
+        assert images == read(tmp_path, EVEN, "category", seed)
+        chosen.add(tuple(sorted(split_of.items())))
+    assert len(chosen) > 5
 
 
-def test_a_log_grows(run_folder: Path) -> None:
-    for line in ("one", "two"):
-        with appending(run_folder / "log.txt") as file:
-            file.write(f"{line}\n".encode())
-            assert file.fileno() > 0, "Ray's daemons write to it"
-    assert (run_folder / "log.txt").read_text() == "one\ntwo\n"
+def test_what_is_no_image_is_ignored_and_counted(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat/1.jpg", "train/cat/.hidden.jpg", "train/cat/._1.jpg", "train/cat/notes.txt", "train/cat/inner/2.jpg")
+    write(tmp_path, "test/dog/1.jpg", "test/dog/Thumbs.db", ".git/x.jpg", "readme.md")
+    said: list[str] = []
+    images = list(folder.read(tmp_path, None, "class", 0, said.append).images)
+    assert [image.origin for image in images] == [f"{tmp_path}/train/cat/1.jpg", f"{tmp_path}/test/dog/1.jpg"]
+    assert said == ["ignoring 2 hidden files, 1 folders, 2 other files in class folders"]
 
 
-def test_places_that_take_nothing(bucket: Any) -> None:
-    with pytest.raises(ConfigError, match=r"s3://nobucket/run cannot be written: .*bucket does not exist"):
-        check_writable(folder_at("s3://nobucket/run"))
-    assert [found["Name"] for found in bucket.list_buckets()["Buckets"]] == ["bucket"]
-    for url in ("http://127.0.0.1:1/run", "nosuch://x/run", "gs://bucket/run"):
-        with pytest.raises(ConfigError, match=f"run_folder={url} cannot be used"):
-            folder_at(url)
+def test_links_that_loop_end_and_links_to_classes_are_followed(tmp_path: Path) -> None:
+    root = write(tmp_path / "root", "train/cat/1.jpg", "test/dog/1.jpg")
+    elsewhere = write(tmp_path / "elsewhere", "1.jpg", "2.jpg")
+    (root / "train/cat/self").symlink_to(root / "train/cat")
+    (root / "train/cat/me.jpg").symlink_to(root / "train/cat/me.jpg")  # a link to itself
+    (root / "train/up").symlink_to(root / "train")
+    (root / "test/cow").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="up holds no image"):
+        read(root)
+    (root / "train/up").unlink()
+    with pytest.raises(DataError, match=r"me\.jpg cannot be read: Too many levels"):
+        read(root)
+    (root / "train/cat/me.jpg").unlink()
+    assert [image.class_name for image in read(root)] == ["cat", "cow", "cow", "dog"]
+    (root / "train/cow").symlink_to(elsewhere)
+    with pytest.raises(DataError, match=r"class 'cow' of .* stands in train and test"):
+        read(root)
+    (root / "train/cow").rename(root / "train/kine")
+    with pytest.raises(DataError, match=r"(kine|cow) and .*(kine|cow) are one class"):
+        read(root)
 
 
-def test_storage_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    import s3fs
+@pytest.mark.parametrize(
+    ("paths", "split", "message"),
+    [
+        (["cat/1.jpg", "dog/1.jpg"], None, "holds cat, dog; without --split it must hold train, val and test"),
+        (["train/cat/1.jpg", "other/dog/1.jpg"], None, "holds other, train; without --split"),
+        (["test/cat/1.jpg"], None, "holds test; without --split"),
+        (["x.jpg"], None, "holds no folder; without --split"),
+        (["train/x.jpg"], None, "train holds no class folder with images"),
+        (["train/cat/1.jpg", "test/cat/1.jpg"], None, "class 'cat' of .* stands in train and test"),
+        (["train/cat/1.jpg", "train/dog/x.txt"], None, "dog holds no image"),
+        (["a/1.jpg", "b/1.jpg"], EVEN, "2 class folders cannot be divided into train, val and test"),
+        (["x.jpg"], EVEN, "holds no class folder with images"),
+        (["e\u0301/1.jpg", "\u00e9/1.jpg", "c/1.jpg"], EVEN, "are one class; each must stand once"),
+        (["a\nb/1.jpg", "b/1.jpg", "c/1.jpg"], EVEN, "is not named in printable UTF-8"),
+        (["a\udcff/1.jpg", "b/1.jpg", "c/1.jpg"], EVEN, "is not named in printable UTF-8"),
+    ],
+)
+def test_refusals(paths: list[str], split: tuple[float, float, float] | None, message: str, tmp_path: Path) -> None:
+    write(tmp_path, *paths)
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path, split)
+    assert len(str(caught.value).splitlines()) == 2
+    assert caught.value.remedy
 
-    for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL": "http://127.0.0.1:9"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(ConfigError, match="run_folder s3://bucket/run cannot be written"):
-        check_writable(folder_at("s3://bucket/run"))
-    s3fs.S3FileSystem.clear_instance_cache()
+
+def test_a_missing_folder_or_a_file(tmp_path: Path) -> None:
+    write(tmp_path, "file.jpg")
+    for path in (tmp_path / "absent", tmp_path / "file.jpg"):
+        with pytest.raises(DataError, match="cannot be read"):
+            read(path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind this user")
+def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg")
+    (tmp_path / "train/dog/1.jpg").chmod(0)
+    with pytest.raises(DataError, match=r"dog/1\.jpg cannot be read: Permission denied"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["0.7/0.3", "0.7/0.2/0.2", "1/0/0", "a/b/c", "0.7/0.15/0.15/0", "1.2/-0.1/-0.1", "nan/0.5/0.5"])
+def test_fractions_must_add_up(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not three positive fractions that add up to 1"):
+        folder.fractions(text)
+    assert folder.fractions("0.7/0.15/0.15") == (0.7, 0.15, 0.15)

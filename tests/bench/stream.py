@@ -4,8 +4,9 @@
     python tests/bench/stream.py PACKED_FOLDER      # measures one that is there
 
 A command each, all of them by default: `--only webdataset folder http first memory`. The folder reader opens a file for each image, with
-the same decoder; "cold" has the kernel forget what it cached of both first, "warm" does not. All have the allocator settings that workers
-have. A stream is timed from its second round of shards on; it checks every shard's SHA-256 when it first opens it, and that is in the time.
+the same decoder, and makes the tensors that episodes consist of; "only decoded" spares it that. "Cold" has the kernel forget what it cached
+of both first, "warm" does not. All have the allocator settings that workers have. A stream is timed from its second round of shards on; it
+checks every shard's SHA-256 when it first opens it, and that is in the time.
 """
 
 import argparse
@@ -20,11 +21,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from distmeta.learners.allocator import ALLOCATOR
+
+if TYPE_CHECKING:
+    from distmeta.data.images import Pixels, Preprocessing
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -140,17 +145,33 @@ def webdataset_child(packed: Path, steps: int) -> dict[str, float]:
 
 
 def folder_child(packed: Path, steps: int) -> dict[str, float]:
-    """The same images from a folder of files, one open for each, in random order."""
+    """As many images from a folder of files, one open for each, in random order, made into the tensors of a step."""
+    preprocessing, images = from_files(packed, steps)
+    begin = time.perf_counter()
+    for _ in range(steps):
+        pixels = preprocessing.pixels(SLOTS * PER_EPISODE)
+        for place, image in zip(pixels, itertools.islice(images, len(pixels)), strict=True):
+            place[:] = image
+        preprocessing.network_input(pixels)
+    return {"images_per_s": steps * SLOTS * PER_EPISODE / (time.perf_counter() - begin)}
+
+
+def decoded_folder_child(packed: Path, steps: int) -> dict[str, float]:
+    """The same with nothing after decoding, which is less than an episode takes."""
+    _, images = from_files(packed, steps)
+    begin = time.perf_counter()
+    count = sum(1 for _ in images)
+    return {"images_per_s": count / (time.perf_counter() - begin)}
+
+
+def from_files(packed: Path, steps: int) -> "tuple[Preprocessing, Iterator[Pixels]]":
     from distmeta.data.images import decode_packed
     from distmeta.data.shards import Dataset
 
     preprocessing = Dataset(str(packed)).preprocessing()
     files = sorted(unpacked(packed).iterdir())
     chosen = np.random.default_rng(0).choice(len(files), steps * SLOTS * PER_EPISODE).tolist()
-    begin = time.perf_counter()
-    for number in chosen:
-        decode_packed(files[number].read_bytes(), preprocessing, "")
-    return {"images_per_s": len(chosen) / (time.perf_counter() - begin)}
+    return preprocessing, (decode_packed(files[number].read_bytes(), preprocessing, "") for number in chosen)
 
 
 def unpacked(packed: Path) -> Path:
@@ -190,13 +211,17 @@ def against_webdataset(packed: Path, steps: int) -> None:
 
 def against_folder(packed: Path, steps: int) -> None:
     folder = unpacked(packed)
-    mine, theirs, times = ratio(packed, "shards", "folder")
-    print(f"shards {mine:.0f} images/s; a folder of files {theirs:.0f}, warm: {times:.2f} times", flush=True)
+
+    def compare(reader: str, what: str, steps: int, prepare: Callable[[], object] = lambda: None) -> None:
+        mine, theirs, times = ratio(packed, "shards", reader, steps, prepare)
+        images = f"{steps * SLOTS * PER_EPISODE} images"
+        print(f"shards {mine:.0f} images/s; a folder of files, {what}, {images}, {theirs:.0f}: {times:.2f} times", flush=True)
+
+    compare("folder", "warm", STEPS)
     how = forget(folder, packed)
     for few in (FEW_STEPS, STEPS):
-        mine, theirs, times = ratio(packed, "shards", "folder", few, lambda: forget(folder, packed))
-        images = f"{few * SLOTS * PER_EPISODE} images"
-        print(f"shards {mine:.0f} images/s; a folder of files {theirs:.0f}, cold ({how}), {images}: {times:.2f} times", flush=True)
+        compare("folder", f"cold ({how})", few, lambda: forget(folder, packed))
+        compare("decoded-folder", "only decoded, cold", few, lambda: forget(folder, packed))
 
 
 def over_http(packed: Path, steps: int) -> None:
@@ -255,6 +280,7 @@ CHILDREN = {
     "shards": shards_child,
     "webdataset": webdataset_child,
     "folder": folder_child,
+    "decoded-folder": decoded_folder_child,
     "first": first_child,
     "memory": memory_child,
     "serve": serve_child,

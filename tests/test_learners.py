@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from distmeta.data.episodes import EpisodeBatch, LabelledBatch
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS, build_learner, check_settings, settings_of
+from distmeta.learners.finetune import FineTuning
 from distmeta.learners.learner import Batch, Learner
-from distmeta.learners.maml import MAMLPlusPlus
+from distmeta.learners.maml import ANIL, MAMLPlusPlus
 from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params, flatten, initial_params, unflatten, warm_start, weights_sha256
 from distmeta.models import build_model
@@ -339,6 +340,18 @@ def test_checkpointed_memory_does_not_grow_with_inner_steps(name: str) -> None:
     assert many - few <= 7 * size
     if name not in ("fomaml", "anil"):
         assert peak("unrolled", 9) - peak("unrolled", 3) > 3 * (many - few)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_anil_adapts_the_same_from_features_computed_once(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = learner("anil", network(norm=norm, dtype=torch.float32), inner_steps=3)
+    episode = batch(1, torch.float32)
+    given = made.initial_params(0), episode.support_images[0], episode.support_labels[0]
+    once = list(made.adaptation(*given))
+    monkeypatch.setattr(ANIL, "descent", FineTuning.descent)
+    each_step = list(made.adaptation(*given))
+    assert [weights_sha256(params) for params in once] == [weights_sha256(params) for params in each_step]
+    assert len({weights_sha256(params) for params in once}) == 4
 
 
 @pytest.mark.parametrize("name", NAMES)

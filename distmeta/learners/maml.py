@@ -1,5 +1,6 @@
 """MAML and its family: learners whose meta-gradient goes through the inner loop (Finn, Abbeel & Levine 2017, arXiv:1703.03400)."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -49,7 +50,7 @@ class FOMAML(MAML):
 class ANIL(MAML):
     """Almost no inner loop: only the network's head is adapted (Raghu et al. 2020, arXiv:1909.09157, section 4).
 
-    Features do not change in the inner loop, so they are computed once, and differentiated once.
+    Features do not change in the inner loop, so they are computed once, and in training differentiated once.
     """
 
     def __init__(self, model: nn.Module, **maml: Any) -> None:
@@ -59,6 +60,13 @@ class ANIL(MAML):
     @property
     def adapted(self) -> list[str]:
         return [name for name in super().adapted if name.startswith("head.")]
+
+    def descent(
+        self, forward: Forward, params: Params, fast_weights: Params, inputs: Tensor, targets: Tensor, steps: int
+    ) -> Iterator[Params]:
+        with torch.no_grad():
+            features = forward(params, inputs, method="features")
+        yield from super().descent(Head(self.model, forward.batched), params, fast_weights, features, targets, steps)
 
     def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
         ends = {

@@ -1,14 +1,15 @@
 """Runs that meet with failures, on real Ray workers: killed, hung, told to end, out of disk, side by side. All end in the same weights."""
 
 import contextlib
+import itertools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ from typing import Any
 import psutil
 import pytest
 from failures import at_checkpoint, workers_of
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import floats, integers
+from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from test_run import STEPS, config
 
 from distmeta.config import Config
-from distmeta.errors import RunError
+from distmeta.errors import ConfigError, RunError
 from distmeta.scale.run import run
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.metrics import read_metrics, restarts
@@ -57,17 +61,58 @@ def same(result: dict[str, Any], alone: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("number", range(3))
-def test_killed_at_random(number: int, alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
-    """tests/bench/same_weights.py does this twenty times, with a larger run."""
-    drawn = random.Random(number)
-    step, victim = drawn.randrange(5, 35), drawn.randrange(2)
-    made = config(home, packed, f"killed-{number}", checkpoint_every=2)
-    at_checkpoint(Path(made.run_folder), step, lambda: workers_of(psutil.Process())[victim].kill(), drawn.random() / 10)
+@given(step=integers(STEPS // 10, STEPS * 8 // 10), victim=integers(0, 1), delay_s=floats(0, 0.1))
+@settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+def test_killed_at_random(step: int, victim: int, delay_s: float, alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
+    """tests/bench/same_weights.py does this with a larger run."""
+    made = config(home, packed, f"killed-{uuid.uuid4().hex}", checkpoint_every=2)
+    at_checkpoint(Path(made.run_folder), step, lambda: workers_of(psutil.Process())[victim].kill(), delay_s)
     result = run(made, address=address)
     assert same(result, alone)
     (again,) = restarts(Path(result["run_folder"]))
     assert step <= again < STEPS
+
+
+def test_a_node_leaves_and_another_joins(home: Path, packed: Path) -> None:
+    """A run on one or two workers: the node of one of them is lost, and the run grows again when the cluster does."""
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"num_cpus": 0, "include_dashboard": False})
+    lost, _ = (cluster.add_node(**node) for _ in range(2))
+    every: Any = {"checkpoint_every": 20, "validate_every": 240}
+    alone = lasting(config(home, packed, "not-resized", workers=1, **every))
+    made = lasting(config(home, packed, "resized", workers=[1, 2], cpus_per_worker=1, start_timeout_s=20, **every))
+    process = start(made, home, cluster.address)
+    has_reached(made, 60)
+    cluster.remove_node(lost, allow_graceful=False)
+    has_reached(made, 100)
+    cluster.add_node(**node)
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    result = json.loads(out.splitlines()[-1])
+    workers = [max(record["ranks"]) + 1 for record in read_metrics(Path(made.run_folder))]
+    assert [count for count, _ in itertools.groupby(workers)] == [2, 1, 2]
+    undisturbed = run(alone, address=cluster.address)
+    cluster.shutdown()
+    assert result["weights_sha256"] == undisturbed["weights_sha256"]
+    assert steps_of(result) == steps_of(undisturbed)
+
+
+def test_clocks_and_hostnames_do_not_enter_results(alone: dict[str, Any], home: Path, packed: Path, tmp_path: Path) -> None:
+    """Every Python process of the run believes in another host's name and in a day ten years from now."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import platform, socket, time\n"
+        "now = time.time\n"
+        "time.time = lambda: now() + 10 * 365 * 86400\n"
+        "platform.node = socket.gethostname = lambda: 'elsewhere'\n"
+    )
+    made = config(home, packed, "elsewhere")
+    process = start(made, home, None, os.environ | {"PYTHONPATH": str(tmp_path)})
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    result = json.loads(out.splitlines()[-1])
+    assert same(result, alone)
+    begun_ms = MlflowClient(made.tracking.uri).get_run(result["run_id"]).info.start_time
+    assert begun_ms / 1000 > time.time() + 9 * 365 * 86400, "the other day was not believed in"
 
 
 def test_a_worker_that_hangs_is_replaced(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
@@ -137,6 +182,16 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_named(
     assert int(newest.name[5:]) in restarts(run_folder)
 
 
+def test_a_run_folder_that_cannot_be_written(home: Path, packed: Path, address: str, small_disk: Path) -> None:
+    """Nothing is begun: neither a run in MLflow nor workers."""
+    run_folder = small_disk / "run"
+    made = config(home, packed, "read-only", checkpoint_every=4).model_copy(update={"run_folder": str(run_folder)})
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ConfigError, match=r"cannot be written: .*Read-only file system"):
+        run(made, address=address)
+    assert not run_folder.exists()
+
+
 def test_two_runs_in_one_cluster(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
     both = [start(config(home, packed, f"beside-{number}", cpus_per_worker=0.4), home, address) for number in range(2)]
     for process in both:
@@ -155,9 +210,21 @@ def test_a_killed_driver_is_resumed(alone: dict[str, Any], home: Path, packed: P
     assert restarts(Path(result["run_folder"]))[-1] >= 6
 
 
-def start(made: Config, home: Path, address: str) -> "subprocess.Popen[str]":
-    """The command line's `train`, in a process of its own."""
+def lasting(made: Config) -> Config:
+    """The same run with twelve times the steps."""
+    return made.model_copy(update={"outer": made.outer.model_copy(update={"steps": 12 * STEPS})})
+
+
+def has_reached(made: Config, step: int) -> None:
+    """Wait until the run has a checkpoint of at least `step`."""
+    waiting = at_checkpoint(Path(made.run_folder), step, lambda: None)
+    waiting.join(timeout=240)
+    assert not waiting.is_alive(), f"no checkpoint of step {step}"
+
+
+def start(made: Config, home: Path, address: str | None, environment: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    """The command line's `train`, in a process of its own, with a Ray of its own if no address is given."""
     path = home / f"{Path(made.run_folder).name}.yaml"
     path.write_text(made.to_yaml())
-    command = [sys.executable, "-m", "distmeta", "train", str(path), "--json", "--address", address]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "distmeta", "train", str(path), "--json", *(["--address", address] if address else [])]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

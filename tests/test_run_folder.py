@@ -1,13 +1,18 @@
 """A run folder keeps the same promises on a disk and in object storage (a real S3 protocol server on the loopback)."""
 
+import errno
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from ray.train import ControllerError, WorkerGroupError
 
-from distmeta.errors import ConfigError
+from distmeta.config import validate
+from distmeta.errors import ClusterError, ConfigError, RunError
+from distmeta.scale.fit import Fit, failure
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.checkpoint import SEAL
 from distmeta.train.folder import appending, check_writable, folder_at, remove, replacing, write_whole
@@ -116,6 +121,24 @@ def test_metrics_and_starts(run_folder: Path) -> None:
     assert restarts(run_folder) == [4]
 
 
+def test_old_and_torn_checkpoints_go(run_folder: Path, tmp_path: Path) -> None:
+    def save(step: int, whole: bool) -> None:
+        checkpoints.save(checkpoints.Checkpoint(step, PARAMS, {}, {}), tmp_path / str(step), threads=1)
+        with replacing(run_folder / "checkpoints" / checkpoints.folder_name(step), SEAL) as new:
+            for file in (tmp_path / str(step)).iterdir():
+                (new / file.name).write_bytes(file.read_bytes()[: None if whole else 9])
+
+    checkpoints.thin_out(run_folder, 2)
+    save(10, whole=False)
+    checkpoints.thin_out(run_folder, 2)
+    assert names(run_folder / "checkpoints") == ["step-000010"], "nothing to go on from: nothing is removed"
+    for step in (20, 30, 40, 50):
+        save(step, whole=step != 40)
+    write_whole(run_folder / "checkpoints" / "note.json", "{}")
+    checkpoints.thin_out(run_folder, 2)
+    assert names(run_folder / "checkpoints") == ["note.json", "step-000030", "step-000050"]
+
+
 def test_a_log_grows(run_folder: Path) -> None:
     for line in ("one", "two"):
         with appending(run_folder / "log.txt") as file:
@@ -142,3 +165,25 @@ def test_storage_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="run_folder s3://bucket/run cannot be written"):
         check_writable(folder_at("s3://bucket/run"))
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+class Ended:
+    """A fit that has ended with an error."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ECONNRESET])
+@pytest.mark.parametrize("of", [ControllerError, lambda error: WorkerGroupError("a worker failed", {0: error})])
+def test_who_could_not_write_does_not_matter(number: int, of: Any, tmp_path: Path) -> None:
+    """Ray's controller keeps its own file beside the checkpoints, and may be the first to meet a full disk."""
+    made = validate({"run_folder": str(tmp_path / "run"), "data": {"functions": "sinusoid"}}, "test")
+    found = failure(cast(Fit, Ended(of(OSError(number, "no")))), None, made)
+    assert found is not None
+    if number == errno.ECONNRESET:
+        assert isinstance(found, ClusterError)
+        assert re.match(rf"training failed.*: \[Errno {number}\] no\nsee .*log.txt; --resume goes on from its beginning", str(found))
+    else:
+        assert isinstance(found, RunError)
+        assert re.match(rf"the run cannot be written: \[Errno {number}\] no\nmake room, .*goes on from its beginning", str(found))

@@ -1,5 +1,6 @@
 """Ray Train's blocking call, in a thread; and what it ended with."""
 
+import errno
 import threading
 from typing import Any
 
@@ -7,10 +8,12 @@ from ray.exceptions import RayError
 from ray.train import ControllerError, TrainingFailedError
 
 from distmeta.config import Config
-from distmeta.errors import ClusterError, DistmetaError
+from distmeta.errors import ClusterError, DistmetaError, RunError
 from distmeta.scale.progress import raised
 from distmeta.train import checkpoint as checkpoints
 from distmeta.train.folder import folder_at
+
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody mends it
 
 
 class Fit:
@@ -38,22 +41,30 @@ def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> 
         return raised(reported)
     if fit.error is None:
         return None
-    return ClusterError(
-        f"training failed after {config.train.max_failures} restarts: {_reason(fit.error)}",
+    cause = _cause(fit.error)
+    restarts = "" if isinstance(fit.error, ControllerError) else f" after {config.train.max_failures} restarts"
+    return unwritable(cause, config) or ClusterError(
+        f"training failed{restarts}: {(str(cause).strip().splitlines() or [type(cause).__name__])[-1]}",
         f"see {folder_at(config.run_folder) / 'log.txt'}; --resume goes on from {reached(config)}",
     )
+
+
+def unwritable(error: BaseException, config: Config) -> RunError | None:
+    """What the user should hear of `error`, a worker's or Ray's controller's, if it says that the run folder cannot be written."""
+    # Object storage gives no number.
+    if not isinstance(error, OSError) or not (error.errno in _UNWRITABLE or isinstance(error, PermissionError)):
+        return None
+    return RunError(f"the run cannot be written: {error}", f"make room, or give it rights; --resume then goes on from {reached(config)}")
 
 
 def reached(config: Config) -> str:
     """The newest checkpoint's name, for people."""
     newest = checkpoints.newest(folder_at(config.run_folder))
-    return newest.name if newest else "no checkpoint yet"
+    return newest.name if newest else "its beginning"
 
 
-def _reason(error: BaseException) -> str:
-    cause: BaseException = error
-    if isinstance(error, TrainingFailedError):
-        failures = getattr(error, "worker_failures", None) or {}
-        cause = error.controller_failure if isinstance(error, ControllerError) else next(iter(failures.values()), error)
-    lines = str(cause).strip().splitlines()
-    return lines[-1] if lines else type(cause).__name__
+def _cause(error: BaseException) -> BaseException:
+    if isinstance(error, ControllerError):
+        return error.controller_failure
+    failures = getattr(error, "worker_failures", None) or {}
+    return next(iter(failures.values()), error)

@@ -1,6 +1,5 @@
 """One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
 
-import errno
 import json
 import os
 import resource
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
@@ -25,6 +25,7 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
 from distmeta.scale.cluster import gpus_per_worker, storage
 from distmeta.scale.domain import domain_of
+from distmeta.scale.fit import unwritable
 from distmeta.scale.launch import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
 from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter
@@ -38,7 +39,6 @@ from distmeta.train.reduce import PeerFailure, Request, agree
 
 CHECKPOINTS_KEPT = 2
 _RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing costs a restart from the last checkpoint
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody mends it
 
 
 class Worker:
@@ -259,14 +259,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     except DistmetaError as error:
         reporter.fail(error)
     except OSError as error:
-        if error.errno in _UNWRITABLE or isinstance(error, PermissionError):  # object storage gives no number
-            newest = checkpoints.newest(folder_at(config.run_folder))
-            reporter.fail(
-                RunError(
-                    f"the run cannot be written: {error}",
-                    f"make room, or give it rights; --resume then goes on from {newest.name if newest else 'its beginning'}",
-                )
-            )
+        if (told := unwritable(error, config)) is not None:
+            reporter.fail(told)
         raise
 
 
@@ -280,10 +274,15 @@ def trainer(
 ) -> TorchTrainer:
     """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
 
+    What an earlier one left in the folder is put in order: old checkpoints go, those that a run may go on from stay.
+
     `import_from`: the folder where networks given by import path are found. `part`: the step from which its settings are these, and the
     one where it ends, if not the last.
     """
-    train_config = config.train
+    train_config, run_folder = config.train, folder_at(config.run_folder)
+    checkpoints.thin_out(run_folder, CHECKPOINTS_KEPT)
+    # Ray's own list of them: torn by a kill or a full disk, or naming one that somebody removed, it would end every run that goes on.
+    (run_folder / "checkpoints" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
     gpus = gpus_per_worker(train_config, train_config.device)
     resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     # Ray has no arguments for these.
@@ -310,7 +309,7 @@ def trainer(
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(
             name="checkpoints",
-            **storage(folder_at(config.run_folder)),
+            **storage(run_folder),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=train_config.max_failures),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]

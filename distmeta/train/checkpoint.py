@@ -17,7 +17,7 @@ from safetensors.torch import save as serialised
 
 from distmeta.errors import RunError
 from distmeta.learners.params import Params
-from distmeta.train.folder import replacing, write_whole
+from distmeta.train.folder import remove, replacing, write_whole
 
 SEAL = "checkpoint.json"
 WEIGHTS = "meta_params.safetensors"
@@ -86,6 +86,15 @@ def newest(run_folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, if there is one."""
     folders = sorted((run_folder / "checkpoints").glob("step-*"), key=lambda folder: folder.name, reverse=True)
     return next((folder for folder in folders if is_whole(folder)), None)
+
+
+def thin_out(run_folder: Path, keep: int) -> None:
+    """Remove all checkpoints of a run but the newest `keep` whole ones; none where none is whole."""
+    folders = sorted((run_folder / "checkpoints").glob("step-*"), key=lambda folder: folder.name, reverse=True)
+    kept = [folder for folder in folders if is_whole(folder)][:keep]
+    for folder in folders if kept else []:
+        if folder not in kept:
+            remove(folder)
 
 
 def take_over(other: Path, run_folder: Path) -> None:

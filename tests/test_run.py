@@ -135,6 +135,7 @@ def short(config: Config, **sections: dict[str, Any]) -> Config:
     return validate(content, "test")
 
 
+@pytest.mark.slow
 def test_pretrain_publish_meta_train_from_the_registry(home: Path, packed: Path, address: str) -> None:
     """Classifier-Baseline on one and two workers with running statistics: the same bits; then Meta-Baseline and MAML begin with its body,
     and the test stands beside it."""

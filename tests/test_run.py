@@ -21,6 +21,7 @@ from failures import at_checkpoint, workers_of
 from mlflow import MlflowClient
 from mlflow_http import flaky_server, start_server, stop_server
 from ray.cluster_utils import Cluster
+from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from safetensors.torch import load_file
 from test_library import examples
 
@@ -247,7 +248,9 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
     with pytest.raises(ConfigError, match=r"holds a run already, with checkpoint step-.*\ncontinue it with --resume"):
         run(slow, address=address)
     # On another number of workers, too; and though Ray's own list of checkpoints is torn.
-    (run_folder / "checkpoints" / "checkpoint_manager_snapshot.json").write_text("")
+    torn = run_folder / "checkpoints" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+    assert torn.exists()
+    torn.write_text("")
     result = run(config(home, packed, "stopped", workers=1), resume=True, address=address)
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert result["test"] == alone["test"]

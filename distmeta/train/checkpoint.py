@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,17 +85,20 @@ def is_whole(folder: Path) -> bool:
 
 def newest(run_folder: Path) -> Path | None:
     """The newest whole checkpoint of a run, if there is one."""
-    folders = sorted((run_folder / "checkpoints").glob("step-*"), key=lambda folder: folder.name, reverse=True)
-    return next((folder for folder in folders if is_whole(folder)), None)
+    return next(filter(is_whole, _newest_first(run_folder)), None)
 
 
 def thin_out(run_folder: Path, keep: int) -> None:
     """Remove all checkpoints of a run but the newest `keep` whole ones; none where none is whole."""
-    folders = sorted((run_folder / "checkpoints").glob("step-*"), key=lambda folder: folder.name, reverse=True)
-    kept = [folder for folder in folders if is_whole(folder)][:keep]
+    folders = _newest_first(run_folder)
+    kept = list(islice(filter(is_whole, folders), keep))
     for folder in folders if kept else []:
         if folder not in kept:
             remove(folder)
+
+
+def _newest_first(run_folder: Path) -> list[Path]:
+    return sorted((run_folder / "checkpoints").glob("step-*"), key=lambda folder: folder.name, reverse=True)
 
 
 def take_over(other: Path, run_folder: Path) -> None:

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from distmeta.data.episodes import Episode, EpisodeBatch, Task
     from distmeta.data.shards import Dataset
     from distmeta.data.stream import EpisodeStream
+    from distmeta.inference.model import Adapted, Model
     from distmeta.learners import LEARNERS, build_learner
     from distmeta.library import evaluate, load, train
     from distmeta.models import build_model
-    from distmeta.registry.model import Adapted, Model
 
 __all__ = [
     "LEARNERS",
@@ -39,7 +39,7 @@ _HOMES = {
     "learners": ("LEARNERS", "build_learner"),
     "library": ("evaluate", "load", "train"),
     "models": ("build_model",),
-    "registry.model": ("Adapted", "Model"),
+    "inference.model": ("Adapted", "Model"),
 }
 
 

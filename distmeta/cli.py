@@ -268,8 +268,8 @@ def sweep(
     sys.path.append(os.getcwd())  # for a network of the user's own, given by import path
     settings = load_config(config, sets)
     say(f"sweeping {config}")
-    from distmeta.scale.sweep import sweep as search
-    from distmeta.scale.sweep_view import trial_table
+    from distmeta.sweep.driver import sweep as search
+    from distmeta.sweep.view import trial_table
 
     result = search(settings, resume, address, allow_other_hardware)
     if as_json:
@@ -380,8 +380,8 @@ def models(
 
     Example: distmeta models --alias champion --dataset omniglot
     """
-    from distmeta.registry.models import list_models, matching
     from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import list_models, matching
 
     rows = matching(list_models(resolve(tracking_uri)), name, alias, dataset=dataset, learner=learner, way=way, shot=shot)
     if as_json:
@@ -415,9 +415,9 @@ def publish(
 
     Example: distmeta publish runs/omniglot_5way_1shot_maml --name characters --alias candidate
     """
-    from distmeta.registry.models import publish as register
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.train.folder import folder_at
+    from distmeta.registry.versions import publish as register
+    from distmeta.training.folder import folder_at
 
     published = register(resolve(tracking_uri), folder_at(run_folder), name, alias)
     say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
@@ -436,7 +436,7 @@ def sync(
     Example: distmeta sync runs/omniglot_5way_1shot_maml
     """
     from distmeta.scale.sync import sync as send
-    from distmeta.train.folder import folder_at
+    from distmeta.training.folder import folder_at
 
     sent = send(folder_at(run_folder), tracking_uri)
     say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
@@ -455,8 +455,8 @@ def promote(
 
     Example: distmeta promote models:/omniglot-5way-1shot/3 --alias champion
     """
-    from distmeta.registry.models import promote as give
     from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import promote as give
 
     say(f"{give(resolve(tracking_uri), model, alias)} is now {model}")
 
@@ -502,9 +502,9 @@ def predict(
 
     Example: distmeta predict --model models:/omniglot-5way-1shot@champion --support episode/support --query episode/query
     """
-    from distmeta.registry.models import load_model
-    from distmeta.registry.predict import Score, adapt_to_folder, predict_files, query_files
+    from distmeta.inference.predict import Score, adapt_to_folder, predict_files, query_files
     from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import load_model
 
     sys.path.append(os.getcwd())
     adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model, network), support, steps)
@@ -551,8 +551,8 @@ def evaluate(
 
     Example: distmeta evaluate data/omniglot --model models:/omniglot-5way-1shot@champion --shot 5
     """
-    from distmeta.registry.models import load_model
     from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import load_model
 
     sys.path.append(os.getcwd())
     loaded = load_model(resolve(tracking_uri), model, network)
@@ -584,7 +584,7 @@ def report(
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.scale.report import report as write
     from distmeta.scale.report import report_of_model
-    from distmeta.train.folder import folder_at
+    from distmeta.training.folder import folder_at
 
     anew = True
     if run.startswith(("models:/", "runs:/")):

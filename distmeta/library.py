@@ -5,11 +5,11 @@ from typing import Any
 
 from distmeta.config import Config, load_config
 from distmeta.data.shards import Split
-from distmeta.registry.evaluate import evaluation_stream
-from distmeta.registry.model import Model
-from distmeta.registry.models import load_model
+from distmeta.inference.evaluate import evaluation_stream
+from distmeta.inference.model import Model
 from distmeta.registry.tracking import tracking_uri as resolve
-from distmeta.train.evaluate import accuracy
+from distmeta.registry.versions import load_model
+from distmeta.training.evaluate import accuracy
 
 
 def load(model: str, tracking_uri: str | None = None, own_network: str | None = None) -> Model:

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from distmeta.registry.predict import Prediction
+    from distmeta.inference.predict import Prediction
 
 T = TypeVar("T")
 

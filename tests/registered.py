@@ -9,8 +9,8 @@ import numpy as np
 from distmeta.config import Config, validate
 from distmeta.learners import build_learner
 from distmeta.models import build_model
-from distmeta.registry import models, tracking
-from distmeta.train.checkpoint import save_best
+from distmeta.registry import tracking, versions
+from distmeta.training.checkpoint import save_best
 
 WAY = 3
 ON = {"episodes": 20, "seed": 0, "way": WAY, "shot": 1, "queries": 15}
@@ -59,5 +59,5 @@ def finished_run(
     return folder
 
 
-def publish(uri: str, folder: Path, name: str, accuracy_inductive: float = 0.5, **run: Any) -> models.Published:
-    return models.publish(uri, finished_run(folder, uri, accuracy_inductive, **run), name)
+def publish(uri: str, folder: Path, name: str, accuracy_inductive: float = 0.5, **run: Any) -> versions.Published:
+    return versions.publish(uri, finished_run(folder, uri, accuracy_inductive, **run), name)

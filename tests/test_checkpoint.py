@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from distmeta.learners.params import initial_params, weights_sha256
 from distmeta.models import build_model
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.checkpoint import Checkpoint
-from distmeta.train.metrics import MetricsWriter, read_metrics
-from distmeta.train.outer import OuterUpdate, schedule
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.checkpoint import Checkpoint
+from distmeta.training.metrics import MetricsWriter, read_metrics
+from distmeta.training.outer import OuterUpdate, schedule
 
 
 def outer_update(optimizer: str = "adam") -> OuterUpdate:

@@ -26,8 +26,8 @@ from test_run import STEPS, config
 from distmeta.config import Config
 from distmeta.errors import ConfigError, RunError
 from distmeta.scale.run import run
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.metrics import read_metrics, restarts
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.metrics import read_metrics, restarts
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,13 @@ ROOMS = [
     "data",
     "models",
     "learners",
-    "train",
+    "training",
+    "inference",
     "registry",
     "report",
+    "assembly",
     "scale",
+    "sweep",
     "library",
     "show",
     "cli",
@@ -25,11 +28,11 @@ ROOMS = [
 ]
 # Which rooms may import a heavy library at all.
 MAY_KNOW = {
-    "ray": {"scale"},
-    "optuna": {"scale"},
+    "ray": {"scale", "sweep"},
+    "optuna": {"sweep"},
     "mlflow": {"registry"},
     "webdataset": {"data"},
-    "upath": {"train"},
+    "upath": {"training"},
     "fsspec": {"data"},
     "typer": {"cli"},
     "jinja2": {"report"},
@@ -72,5 +75,5 @@ def test_every_room_is_on_the_plan() -> None:
 
 def test_only_launch_and_above_open_the_config() -> None:
     for path in MODULES:
-        if room_of(path) in {"data", "models", "learners", "train"}:
+        if room_of(path) in {"data", "models", "learners", "training"}:
             assert not any(name.startswith("distmeta.config") for name in imports(path)), path

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from distmeta.assembly.build import check_outputs, initial_params, learner_of, model_description, outer_of, worker_bytes
+from distmeta.assembly.domain import domain_of
 from distmeta.config import Config, validate
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
-from distmeta.registry.models import default_name
-from distmeta.scale.domain import domain_of
-from distmeta.scale.launch import check_outputs, initial_params, learner_of, model_description, outer_of, worker_bytes
+from distmeta.registry.versions import default_name
 
 IMAGES = {"model": {"filters": 4}, "data": {"way": 3, "shot": 1, "queries": 2}}
 POINTS = {

@@ -18,7 +18,7 @@ from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params, flatten, initial_params, unflatten, warm_start, weights_sha256
 from distmeta.models import build_model
 from distmeta.models.norm import NORMS
-from distmeta.train.outer import OuterUpdate, schedule
+from distmeta.training.outer import OuterUpdate, schedule
 
 WAY, SHOT, QUERIES = 3, 2, 2
 NAMES = sorted(LEARNERS)

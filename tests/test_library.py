@@ -15,7 +15,7 @@ from registered import DESCRIPTION, PROTONET, finished_run
 import distmeta
 from distmeta.data.pack import pack
 from distmeta.errors import ConfigError, DataError
-from distmeta.registry import models
+from distmeta.registry import versions
 
 README = Path(__file__).parent.parent / "README.md"
 FIVE_WAY = {"model": DESCRIPTION["model"] | {"outputs": 5}, "task": {"way": 5, "shot": 1, "queries": 5}}
@@ -34,8 +34,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Path:
     (home / "data").mkdir()
     (home / "data" / "glyphs").symlink_to(packed)
     uri = f"sqlite:///{home / 'mlflow.db'}"
-    models.publish(uri, finished_run(home / "run", uri, description=DESCRIPTION | FIVE_WAY), "glyphs-5way-1shot")
-    models.publish(uri, finished_run(home / "other", uri, description=PROTONET), "protonet")
+    versions.publish(uri, finished_run(home / "run", uri, description=DESCRIPTION | FIVE_WAY), "glyphs-5way-1shot")
+    versions.publish(uri, finished_run(home / "other", uri, description=PROTONET), "protonet")
     return home
 
 

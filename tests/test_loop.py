@@ -14,12 +14,12 @@ from distmeta.learners.learner import Batch, SlotMetrics
 from distmeta.learners.maml import MAML
 from distmeta.learners.params import Params, initial_params, weights_sha256
 from distmeta.models import build_model
-from distmeta.train.checkpoint import Checkpoint
-from distmeta.train.evaluate import Accuracy, Evaluation, Setting, accuracy, block
-from distmeta.train.loop import Plan, Progress, train
-from distmeta.train.metrics import Record
-from distmeta.train.outer import OuterUpdate, schedule
-from distmeta.train.reduce import Request
+from distmeta.training.checkpoint import Checkpoint
+from distmeta.training.evaluate import Accuracy, Evaluation, Setting, accuracy, block
+from distmeta.training.loop import Plan, Progress, train
+from distmeta.training.metrics import Record
+from distmeta.training.outer import OuterUpdate, schedule
+from distmeta.training.reduce import Request
 
 TASK = Task(3, 1, 2)
 PLAN = Plan(steps=12, checkpoint_every=5, validate_every=4, max_bad_steps=3, meta_batch_size=2, rank=0, workers=1, slots=[0, 1])
@@ -123,7 +123,7 @@ def test_a_checkpoint_out_of_turn_and_on(dataset: Dataset) -> None:
 
 def test_a_meta_batch_too_large_to_hold_and_resumed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its scale comes from the step before, which the checkpoint keeps: the same bits, and only the first step is computed twice."""
-    monkeypatch.setattr("distmeta.train.reduce.HELD_BYTES", 0)
+    monkeypatch.setattr("distmeta.training.reduce.HELD_BYTES", 0)
     whole, hooks, maml = outer_update(), Recorder(), learner()
     train(maml, whole, batches(dataset), Progress(), PLAN, hooks)
     assert maml.calls == PLAN.steps + 1

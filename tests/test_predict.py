@@ -24,9 +24,9 @@ from distmeta.data.images import decode
 from distmeta.data.inspect import export_episode
 from distmeta.data.shards import Dataset
 from distmeta.errors import ConfigError, DataError
-from distmeta.registry import models
-from distmeta.registry.model import Adapted, Model, network_input
-from distmeta.registry.predict import Prediction, Score, adapt_to_folder, predict_files, query_files
+from distmeta.inference.model import Adapted, Model, network_input
+from distmeta.inference.predict import Prediction, Score, adapt_to_folder, predict_files, query_files
+from distmeta.registry import versions
 
 MAMLPP = DESCRIPTION | {"learner": {"name": "maml++", "inner_steps": 2}}
 GROUP = DESCRIPTION | {"model": DESCRIPTION["model"] | {"norm": "group"}, "norm": "group"}
@@ -39,14 +39,14 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def published(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, models.Published]:
+def published(uri: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, versions.Published]:
     home = tmp_path_factory.mktemp("runs")
     return {name: publish(uri, home / name, name.replace("+", "p"), description=about) for name, about in LEARNERS.items()}
 
 
 @pytest.fixture(scope="module")
-def loaded(uri: str, published: dict[str, models.Published]) -> dict[str, Model]:
-    return {name: models.load_model(uri, version.uri) for name, version in published.items()}
+def loaded(uri: str, published: dict[str, versions.Published]) -> dict[str, Model]:
+    return {name: versions.load_model(uri, version.uri) for name, version in published.items()}
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
 
 def test_the_verb(
     uri: str,
-    published: dict[str, models.Published],
+    published: dict[str, versions.Published],
     loaded: dict[str, Model],
     episode: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -299,7 +299,7 @@ def test_files_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # minutes
-def test_a_hundred_thousand_files(uri: str, published: dict[str, models.Published], episode: Path, tmp_path: Path) -> None:
+def test_a_hundred_thousand_files(uri: str, published: dict[str, versions.Published], episode: Path, tmp_path: Path) -> None:
     """The command itself, over so many that whatever it kept of each would show; some are broken."""
     images = sorted((episode / "query").rglob("*.png"))
     broken = {0, 7, 8, 499, 999}
@@ -365,7 +365,7 @@ print(json.dumps([answer, *(other.to_dict("records") for other in others), refus
 
 
 def test_a_stranger_who_knows_only_mlflow(
-    uri: str, published: dict[str, models.Published], loaded: dict[str, Model], episode: Path, tmp_path: Path
+    uri: str, published: dict[str, versions.Published], loaded: dict[str, Model], episode: Path, tmp_path: Path
 ) -> None:
     """In a process that has neither Ray nor our package: the model brings its code along. Law 8 holds there, too."""
     support, queries = sorted((episode / "support").rglob("*.png")), sorted((episode / "query").rglob("*.png"))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from distmeta.errors import DataError, RunError
 from distmeta.learners.learner import SlotMetrics
-from distmeta.train import reduce as reduction
-from distmeta.train.reduce import (
+from distmeta.training import reduce as reduction
+from distmeta.training.reduce import (
     Contribution,
     HeldSum,
     PeerFailure,

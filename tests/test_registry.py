@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from distmeta import cli
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.learners.params import weights_sha256
-from distmeta.registry import models, tracking
+from distmeta.registry import tracking, versions
 from distmeta.registry.compare import compare, verdict
 
 
@@ -28,7 +28,7 @@ def published(uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return publish(uri, tmp_path_factory.mktemp("run"), "patterns-3way-1shot").uri
 
 
-def source_of(uri: str, published: models.Published) -> Path:
+def source_of(uri: str, published: versions.Published) -> Path:
     return Path(MlflowClient(uri).get_model_version(published.name, published.version).source.removeprefix("file://"))
 
 
@@ -36,55 +36,55 @@ def test_champion_goes_to_the_best_inductive_validation_accuracy(uri: str, tmp_p
     published = [publish(uri, tmp_path / str(i), "race", accuracy) for i, accuracy in enumerate((0.5, 0.4, 0.6, 0.6))]
     assert [p.champion for p in published] == [True, False, True, False]
     assert MlflowClient(uri).get_model_version_by_alias("race", "champion").version == int(published[2].version)
-    row = next(row for row in models.list_models(uri) if row["uri"] == f"models:/race/{published[2].version}")
+    row = next(row for row in versions.list_models(uri) if row["uri"] == f"models:/race/{published[2].version}")
     test = json.loads((tmp_path / "2" / "result.json").read_text())["test"]
     assert (row["aliases"], row["accuracy"], row["ci95"]) == (["champion"], test["accuracy"], 0.01)
 
 
 def test_a_name_belongs_to_one_dataset_and_task(uri: str, published: str) -> None:
     name = "patterns-3way-1shot"
-    models.check_name(uri, name, DESCRIPTION)
-    models.check_name(uri, "fresh", DESCRIPTION | {"fingerprint": "0" * 64})
+    versions.check_name(uri, name, DESCRIPTION)
+    versions.check_name(uri, "fresh", DESCRIPTION | {"fingerprint": "0" * 64})
     with pytest.raises(
         ConfigError, match=r"holds models with fingerprint ffffffffffff; this run has fingerprint 000000000000\nchoose another"
     ):
-        models.check_name(uri, name, DESCRIPTION | {"fingerprint": "0" * 64})
+        versions.check_name(uri, name, DESCRIPTION | {"fingerprint": "0" * 64})
     with pytest.raises(ConfigError, match="holds models with way 3; this run has way 5"):
-        models.check_name(uri, name, DESCRIPTION | {"task": {"way": 5, "shot": 1, "queries": 15}})
+        versions.check_name(uri, name, DESCRIPTION | {"task": {"way": 5, "shot": 1, "queries": 15}})
     for bad in ("", "../x", "a/b", "a b", "x" * 200, "-x'", "<b>", "é"):
         with pytest.raises(ConfigError, match="is no model name"):
-            models.check_name(uri, bad, DESCRIPTION)
+            versions.check_name(uri, bad, DESCRIPTION)
 
 
 def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", uri)
-    first, second = (models.publish(uri, run, "again", alias) for alias in (None, "candidate"))
+    first, second = (versions.publish(uri, run, "again", alias) for alias in (None, "candidate"))
     assert (first.champion, second.champion) == (True, False)
     held = MlflowClient(uri).get_registered_model("again").aliases
     assert {alias: int(number) for alias, number in held.items()} == {"champion": 1, "candidate": 2}
-    assert models.promote(uri, "models:/again@candidate", "champion") == "models:/again@champion"
-    assert models.look_up(uri, "models:/again@champion").version == int(second.version)
+    assert versions.promote(uri, "models:/again@candidate", "champion") == "models:/again@champion"
+    assert versions.look_up(uri, "models:/again@champion").version == int(second.version)
     for alias in ("", "latest", "v3", "a b"):
         with pytest.raises(ConfigError, match="is no alias"):
-            models.promote(uri, "models:/again/1", alias)
+            versions.promote(uri, "models:/again/1", alias)
     with pytest.raises(RegistryError, match="no version 9"):
-        models.promote(uri, "models:/again/9", "champion")
+        versions.promote(uri, "models:/again/9", "champion")
     held = (run / "best" / "model.json").read_text()
     (run / "best" / "model.json").write_text(held.replace('"validation_score"', '"of another version"'))
     with pytest.raises(RunError, match="holds no finished run: it lacks 'validation_score'"):
-        models.publish(uri, run)
+        versions.publish(uri, run)
     (run / "result.json").unlink()
     with pytest.raises(RunError, match=r"holds no finished run: .*result.json"):
-        models.publish(uri, run)
+        versions.publish(uri, run)
 
 
 def test_the_table_can_be_filtered(uri: str, tmp_path: Path) -> None:
     publish(uri, tmp_path / "a", "filter-a")
     publish(uri, tmp_path / "b", "filter-b", description=PROTONET)
-    rows = models.list_models(uri)
+    rows = versions.list_models(uri)
 
     def found(name: str | None = "filter-*", alias: str | None = None, **equal: Any) -> list[str]:
-        return sorted(row["uri"] for row in models.matching(rows, name, alias, **equal))
+        return sorted(row["uri"] for row in versions.matching(rows, name, alias, **equal))
 
     assert found() == ["models:/filter-a/1", "models:/filter-b/1"]
     assert found(learner="protonet") == ["models:/filter-b/1"]
@@ -109,7 +109,7 @@ def test_the_table_can_be_filtered(uri: str, tmp_path: Path) -> None:
 )
 def test_names_that_are_not_there(model_uri: str, error: type[Exception], message: str, uri: str, published: str) -> None:
     with pytest.raises(error, match=message):
-        models.load_model(uri, model_uri)
+        versions.load_model(uri, model_uri)
 
 
 def test_a_model_is_found_by_its_run(uri: str, tmp_path: Path) -> None:
@@ -118,21 +118,21 @@ def test_a_model_is_found_by_its_run(uri: str, tmp_path: Path) -> None:
     run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
     address = f"runs:/{run_id}/model"
     with pytest.raises(RegistryError, match=f"no model of an MLflow run {run_id} is registered"):
-        models.load_model(uri, address)
-    models.publish(uri, run, "by-run")
-    published = models.publish(uri, run, "by-run")
+        versions.load_model(uri, address)
+    versions.publish(uri, run, "by-run")
+    published = versions.publish(uri, run, "by-run")
     client = MlflowClient(uri)
     client.create_registered_model("of-somebody-else")
     client.create_model_version("of-somebody-else", f"{client.get_run(run_id).info.artifact_uri}/model", run_id)
-    found = models.look_up(uri, address)
+    found = versions.look_up(uri, address)
     assert (found.name, str(found.version)) == ("by-run", published.version)
-    by_run, by_name = (models.load_model(uri, name).meta_params for name in (address, published.uri))
+    by_run, by_name = (versions.load_model(uri, name).meta_params for name in (address, published.uri))
     assert weights_sha256(by_run) == weights_sha256(by_name)
     assert compare(uri, address, published.uri)["difference"] == 0
-    assert models.promote(uri, address, "found") == "models:/by-run@found"
+    assert versions.promote(uri, address, "found") == "models:/by-run@found"
     (source_of(uri, published) / "artifacts" / "model.json").write_text("{}")
     with pytest.raises(RegistryError, match=r"model.json of runs:/.* is not what was published"):
-        models.load_model(uri, address)
+        versions.load_model(uri, address)
 
 
 @pytest.mark.parametrize("file", ["meta_params.safetensors", "model.json", "test_episodes.json"])
@@ -143,7 +143,7 @@ def test_a_changed_artifact_is_refused(file: str, uri: str, tmp_path: Path) -> N
     content[-2] ^= 1
     changed.write_bytes(content)
     with pytest.raises(RegistryError, match=rf"{file} of .* is not what was published.*\npublish it again: distmeta publish"):
-        models.load_model(uri, published.uri)
+        versions.load_model(uri, published.uri)
 
 
 class _Trap:
@@ -167,7 +167,7 @@ def test_nothing_received_is_executed(uri: str, tmp_path: Path) -> None:
     assert pickle.loads((source / "python_model.pkl").read_bytes()) is None
     assert mark.exists(), "the trap does not work"
     mark.unlink()
-    models.load_model(uri, published.uri)
+    versions.load_model(uri, published.uri)
     compare(uri, published.uri, published.uri)
     assert not mark.exists()
 
@@ -179,8 +179,8 @@ def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
     client.create_registered_model("foreign")
     client.create_model_version("foreign", f"{client.get_run(run_id).info.artifact_uri}/model", run_id)
     with pytest.raises(RegistryError, match="models:/foreign/1 was not published by distmeta"):
-        models.load_model(uri, "models:/foreign/1")
-    assert not models.matching(models.list_models(uri), "foreign", None)
+        versions.load_model(uri, "models:/foreign/1")
+    assert not versions.matching(versions.list_models(uri), "foreign", None)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_what_a_newer_version_published_is_refused(change: dict[str, Any], messa
     best = run / "best" / "model.json"
     best.write_text(json.dumps(json.loads(best.read_text()) | change))
     with pytest.raises(RegistryError, match=message):
-        models.load_model(uri, models.publish(uri, run, "from-the-future").uri)
+        versions.load_model(uri, versions.publish(uri, run, "from-the-future").uri)
 
 
 def test_compare_is_scipys_paired_test(uri: str, tmp_path: Path) -> None:
@@ -232,18 +232,18 @@ def test_compare_counts_a_smaller_error_as_better(uri: str, tmp_path: Path) -> N
         rows = (error + np.random.default_rng(i).random((40, 3))).tolist()
         mse = {str(step): value for step, value in enumerate(np.mean(rows, 0).tolist())}
         run = finished_run(tmp_path / str(i), uri, figures=rows, description=DESCRIPTION | functions, test={"mse_by_step": mse})
-        models.publish(uri, run, "functions")
+        versions.publish(uri, run, "functions")
     found = compare(uri, "models:/functions/1", "models:/functions/2")
     assert found["figure"] == "squared error"
     assert found["difference"] < 0
     assert verdict(found).startswith("B is better than A")
     with pytest.raises(RegistryError, match="does regression on patterns, not on images"):
-        models.load_model(uri, "models:/functions/1")
+        versions.load_model(uri, "models:/functions/1")
 
 
 def test_mlflow_out_of_reach_is_said_in_seconds() -> None:
     with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9/: .*\ncheck tracking.uri"):
-        models.list_models("http://user:secret@127.0.0.1:9/")
+        versions.list_models("http://user:secret@127.0.0.1:9/")
 
 
 def test_credentials_are_not_shown() -> None:

@@ -20,16 +20,16 @@ from distmeta.data.episodes import Task
 from distmeta.data.shards import Dataset
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, RegistryError, RunError
-from distmeta.registry import models
-from distmeta.registry.model import build
+from distmeta.inference.model import build
+from distmeta.registry import versions
 from distmeta.registry.tracking import RUN_FILE, log_files
 from distmeta.report.adaptation import adaptation_curves, draw_adaptation
 from distmeta.report.figures import Curve, binned, lines
 from distmeta.report.study import study
 from distmeta.scale.report import report, report_of_model
 from distmeta.show import show_test
-from distmeta.train.checkpoint import WEIGHTS, load_params
-from distmeta.train.evaluate import accuracy
+from distmeta.training.checkpoint import WEIGHTS, load_params
+from distmeta.training.evaluate import accuracy
 
 HOSTILE = "</title><script>document.title='owned'</script>&\"'{{ 7*7 }}$x_{$"
 
@@ -161,7 +161,7 @@ def test_the_report_of_a_registered_model(
     uri: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_of(tmp_path / "run", uri, packed)
-    published = models.publish(uri, run, "reported")
+    published = versions.publish(uri, run, "reported")
     assert report_of_model(uri, published.uri) == (run / "report.html", True)
     # On another machine, where another run may have the same path.
     run.rename(tmp_path / "moved")

@@ -30,14 +30,14 @@ from distmeta.config import Config, validate
 from distmeta.data.shards import Dataset
 from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped, Unanswered
 from distmeta.learners.params import weights_sha256
-from distmeta.registry.models import load_model, publish
+from distmeta.registry.versions import load_model, publish
 from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
 from distmeta.scale.sync import sync
 from distmeta.scale.worker import check_machine
-from distmeta.train.checkpoint import machine
-from distmeta.train.folder import folder_at
-from distmeta.train.metrics import read_metrics, restarts
+from distmeta.training.checkpoint import machine
+from distmeta.training.folder import folder_at
+from distmeta.training.metrics import read_metrics, restarts
 
 STEPS, SLOTS = 40, 8
 

@@ -13,10 +13,10 @@ from ray.train import ControllerError, WorkerGroupError
 from distmeta.config import validate
 from distmeta.errors import ClusterError, ConfigError, RunError
 from distmeta.scale.fit import Fit, failure
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.checkpoint import SEAL
-from distmeta.train.folder import appending, check_writable, folder_at, remove, replacing, write_whole
-from distmeta.train.metrics import MetricsWriter, note_start, read_metrics, restarts
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.checkpoint import SEAL
+from distmeta.training.folder import appending, check_writable, folder_at, remove, replacing, write_whole
+from distmeta.training.metrics import MetricsWriter, note_start, read_metrics, restarts
 
 PARAMS = {"weight": torch.arange(6.0)}
 

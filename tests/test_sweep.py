@@ -28,18 +28,18 @@ from ray.cluster_utils import Cluster
 
 from distmeta.config import Config, SweepConfig, load_config, validate
 from distmeta.errors import ClusterError, ConfigError, RunError
-from distmeta.scale.population import Population, followed, near
-from distmeta.scale.records import Records
-from distmeta.scale.search import Search
-from distmeta.scale.sweep import Asha, _as_sweep, _describe, _winner, check_space, sweep
-from distmeta.scale.sweep_view import TrialTable, draw
-from distmeta.scale.trials import FAILURE, Point, Trial, load_trials, validations
 from distmeta.seeds import generator
 from distmeta.show import show_advance
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.evaluate import Accuracy, Setting
-from distmeta.train.folder import folder_at
-from distmeta.train.metrics import read_metrics
+from distmeta.sweep.driver import Asha, _as_sweep, _describe, _winner, check_space, sweep
+from distmeta.sweep.population import Population, followed, near
+from distmeta.sweep.records import Records
+from distmeta.sweep.search import Search
+from distmeta.sweep.trials import FAILURE, Point, Trial, load_trials, validations
+from distmeta.sweep.view import TrialTable, draw
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.evaluate import Accuracy, Setting
+from distmeta.training.folder import folder_at
+from distmeta.training.metrics import read_metrics
 
 SPACE: dict[str, Any] = {"learner.inner_lr": {"loguniform": [0.01, 1.0]}, "learner.inner_steps": {"choice": [1, 2, 3]}}
 
@@ -244,7 +244,7 @@ def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
     def fresh(candidate: Config, episodes: int) -> Accuracy:
         return Accuracy(0.0, 0.0, 0.5, 0.1, setting, right[int(candidate.run_folder[-1])])
 
-    monkeypatch.setattr("distmeta.scale.sweep.evaluate_fresh", fresh)
+    monkeypatch.setattr("distmeta.sweep.driver.evaluate_fresh", fresh)
     found = _describe(records, _winner(records), TrialTable(sys.stderr, tmp_path, records.settings))["fresh"]
     apart = scipy.stats.ttest_rel(right[1][:, 1].numpy(), right[0][:, 1].numpy()).confidence_interval(0.95)
     assert found["advance"] == pytest.approx((apart.low + apart.high) / 2)

@@ -19,7 +19,7 @@ from distmeta.errors import RegistryError, RunError, Unanswered
 from distmeta.registry import tracking
 from distmeta.scale.run import run
 from distmeta.scale.sync import conclude, sync
-from distmeta.train.metrics import MetricsWriter
+from distmeta.training.metrics import MetricsWriter
 
 EACH = 5  # steps in a metrics file
 

@@ -9,8 +9,8 @@ from typing import Any
 from scipy.stats import ttest_rel
 
 from distmeta.errors import RegistryError
-from distmeta.registry.models import download
-from distmeta.train.evaluate import BY_EPISODE
+from distmeta.registry.versions import download
+from distmeta.training.evaluate import BY_EPISODE
 
 _EPISODES = ("episodes", "seed", "way", "shot", "queries")  # what decides a test's episodes, beside the dataset
 

@@ -19,8 +19,8 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Map
 from PIL import Image
 
-from distmeta.train.checkpoint import MODEL, WEIGHTS
-from distmeta.train.evaluate import BY_EPISODE
+from distmeta.training.checkpoint import MODEL, WEIGHTS
+from distmeta.training.evaluate import BY_EPISODE
 
 FILES = (WEIGHTS, MODEL, BY_EPISODE)  # of a model, without its code
 ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
@@ -28,7 +28,7 @@ _PACKAGE = Path(__file__).parent.parent
 # The floors 0 to 2 that adapting needs, and the model itself.
 _CARRIED = [
     *("__init__.py", "errors.py", "seeds.py", "data/__init__.py", "data/images.py", "data/episodes.py"),
-    *("models", "learners", "registry/__init__.py", "registry/model.py"),
+    *("models", "learners", "inference/__init__.py", "inference/model.py"),
 ]
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg")
 

@@ -17,7 +17,7 @@ from mlflow.pyfunc import PythonModel
 from safetensors.torch import load_file
 
 from distmeta.errors import DataError, DistmetaError
-from distmeta.registry.model import Model, Picture, build
+from distmeta.inference.model import Model, Picture, build
 
 
 class FewShotClassifier(PythonModel):

@@ -27,8 +27,8 @@ from mlflow.exceptions import MlflowException
 
 from distmeta.config import Config
 from distmeta.errors import RegistryError, RunError, Unanswered
-from distmeta.train.folder import write_whole
-from distmeta.train.metrics import Record, read_metrics
+from distmeta.training.folder import write_whole
+from distmeta.training.metrics import Record, read_metrics
 
 RUN_FILE = "mlflow.json"
 _BATCH = 500  # metrics in one call; MLflow takes up to 1000

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from distmeta.errors import DataError
-from distmeta.registry.predict import Prediction, support_set
+from distmeta.inference.predict import Prediction, support_set
 
 _COLUMNS = 10
 _SUPPORT_SHOWN = 2  # rows: the first images of each class

@@ -17,10 +17,10 @@ from distmeta.errors import RunError
 from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines, matrix
 from distmeta.report.study import PicturedEpisode, Study
-from distmeta.train.checkpoint import MODEL, machine_of, newest
-from distmeta.train.evaluate import RESULT
-from distmeta.train.folder import write_whole
-from distmeta.train.metrics import Record, read_metrics, restarts
+from distmeta.training.checkpoint import MODEL, machine_of, newest
+from distmeta.training.evaluate import RESULT
+from distmeta.training.folder import write_whole
+from distmeta.training.metrics import Record, read_metrics, restarts
 
 REPORT = "report.html"
 _PARTS = {

@@ -20,7 +20,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError
-from distmeta.train.folder import appending, on_disk
+from distmeta.training.folder import appending, on_disk
 
 
 @contextmanager

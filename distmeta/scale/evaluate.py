@@ -12,13 +12,13 @@ from torch import Tensor
 
 from distmeta.data.shards import Split
 from distmeta.errors import ClusterError, DistmetaError
+from distmeta.inference.evaluate import evaluation_stream
+from distmeta.inference.model import Model, build
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
-from distmeta.registry.evaluate import evaluation_stream
-from distmeta.registry.model import Model, build
 from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
-from distmeta.train.evaluate import accuracy_of, count_correct
+from distmeta.training.evaluate import accuracy_of, count_correct
 
 PART = 25  # episodes of a task: some seconds of work, which is what is done again if a worker is lost
 

@@ -10,8 +10,8 @@ from ray.train import ControllerError, TrainingFailedError
 from distmeta.config import Config
 from distmeta.errors import ClusterError, DistmetaError, RunError
 from distmeta.scale.progress import raised
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.folder import folder_at
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.folder import folder_at
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody mends it
 

@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 import yaml
 
+from distmeta.assembly.build import initial_params, learner_of
+from distmeta.assembly.domain import Classification
 from distmeta.config import Config, validate
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
 from distmeta.learners.allocator import keep_memory
-from distmeta.registry.models import look_up, run_of
 from distmeta.registry.tracking import RUN_FILE, fetch_file
+from distmeta.registry.versions import look_up, run_of
 from distmeta.report.page import REPORT, write_report
 from distmeta.report.study import Study, study
-from distmeta.scale.domain import Classification
-from distmeta.scale.launch import initial_params, learner_of
-from distmeta.train.checkpoint import WEIGHTS, load_params
-from distmeta.train.folder import write_whole
+from distmeta.training.checkpoint import WEIGHTS, load_params
+from distmeta.training.folder import write_whole
 
 EPISODES = 50  # of the test, looked at closely
 

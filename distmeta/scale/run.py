@@ -15,20 +15,29 @@ import ray
 import torch
 import yaml
 
+from distmeta.assembly.build import (
+    BESIDE,
+    INIT,
+    check_outputs,
+    learner_of,
+    model_description,
+    published_learner,
+    started_from,
+    worker_bytes,
+)
+from distmeta.assembly.domain import Domain, domain_of
 from distmeta.config import Config, validate
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.learners.learner import Learner
-from distmeta.registry import models, tracking
+from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
-from distmeta.scale.domain import Domain, domain_of
 from distmeta.scale.fit import Fit, failure, reached
-from distmeta.scale.launch import BESIDE, INIT, check_outputs, learner_of, model_description, published_learner, started_from, worker_bytes
 from distmeta.scale.progress import Display, new_board
 from distmeta.scale.sync import conclude
 from distmeta.scale.worker import trainer
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.evaluate import RESULT
-from distmeta.train.folder import check_writable, folder_at, is_empty, remove, replacing, write_whole
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.evaluate import RESULT
+from distmeta.training.folder import check_writable, folder_at, is_empty, remove, replacing, write_whole
 
 _POLL_S = 0.5
 # What may differ between a run and its continuation: none of it changes the result.
@@ -50,7 +59,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     config = absolute(config).model_copy(update={"sweep": None})
     domain, learner = checked(config)
     description = model_description(config, domain, learner)
-    name = config.tracking.model or models.default_name(description)
+    name = config.tracking.model or versions.default_name(description)
     with (
         run_folder_of(config, domain, resume) as run_folder,
         quiet(run_folder / "log.txt") as terminal,
@@ -59,7 +68,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         try:
-            models.check_name(uri, name, description)
+            versions.check_name(uri, name, description)
         except Unanswered as error:
             if not tracking.begun(run_folder, uri):
                 raise
@@ -106,7 +115,7 @@ def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> 
     for folder, origin in wanted.items():
         if not checkpoints.is_whole(folder):
             with replacing(folder, checkpoints.SEAL) as new:
-                models.download(uri, origin, new)
+                versions.download(uri, origin, new)
                 checkpoints.seal(new)
     started_from(config, learner.initial_params(0), learner.statistics)
     for number, origin in enumerate(config.data.eval.beside):

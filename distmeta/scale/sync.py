@@ -9,11 +9,11 @@ import yaml
 
 from distmeta.config import validate
 from distmeta.errors import RegistryError, RunError
-from distmeta.registry import models, tracking
+from distmeta.registry import tracking, versions
 from distmeta.report.adaptation import draw_adaptation
 from distmeta.report.page import REPORT
 from distmeta.scale.report import report
-from distmeta.train.evaluate import RESULT
+from distmeta.training.evaluate import RESULT
 
 
 def conclude(run_folder: Path, uri: str, name: str | None) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def conclude(run_folder: Path, uri: str, name: str | None) -> dict[str, Any]:
             "the test's figures": lambda: tracking.log_result(uri, run_id, result),
             "report": lambda: tracking.log_files(uri, run_id, files),
             "end of the run": lambda: tracking.end_run(uri, run_id, "FINISHED"),
-            "model": lambda: record.update(model=models.publish(uri, run_folder, name, again=False).uri),
+            "model": lambda: record.update(model=versions.publish(uri, run_folder, name, again=False).uri),
         }
         _send(stages, run_folder)
         tracking.write_record(run_folder, record)

@@ -18,31 +18,31 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
+from distmeta.assembly.build import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
+from distmeta.assembly.domain import domain_of
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
 from distmeta.scale.cluster import gpus_per_worker, storage
-from distmeta.scale.domain import domain_of
 from distmeta.scale.fit import unwritable
-from distmeta.scale.launch import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
 from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.checkpoint import Checkpoint
-from distmeta.train.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
-from distmeta.train.folder import folder_at, write_whole
-from distmeta.train.loop import Plan, Progress, train
-from distmeta.train.metrics import MetricsWriter, Record, note_start
-from distmeta.train.reduce import PeerFailure, Request, agree
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.checkpoint import Checkpoint
+from distmeta.training.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
+from distmeta.training.folder import folder_at, write_whole
+from distmeta.training.loop import Plan, Progress, train
+from distmeta.training.metrics import MetricsWriter, Record, note_start
+from distmeta.training.reduce import PeerFailure, Request, agree
 
 CHECKPOINTS_KEPT = 2
 _RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing costs a restart from the last checkpoint
 
 
 class Worker:
-    """One worker's objects, and its answers to what the loop asks (`distmeta.train.loop.Hooks`)."""
+    """One worker's objects, and its answers to what the loop asks (`distmeta.training.loop.Hooks`)."""
 
     def __init__(self, config: Config, device: torch.device, reporter: Reporter) -> None:
         context = ray.train.get_context()

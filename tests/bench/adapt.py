@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from distmeta.inference.model import Model, build
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
-from distmeta.registry.model import Model, build
 
 WAY, SHOT, QUERIES, SIZE, STEPS, LR = 5, 5, 75, 84, 5, 0.05
 MEAN, STD = [0.48, 0.46, 0.41], [0.26, 0.26, 0.27]

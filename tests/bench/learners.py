@@ -18,10 +18,10 @@ from typing import Annotated
 import torch
 import typer
 
+from distmeta.assembly.build import initial_params, learner_of
+from distmeta.assembly.domain import domain_of
 from distmeta.config import Config, load_config
 from distmeta.learners.allocator import ALLOCATOR
-from distmeta.scale.domain import domain_of
-from distmeta.scale.launch import initial_params, learner_of
 
 LEARNERS = {
     "maml": ["learner={name: maml, inner_lr: 0.2, inner_steps: 1, inner_steps_eval: 3}"],
@@ -95,7 +95,7 @@ def show(names: list[str], out: Path) -> None:
 
 def seconds(run_folder: Path) -> float:
     """Time of all training steps, from the metrics files."""
-    from distmeta.train.metrics import read_metrics
+    from distmeta.training.metrics import read_metrics
 
     parts = ("time/data", "time/adapt", "time/wait", "time/reduce")
     return sum(record.get(part, 0.0) for record in read_metrics(run_folder) for part in parts)

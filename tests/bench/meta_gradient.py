@@ -27,7 +27,7 @@ from contenders import CONTENDERS, SINUSOID, W, Work, episodes, learner_of
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.memory import predicted_bytes
 from distmeta.scale.cluster import connected
-from distmeta.train.reduce import Reduction
+from distmeta.training.reduce import Reduction
 
 PEERS = [name for name in CONTENDERS if name != "distmeta"]
 GIB = 2**30
@@ -172,7 +172,7 @@ def ray_workers(work: Work, count: int) -> Iterator[Callable[..., float]]:
 
 class RayWorker:
     def __init__(self, work: Work, rank: int, workers: int) -> None:
-        from distmeta.train.evaluate import block
+        from distmeta.training.evaluate import block
 
         torch.set_num_threads(1)
         self.learner, self.rank, self.workers, self.tasks = learner_of(work), rank, workers, work.tasks
@@ -196,7 +196,7 @@ class RayWorker:
         import time
 
         from distmeta.learners.params import flatten
-        from distmeta.train.reduce import Contribution, Request, reduce, slot_sum
+        from distmeta.training.reduce import Contribution, Request, reduce, slot_sum
 
         torch.distributed.barrier()
         start = time.perf_counter()

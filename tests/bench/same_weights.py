@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from failures import at_checkpoint, workers_of
 from ray.cluster_utils import Cluster
 
-from distmeta.train.metrics import restarts
+from distmeta.training.metrics import restarts
 
 STEPS, EVERY = 200, 20
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}

@@ -9,7 +9,7 @@ exact second order. A step of W workers with n tasks each is
 
 - A task's time, its spread and the reduction's own part are measured here, one thread. "Slowest" is drawn (Monte Carlo) from the times
   measured, divided by their median; ResNet-12, of which few tasks can be timed, and GPUs take Conv-4's spread.
-- The collectives and their bytes are counted by running `distmeta.train.reduce` with torch.distributed replaced by a recorder.
+- The collectives and their bytes are counted by running `distmeta.training.reduce` with torch.distributed replaced by a recorder.
 - gloo's all-reduce is a ring: 2(W-1) hops and 2(W-1)/W of the bytes. NCCL takes the best of ring and tree, each with small messages
   (LL) or large ones (Simple), as NCCL's own tuning model does: a tree has 2 log2 W hops and twice the bytes.
 
@@ -50,7 +50,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.params import Params, flatten
-from distmeta.train.reduce import Contribution, Reduction, Request, reduce, slot_sum
+from distmeta.training.reduce import Contribution, Reduction, Request, reduce, slot_sum
 
 WORKERS = [2**power for power in range(13)]
 TASKS = [1, 4, 16, 64]

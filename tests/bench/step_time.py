@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distmeta.train.metrics import Record, read_metrics
+from distmeta.training.metrics import Record, read_metrics
 
 PARTS = {
     "adapt": "adapting, meta-gradients",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from distmeta.assembly.domain import Domain
 from distmeta.config import Config
 from distmeta.errors import ConfigError
 from distmeta.learners import build_learner, check_settings, settings_of
@@ -13,11 +14,10 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params, warm_start
 from distmeta.models import build_model
-from distmeta.scale.domain import Domain
 from distmeta.seeds import torch_seed
-from distmeta.train.checkpoint import MODEL, WEIGHTS, load_params
-from distmeta.train.folder import folder_at
-from distmeta.train.outer import OuterUpdate, schedule
+from distmeta.training.checkpoint import MODEL, WEIGHTS, load_params
+from distmeta.training.folder import folder_at
+from distmeta.training.outer import OuterUpdate, schedule
 
 INIT = "init_from"  # folder in the run folder: the registered model that training starts from
 BESIDE = "beside"  # folder of folders: those that the test is made beside, numbered as in data.eval.beside

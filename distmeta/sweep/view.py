@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distmeta.config import SweepConfig
-from distmeta.scale.trials import Trial
+from distmeta.sweep.trials import Trial
 
 _LINE_EVERY_S = 10.0
 _COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "running": "#5b6770"}

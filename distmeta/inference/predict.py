@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from distmeta.errors import DataError
-from distmeta.registry.model import CHUNK, Adapted, Model, network_input
+from distmeta.inference.model import CHUNK, Adapted, Model, network_input
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 _NAMED = ".jpg, .png"

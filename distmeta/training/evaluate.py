@@ -11,7 +11,7 @@ from distmeta.data.episodes import EpisodeBatch, Task
 from distmeta.errors import DistmetaError
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
-from distmeta.train.reduce import agree, sum_over_workers
+from distmeta.training.reduce import agree, sum_over_workers
 
 RESULT = "result.json"  # in the run folder, once the final test was made
 BY_EPISODE = "test_episodes.json"  # the test's figures of every episode, for paired comparisons

@@ -17,8 +17,8 @@ from distmeta.errors import DistmetaError
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import new_board
 from distmeta.scale.worker import trainer
-from distmeta.train.folder import folder_at, write_whole
-from distmeta.train.metrics import Record, read_metrics
+from distmeta.training.folder import folder_at, write_whole
+from distmeta.training.metrics import Record, read_metrics
 
 RECORD = "trial.json"
 FAILURE = "failure.json"

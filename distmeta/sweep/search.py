@@ -9,8 +9,8 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from distmeta.config import SweepConfig, Values
-from distmeta.scale.trials import Point
 from distmeta.seeds import torch_seed
+from distmeta.sweep.trials import Point
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distmeta.train.folder import write_whole
+from distmeta.training.folder import write_whole
 
 Record = dict[str, Any]
 

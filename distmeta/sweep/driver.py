@@ -17,21 +17,21 @@ from ray.tune import FailureConfig, RunConfig, Stopper, TuneConfig, TuneError, T
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from distmeta.assembly.build import learner_of, model_description
+from distmeta.assembly.domain import Domain, domain_of
 from distmeta.config import Config, SweepConfig
 from distmeta.errors import ClusterError, ConfigError, DistmetaError, RunError, Stopped
-from distmeta.registry import models, tracking
+from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage
-from distmeta.scale.domain import Domain, domain_of
-from distmeta.scale.launch import learner_of, model_description
-from distmeta.scale.population import Population, check_changeable, check_generations
-from distmeta.scale.records import Records, trial_config
 from distmeta.scale.run import absolute, checked, fetch_models, run, run_folder_of, write_description
-from distmeta.scale.sweep_mirror import SweepMirror
-from distmeta.scale.sweep_view import TrialTable, draw, parameters
-from distmeta.scale.trials import FAILURE, Trial, run_trial, write_failure
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.evaluate import Evaluation, paired_difference
-from distmeta.train.folder import folder_at, remove, write_whole
+from distmeta.sweep.mirror import SweepMirror
+from distmeta.sweep.population import Population, check_changeable, check_generations
+from distmeta.sweep.records import Records, trial_config
+from distmeta.sweep.trials import FAILURE, Trial, run_trial, write_failure
+from distmeta.sweep.view import TrialTable, draw, parameters
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.evaluate import Evaluation, paired_difference
+from distmeta.training.folder import folder_at, remove, write_whole
 
 BEST = "best.yaml"
 TRIALS = "trials.json"
@@ -49,7 +49,7 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
     check_space(config)
     uri = tracking.tracking_uri(config.tracking.uri)
     description = model_description(config, domain, learner)
-    models.check_name(uri, config.tracking.model or models.default_name(description), description)
+    versions.check_name(uri, config.tracking.model or versions.default_name(description), description)
     with run_folder_of(config, domain, resume) as folder, quiet(folder / "log.txt") as terminal:
         records = Population(config) if _settings(config).search == "pbt" else Records(config)
         view = TrialTable(terminal, folder, _settings(config))
@@ -316,7 +316,7 @@ def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: 
         config = config.model_copy(update={"run_folder": str(folder), "outer": config.outer.model_copy(update={"steps": steps})})
         retrained = {"retrained": str(folder), "retrained_steps": steps}
     result = run(config, resume=True, address=address, allow_other_hardware=allow_other_hardware)
-    models.tag_version(uri, f"runs:/{result['run_id']}/model", {"sweep": sweep_id})  # an alias may have moved on since
+    versions.tag_version(uri, f"runs:/{result['run_id']}/model", {"sweep": sweep_id})  # an alias may have moved on since
     if retrained:
         tracking.set_tags(uri, result["run_id"], {"mlflow.parentRunId": sweep_id, "retrained": str(winner.number)})
     return {"model": result["model"], "test": result["test"]} | retrained

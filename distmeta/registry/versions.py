@@ -20,16 +20,16 @@ from torch import Tensor
 
 from distmeta import __version__
 from distmeta.errors import ConfigError, RegistryError, RunError
+from distmeta.inference.model import Model, build
 from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.models import MODELS
-from distmeta.registry.model import Model, build
 from distmeta.registry.package import ARTIFACTS, FILES, write_package
 from distmeta.registry.tracking import RUN_FILE, answers, client
-from distmeta.train.checkpoint import MODEL, WEIGHTS, sha256
-from distmeta.train.evaluate import BY_EPISODE, RESULT
-from distmeta.train.folder import folder_at
+from distmeta.training.checkpoint import MODEL, WEIGHTS, sha256
+from distmeta.training.evaluate import BY_EPISODE, RESULT
+from distmeta.training.folder import folder_at
 
 CHAMPION = "champion"
 _PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"

@@ -21,7 +21,7 @@ from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Batch
 from distmeta.learners.metric import IMAGES_PER_SLOT
-from distmeta.train.evaluate import Evaluation, Stream, accuracy, squared_error
+from distmeta.training.evaluate import Evaluation, Stream, accuracy, squared_error
 
 
 def open_dataset(config: Config) -> Dataset:

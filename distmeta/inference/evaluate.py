@@ -4,7 +4,7 @@ from distmeta.data.episodes import Task
 from distmeta.data.shards import Dataset, Split
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
-from distmeta.registry.model import Model
+from distmeta.inference.model import Model
 
 
 def evaluation_stream(model: Model, shards: str, split: Split, way: int | None, shot: int | None, queries: int, seed: int) -> EpisodeStream:

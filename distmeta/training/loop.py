@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Protocol
 from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.learner import Batch, Learner
 from distmeta.learners.params import Params, flatten
-from distmeta.train.checkpoint import Checkpoint
-from distmeta.train.evaluate import Evaluation
-from distmeta.train.metrics import Record
-from distmeta.train.outer import OuterUpdate
-from distmeta.train.reduce import Contribution, Reduced, Reduction, Request, reduce, slot_sum
+from distmeta.training.checkpoint import Checkpoint
+from distmeta.training.evaluate import Evaluation
+from distmeta.training.metrics import Record
+from distmeta.training.outer import OuterUpdate
+from distmeta.training.reduce import Contribution, Reduced, Reduction, Request, reduce, slot_sum
 
 
 class Plan(NamedTuple):

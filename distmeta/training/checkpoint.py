@@ -18,7 +18,7 @@ from safetensors.torch import save as serialised
 
 from distmeta.errors import RunError
 from distmeta.learners.params import Params
-from distmeta.train.folder import remove, replacing, write_whole
+from distmeta.training.folder import remove, replacing, write_whole
 
 SEAL = "checkpoint.json"
 WEIGHTS = "meta_params.safetensors"

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config, SweepConfig, value_of, with_values
-from distmeta.scale.search import Search
-from distmeta.scale.trials import FAILURE, Trial, load_trials
-from distmeta.train import checkpoint as checkpoints
-from distmeta.train.folder import folder_at
+from distmeta.sweep.search import Search
+from distmeta.sweep.trials import FAILURE, Trial, load_trials
+from distmeta.training import checkpoint as checkpoints
+from distmeta.training.folder import folder_at
 
 
 def trial_config(config: Config, params: dict[str, Any], run_folder: Path | None = None) -> Config:

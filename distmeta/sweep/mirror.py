@@ -4,12 +4,12 @@ import json
 import threading
 from typing import Any
 
+from distmeta.assembly.domain import Domain
 from distmeta.config import Config
 from distmeta.errors import RegistryError, Unanswered
 from distmeta.registry import tracking
-from distmeta.scale.domain import Domain
 from distmeta.scale.run import tags_of
-from distmeta.scale.trials import Trial
+from distmeta.sweep.trials import Trial
 
 _EVERY_S = 1.0
 _STATUS: dict[str, Any] = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "KILLED"}

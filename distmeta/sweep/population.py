@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from distmeta.assembly.build import learner_of
+from distmeta.assembly.domain import Domain
 from distmeta.config import Config, Values
 from distmeta.errors import ConfigError
-from distmeta.scale.domain import Domain
-from distmeta.scale.launch import learner_of
-from distmeta.scale.records import Records
-from distmeta.scale.trials import FAILURE, Trial
 from distmeta.seeds import generator
-from distmeta.train import checkpoint as checkpoints
+from distmeta.sweep.records import Records
+from distmeta.sweep.trials import FAILURE, Trial
+from distmeta.training import checkpoint as checkpoints
 
 _CHANGEABLE = ("learner.", "data.augment.", "outer.lr", "outer.weight_decay", "outer.clip_norm", "outer.clip_value")
 _FACTORS = (0.8, 1.25)

@@ -1,0 +1,1 @@
+"""Search over configs: Ray Tune places trials, each a distributed run."""

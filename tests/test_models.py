@@ -26,9 +26,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet12": {"name": "resnet12", "input_shape": (2, 16, 17), "widths": [3, 4, 5, 6]},
     "vgg": {"name": "vgg", "input_shape": (2, 5, 6), "convolutions": [1, 2], "widths": [4, 6]},
     "mlp": {"name": "mlp", "input_shape": (3,), "widths": [5, 4], "activation": "tanh"},
+    "spiking_conv4": {"name": "spiking_conv4", "input_shape": (2, 17, 16), "filters": 4, "steps": 3},
+    "lstm": {"name": "lstm", "input_shape": (4, 2), "width": 5},
+    "transformer": {"name": "transformer", "input_shape": (4, 2), "width": 8, "heads": 2},
 }
 IMAGES = [name for name, small in SMALL.items() if len(small["input_shape"]) == 3]
 EVERY = pytest.mark.parametrize(("small", "norm"), list(product(SMALL, NORMS)))
+# A spike has no finite differences: tests/test_spiking.py has its derivatives.
+SMOOTH = pytest.mark.parametrize(("small", "norm"), [case for case in product(SMALL, NORMS) if case[0] != "spiking_conv4"])
+    ("small", "norm"), [case for case in product(SMALL, NORMS) if case[0] != "spiking_conv4"]
+)  # tests/test_spiking.py has it
 
 
 def build(small: str, norm: str = "batch", **changes: Any) -> nn.Module:
@@ -175,7 +182,7 @@ def test_tasks_batched_by_vmap_are_a_loop_over_tasks(small: str, norm: str) -> N
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@EVERY
+@SMOOTH
 def test_second_derivative_against_finite_differences(small: str, norm: str) -> None:
     """Hessian-vector products along a random direction, against central differences of the gradient."""
     model, stacked, inputs = net_and_inputs(small, norm, tasks=1)
@@ -215,6 +222,13 @@ REFUSED = [
     ({"name": "vgg", "convolutions": [0, 1, 1, 1, 1]}, r"model.convolutions=\[0, 1, 1, 1, 1\]: input should be greater than"),
     ({"name": "vgg", "convolutions": []}, r"model.convolutions=\[\]: "),
     ({"name": "vgg"}, r"model.name=vgg halves images 5 times; 16×16 pixels are fewer than 32×32"),
+    ({"name": "spiking_conv4", "beta": 1.5}, r"model.beta=1.5: input should be less than or equal to 1"),
+    ({"name": "spiking_conv4", "steps": 0}, r"model.steps=0: input should be greater than or equal to 1"),
+    ({"name": "lstm"}, r"model.name=lstm reads sequences \(length, width\), not shape \(3, 16, 16\)"),
+    (
+        {"name": "transformer", "input_shape": (4, 2), "width": 6},
+        r"model.width=6 must be even and a multiple of model.heads=4\nset model.width=16",
+    ),
     ({"name": "mlp", "activation": "gelu"}, r"model.activation='gelu': input should be 'relu', 'tanh' or 'sigmoid'"),
 ]
 

@@ -11,11 +11,22 @@ from torch import nn
 
 from distmeta.errors import ConfigError, DistmetaError
 from distmeta.models.conv4 import Conv4
+from distmeta.models.lstm import LSTM
 from distmeta.models.mlp import MLP
 from distmeta.models.resnet12 import ResNet12
+from distmeta.models.spiking import SpikingConv4
+from distmeta.models.transformer import Transformer
 from distmeta.models.vgg import VGG
 
-MODELS: dict[str, type[nn.Module]] = {"conv4": Conv4, "resnet12": ResNet12, "vgg": VGG, "mlp": MLP}
+MODELS: dict[str, type[nn.Module]] = {
+    "conv4": Conv4,
+    "resnet12": ResNet12,
+    "vgg": VGG,
+    "mlp": MLP,
+    "spiking_conv4": SpikingConv4,
+    "lstm": LSTM,
+    "transformer": Transformer,
+}
 
 Parameters = Mapping[str, inspect.Parameter]
 

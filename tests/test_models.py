@@ -34,8 +34,6 @@ IMAGES = [name for name, small in SMALL.items() if len(small["input_shape"]) == 
 EVERY = pytest.mark.parametrize(("small", "norm"), list(product(SMALL, NORMS)))
 # A spike has no finite differences: tests/test_spiking.py has its derivatives.
 SMOOTH = pytest.mark.parametrize(("small", "norm"), [case for case in product(SMALL, NORMS) if case[0] != "spiking_conv4"])
-    ("small", "norm"), [case for case in product(SMALL, NORMS) if case[0] != "spiking_conv4"]
-)  # tests/test_spiking.py has it
 
 
 def build(small: str, norm: str = "batch", **changes: Any) -> nn.Module:

@@ -12,6 +12,7 @@ ROOMS = [
     "seeds",
     "config",
     "data",
+    "envs",
     "models",
     "learners",
     "training",
@@ -75,5 +76,5 @@ def test_every_room_is_on_the_plan() -> None:
 
 def test_only_launch_and_above_open_the_config() -> None:
     for path in MODULES:
-        if room_of(path) in {"data", "models", "learners", "training"}:
+        if room_of(path) in {"data", "envs", "models", "learners", "training"}:
             assert not any(name.startswith("distmeta.config") for name in imports(path)), path

@@ -30,11 +30,12 @@ from distmeta.config import Config, SweepConfig, load_config, validate
 from distmeta.errors import ClusterError, ConfigError, RunError
 from distmeta.seeds import generator
 from distmeta.show import show_advance
-from distmeta.sweep.driver import Asha, _as_sweep, _describe, _winner, check_space, sweep
+from distmeta.sweep.driver import _as_sweep, _describe, _winner, check_space, sweep
 from distmeta.sweep.population import Population, followed, near
 from distmeta.sweep.records import Records
 from distmeta.sweep.search import Search
 from distmeta.sweep.trials import FAILURE, Point, Trial, load_trials, validations
+from distmeta.sweep.tuner import Asha
 from distmeta.sweep.view import TrialTable, draw
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.evaluate import Accuracy, Setting

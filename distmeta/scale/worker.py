@@ -25,10 +25,10 @@ from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
-from distmeta.scale.cluster import gpus_per_worker, storage
+from distmeta.scale.cluster import storage, worker_needs
 from distmeta.scale.fit import unwritable
 from distmeta.scale.preemption import Notices, Terminated
-from distmeta.scale.progress import Reporter
+from distmeta.scale.progress import Reporter, Restarts
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
@@ -237,6 +237,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     reporter = Reporter(settings["board"])
     if reporter.failed():
         return
+    if ray.train.get_context().get_world_rank() == 0:
+        reporter.tell(phase="loading data")
     failure: DistmetaError | None = None
     worker: Worker | None = None
     try:
@@ -283,8 +285,8 @@ def trainer(
     checkpoints.thin_out(run_folder, CHECKPOINTS_KEPT)
     # Ray's own list of them: torn by a kill or a full disk, or naming one that somebody removed, it would end every run that goes on.
     (run_folder / "checkpoints" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
-    gpus = gpus_per_worker(train_config, train_config.device)
-    resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    resources = worker_needs(train_config, train_config.device)
+    gpus = "GPU" in resources
     # Ray has no arguments for these.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train_config.collective_timeout_s)
@@ -301,7 +303,7 @@ def trainer(
         },
         scaling_config=ScalingConfig(
             num_workers=train_config.workers,  # type: ignore[arg-type]
-            use_gpu=gpus > 0,
+            use_gpu=gpus,
             resources_per_worker=resources,
             accelerator_type=train_config.accelerator_type,
             elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,  # type: ignore[call-arg]
@@ -313,5 +315,6 @@ def trainer(
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=train_config.max_failures),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
+            callbacks=[Restarts(board)],  # type: ignore[list-item]
         ),
     )

@@ -6,29 +6,28 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from ray import tune
 from ray.exceptions import RayError
-from ray.tune import FailureConfig, RunConfig, Stopper, TuneConfig, TuneError, Tuner
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune import FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from distmeta.assembly.build import learner_of, model_description
 from distmeta.assembly.domain import Domain, domain_of
 from distmeta.config import Config, SweepConfig
-from distmeta.errors import ClusterError, ConfigError, DistmetaError, RunError, Stopped
+from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
-from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage
+from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
 from distmeta.scale.run import absolute, checked, fetch_models, run, run_folder_of, write_description
 from distmeta.sweep.mirror import SweepMirror
 from distmeta.sweep.population import Population, check_changeable, check_generations
-from distmeta.sweep.records import Records, trial_config
-from distmeta.sweep.trials import FAILURE, Trial, run_trial, write_failure
+from distmeta.sweep.records import Records, driver_restarts, trial_config
+from distmeta.sweep.trials import FAILURE, Trial, run_trial
+from distmeta.sweep.tuner import Asha, Interrupt, Source
 from distmeta.sweep.view import TrialTable, draw, parameters
+from distmeta.sweep.watchdog import Watchdog
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.evaluate import Evaluation, paired_difference
 from distmeta.training.folder import folder_at, remove, write_whole
@@ -97,79 +96,6 @@ def check_space(config: Config) -> None:
                 check_changeable(config, candidate, key, domain)
 
 
-class _NotKept:
-    """Ray Tune pickles its parts for a restore that we never make; of these it gets nothing."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class Source(_NotKept, Searcher):
-    """Ray Tune's side of the records: it asks for trials, and hears here how they end."""
-
-    def __init__(self, records: Records, begin: Callable[[Trial], dict[str, Any]]) -> None:
-        super().__init__(metric="score", mode="max")
-        self._records = records
-        self._begin = begin
-        self._running: dict[str, Trial] = {}
-        self.stopping = False
-
-    def suggest(self, trial_id: str) -> Any:
-        while (trial := self._records.next()) is not None:
-            trial.folder(self._records.folder).mkdir(parents=True, exist_ok=True)
-            trial.save(self._records.folder)
-            try:
-                settings = self._begin(trial)
-            except DistmetaError as error:  # values that do not go together: this trial fails alone
-                write_failure(trial.folder(self._records.folder), error)
-                self._records.end(trial, died=False)
-                continue
-            self._running[trial_id] = trial
-            return settings
-        return None if self._running else Searcher.FINISHED  # what is running may leave more to do
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self._running.pop(trial_id, None)
-        if trial is not None and not self.stopping:
-            self._records.end(trial, died=error)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from its own records."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep goes on from its own records")
-
-
-class Asha(_NotKept, ASHAScheduler):
-    """Asynchronous successive halving over steps, that knows what trials of an earlier session reached and lets trial 0 go on."""
-
-    def __init__(self, settings: SweepConfig, grace: int, steps: int, records: Records) -> None:
-        super().__init__("step", "score", "max", steps, grace, settings.reduction, stop_last_trials=False)
-        no_controller: Any = None  # it is not looked at
-        for trial in records.ended:
-            stand_in: Any = SimpleNamespace(trial_id=f"ended-{trial.number}", config={"spared": False})
-            self.on_trial_add(no_controller, stand_in)
-            for point in trial.curve(records.folder):
-                self.on_trial_result(no_controller, stand_in, point._asdict())
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        decision = super().on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.CONTINUE if trial.config["spared"] else decision
-
-
-class _Interrupt(_NotKept, Stopper):
-    """Ends Ray Tune's loop when asked."""
-
-    def __init__(self) -> None:
-        self.asked = threading.Event()
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self.asked.is_set()
-
-
 def _run_trials(
     config: Config, domain: Domain, records: Records, view: TrialTable, uri: str, address: str | None, allow_other_hardware: bool
 ) -> None:
@@ -194,7 +120,7 @@ def _run_trials(
             told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared}
             return {"config": private.model_dump(), "since": trial.since, "until": trial.until} | told
 
-        source, interrupt = Source(records, begin), _Interrupt()
+        source, interrupt = Source(records, begin), Interrupt()
         scheduler: TrialScheduler = FIFOScheduler()
         if settings.stops_early:
             scheduler = Asha(settings, settings.grace or config.train.validate_every, config.outer.steps, records)
@@ -212,15 +138,18 @@ def _run_trials(
                 **storage(folder / ".ray"),
                 verbose=0,
                 stop=interrupt,
-                failure_config=FailureConfig(max_failures=config.train.max_failures),
+                failure_config=FailureConfig(max_failures=driver_restarts(config)),
             ),
         )
         remove(folder / ".ray")  # Ray Tune would find an earlier session's records there
-        with SweepMirror(config, domain, records, uri) as mirror:
-            error = _watch(tuner, source, interrupt, records, view)
+        needs = worker_needs(config.train, device)
+        with SweepMirror(config, domain, records, uri) as mirror, Watchdog(records, source, config.train, needs, view.say) as watchdog:
+            error = _watch(tuner, source, interrupt, watchdog, view)
         remove(folder / ".ray")
         if mirror.unsent:
             view.say(f"MLflow did not take everything: {mirror.unsent}\nit stands in {folder}")
+    if watchdog.error is not None:
+        raise watchdog.error
     if source.stopping:
         raise Stopped(f"stopped as asked, with {len(records.ended)} of {settings.total} trials ended", "give --resume to go on")
     if error is not None:
@@ -228,7 +157,7 @@ def _run_trials(
         raise ClusterError(f"Ray Tune failed: {reason}", f"see {folder / 'log.txt'}; --resume goes on")
 
 
-def _watch(tuner: Tuner, source: Source, interrupt: _Interrupt, records: Records, view: TrialTable) -> Exception | None:
+def _watch(tuner: Tuner, source: Source, interrupt: Interrupt, watchdog: Watchdog, view: TrialTable) -> Exception | None:
     """Draw the trials until Ray Tune ends. Ctrl-C (or SIGTERM) ends them where they are, at their last checkpoint."""
     failed: list[Exception] = []
 
@@ -251,9 +180,12 @@ def _watch(tuner: Tuner, source: Source, interrupt: _Interrupt, records: Records
         with view:
             thread.start()
             while thread.is_alive():
-                view.show(records.trials)
+                if watchdog.error is not None and not interrupt.asked.is_set():
+                    source.stopping = True
+                    interrupt.asked.set()
+                view.show(watchdog.records.trials, watchdog.waiting)
                 time.sleep(_POLL_S)
-            view.show(records.trials)
+            view.show(watchdog.records.trials, {})
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -18,6 +18,11 @@ def trial_config(config: Config, params: dict[str, Any], run_folder: Path | None
     return with_values(alone, params, "sweep.space")
 
 
+def driver_restarts(config: Config) -> int:
+    """How often Ray Tune starts a trial's driver again; once at least, for the watchdog."""
+    return max(1, config.train.max_failures)
+
+
 class Records:
     """The trials so far, on disk and in memory; the next one, and what each came to."""
 
@@ -28,6 +33,9 @@ class Records:
         self.folder = folder_at(config.run_folder)
         self.trials = load_trials(self.folder)
         self._search = Search(self.settings, config.seed)
+        for trial in self.trials:
+            if trial.unplaced:
+                trial.state, trial.unplaced, trial.ended = "running", False, None
         self._resumed = [trial for trial in self.trials if trial.state == "running"]
         for trial in self.ended:
             self._learn(trial)
@@ -77,7 +85,7 @@ class Records:
         if newest is not None and newest.name == checkpoints.folder_name(self.config.outer.steps):
             return "finished", f"all {self.config.outer.steps} steps"
         if died:
-            return "failed", f"its driver was lost {self.config.train.max_failures + 1} times"
+            return "failed", f"its driver was lost {driver_restarts(self.config) + 1} times"
         curve = trial.curve(self.folder)
         if not curve:
             return "failed", "it ended before its first validation"

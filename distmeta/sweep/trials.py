@@ -15,7 +15,7 @@ from ray import tune
 from distmeta.config import Config
 from distmeta.errors import DistmetaError
 from distmeta.scale.fit import Fit, failure
-from distmeta.scale.progress import new_board
+from distmeta.scale.progress import STARTING
 from distmeta.scale.worker import trainer
 from distmeta.training.folder import folder_at, write_whole
 from distmeta.training.metrics import Record, read_metrics
@@ -42,7 +42,8 @@ class Trial:
     """One trial. `params` is dotted key → value; `began` and `ended` are seconds since 1970; `reason` says why it ended.
 
     `until` is the step where it was stopped: its workers live on for a moment, and what they add does not count. Of a population: it trains
-    now from step `since` to step `until`, and `history` holds its params so far, each from a step on.
+    now from step `since` to step `until`, and `history` holds its params so far, each from a step on. `unplaced`: it failed because the
+    cluster had no place for it, so a resumed sweep runs it again.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Trial:
     since: int = 0
     until: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    unplaced: bool = False
 
     def folder(self, sweep_folder: Path) -> Path:
         return sweep_folder / "trials" / f"trial-{self.number:03d}"
@@ -83,7 +85,10 @@ def run_trial(settings: dict[str, Any]) -> None:
     """
     config = Config.model_validate(settings["config"])
     folder, last_step = folder_at(config.run_folder), config.outer.steps
-    board = new_board()
+    if (folder / FAILURE).exists():  # the watchdog wrote it
+        return
+    board = ray.get_actor(settings["board"])
+    board.update.remote({"phase": STARTING, "driver": ray.get_runtime_context().current_actor})
     part = settings["since"], settings["until"]
     fit = Fit(trainer(config, board, settings["allow_other_hardware"], settings["import_from"], test=False, part=part))
     told = -1

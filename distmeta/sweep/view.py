@@ -64,11 +64,14 @@ class TrialTable:
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    def show(self, trials: list[Trial]) -> None:
+    def show(self, trials: list[Trial], waiting: dict[int, str]) -> None:
+        """`waiting`: number of each running trial that does not train yet → what it waits for."""
         before = {number for number, row in self._rows.items() if row["state"] != "running"}
         for trial in list(trials):
             if trial.number not in before:  # what ended does not change
-                self._rows[trial.number] = parameters(trial, self._folder)
+                self._rows[trial.number] = row = parameters(trial, self._folder)
+                if row["state"] == "running":
+                    row["reason"] = waiting.get(trial.number, "")
         if self._console.is_terminal:
             self._live.update(trial_table(list(self._rows.values()), self._settings), refresh=True)
             return
@@ -83,7 +86,9 @@ class TrialTable:
         states = [row["state"] for row in self._rows.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in _COLORS if state in states)
         scores = [row["score"] for row in self._rows.values() if row["score"] is not None]
-        return f"{len(states)} of {self._settings.total} trials begun: {counts}" + (f"; best {max(scores):.4g}" if scores else "")
+        best = f"; best {max(scores):.4g}" if scores else ""
+        waiting = [f"; trial {row['number']} {row['reason']}" for row in self._rows.values() if row["state"] == "running" and row["reason"]]
+        return f"{len(states)} of {self._settings.total} trials begun: {counts}{best}{''.join(waiting)}"
 
 
 def trial_table(rows: list[dict[str, Any]], settings: SweepConfig) -> Table:

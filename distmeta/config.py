@@ -61,6 +61,13 @@ class DataConfig(Section):
     """A packed dataset: a folder, a URL (http, https, s3, gs), or `pipe:` and a shell command with {name} for a file's name."""
     functions: Literal["sinusoid", "linear-sigmoid"] | None = None
     """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
+    domain: str | None = None
+    """What is learned: classification (of shards), regression (of functions), or the import path of your own Domain class.
+
+    Default: classification if data.shards is set, regression if data.functions is.
+    """
+    settings: dict[str, Any] = {}
+    """Settings of the domain, checked by it (docs/extending.md)."""
     way: Positive = 5
     """N: classes in an episode."""
     shot: Positive = 1
@@ -86,7 +93,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
-        if self.shards is None and self.functions is None:
+        if self.shards is None and self.functions is None and self.domain is None:
             raise PydanticCustomError("no_source", "one of them is needed")
         if self.shards is not None and self.functions is not None:
             raise PydanticCustomError("two_sources", "data.shards and data.functions exclude each other")
@@ -393,7 +400,7 @@ def validate(content: dict[str, Any], origin: str) -> Config:
 
 
 # What all trials of a sweep must have alike: their place, how they are watched and placed, and the episodes that they are compared on.
-_NOT_SWEPT = ("run_folder", "outer.steps", "data.shards", "data.functions", "data.eval.", "train.", "tracking.", "sweep.")
+_NOT_SWEPT = ("run_folder", "outer.steps", "data.shards", "data.functions", "data.domain", "data.eval.", "train.", "tracking.", "sweep.")
 
 
 def _check_space(config: Config, origin: str) -> None:
@@ -403,7 +410,7 @@ def _check_space(config: Config, origin: str) -> None:
                 f"sweep.space names {key} in {origin}, which all trials must have alike", "set it for the whole sweep, outside sweep.space"
             )
         sections = {known.rpartition(".")[0] for known in known_keys()}
-        if key in sections or (key not in known_keys() and not key.startswith("model.")):
+        if key in sections or (key not in known_keys() and not key.startswith(("model.", "data.settings."))):
             raise ConfigError(f"unknown key {key} in sweep.space in {origin}", _nearest(key))
 
 

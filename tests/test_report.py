@@ -28,8 +28,9 @@ from distmeta.report.figures import Curve, binned, lines
 from distmeta.report.study import study
 from distmeta.scale.report import report, report_of_model
 from distmeta.show import show_test
+from distmeta.training.accuracy import Accuracy
 from distmeta.training.checkpoint import WEIGHTS, load_params
-from distmeta.training.evaluate import accuracy
+from distmeta.training.evaluate import evaluate
 
 HOSTILE = "</title><script>document.title='owned'</script>&\"'{{ 7*7 }}$x_{$"
 
@@ -131,7 +132,7 @@ def test_its_curves_are_those_of_the_evaluation(run: Path, packed: Path, dataset
     fresh = learner.initial_params(5)
     found = study(learner, weights, fresh, stream, 9)
     for by_step, params in ((found.trained, weights), (found.random_init, fresh)):
-        own = accuracy(learner, params, stream, 9, "batch", 0, 1)
+        own = evaluate(Accuracy(), learner, params, stream, 9, "batch")
         assert by_step.shape == (9, learner.inner_steps_eval + 1)
         ordered = sorted(range(9), key=lambda i: (i % len(dataset.shards("test")), i))
         assert torch.equal(by_step[:, -1], own.by_episode[ordered, 1])

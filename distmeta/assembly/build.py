@@ -34,7 +34,12 @@ def learner_of(config: Config, domain: Domain, device: torch.device | str = "cpu
     check_settings(config.learner.name, config.learner.settings)
     network = build_model(**model_settings(config, domain), allow_import=True).to(device, dtype)
     return build_learner(
-        config.learner.name, network, seed=config.seed, bfloat16=config.train.precision == "bfloat16", **config.learner.settings
+        config.learner.name,
+        network,
+        objective=domain.objective,
+        seed=config.seed,
+        bfloat16=config.train.precision == "bfloat16",
+        **config.learner.settings,
     )
 
 
@@ -69,7 +74,7 @@ def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Ten
         like.device, like.dtype
     )
     weights = {name: value.to(like.device, like.dtype) for name, value in load_params(folder / WEIGHTS).items()}
-    return build_learner(model=network, **description["learner"]), weights, description["norm"]
+    return build_learner(model=network, objective=domain.objective, **description["learner"]), weights, description["norm"]
 
 
 def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUpdate:
@@ -88,14 +93,17 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "learner": {"name": config.learner.name} | taken,
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
         "norm": config.model.norm,
+        "domain": {"name": config.data.domain, "settings": config.data.settings},
         "dataset": domain.name,
         "fingerprint": domain.fingerprint,
         "task": {"way": config.data.way, "shot": config.data.shot, "queries": config.data.queries},
     }
 
 
-def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int:
+def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int | None:
     """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`, found by running it without values.
+
+    None if the domain has no example to run it with.
 
     Raises ConfigError if a parameter of the network does not reach the loss.
     """
@@ -107,7 +115,8 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     like = next(iter(params.values()))
     scale = torch.finfo(getattr(torch, config.train.weights)).bits // 32
     gradients = slots * sum(value.numel() * value.element_size() for value in params.values())
-    return scale * (predicted_bytes(learner, params, domain.example(tasks).like(like)) + gradients)
+    example = domain.example(tasks)
+    return None if example is None else scale * (predicted_bytes(learner, params, example.like(like)) + gradients)
 
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:

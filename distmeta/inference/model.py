@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.images import Pixels, Preprocessing, channels_last, decode, pixels_of
 from distmeta.errors import ConfigError, DataError
 from distmeta.learners import build_learner
@@ -78,7 +79,7 @@ class Model(NamedTuple):
             learner.inner_steps_eval = inner_steps
         inputs = network_input(images, self.preprocessing, next(iter(self.meta_params.values())))
         targets = torch.tensor([classes.index(label) for label in labels], device=inputs.device)
-        return Adapted(self.description, learner, learner.adapt(self.meta_params, inputs, targets), classes)
+        return Adapted(self.description, learner, learner.adapt(self.meta_params, EpisodeBatch.of_support(inputs, targets)), classes)
 
 
 class Adapted(nn.Module):

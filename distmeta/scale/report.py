@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from distmeta.assembly.build import initial_params, learner_of
-from distmeta.assembly.domain import Classification
+from distmeta.assembly.classification import Classification
 from distmeta.config import Config, validate
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError

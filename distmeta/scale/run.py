@@ -180,7 +180,8 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
         check_capacity(config.train, device)
         slots = math.ceil(config.outer.meta_batch_size / config.train.fewest)
         predicted = worker_bytes(config, domain, device, slots)
-        display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
+        if predicted is not None:
+            display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
         run_id = _begin(config, domain)
         board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):

@@ -31,7 +31,7 @@ from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter, Restarts
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint
-from distmeta.training.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
+from distmeta.training.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, evaluate, paired_difference
 from distmeta.training.folder import folder_at, write_whole
 from distmeta.training.loop import Plan, Progress, train
 from distmeta.training.metrics import MetricsWriter, Record, note_start
@@ -123,7 +123,7 @@ class Worker:
         for number, origin in enumerate(self.config.data.eval.beside):
             folder = self.run_folder / BESIDE / str(number)
             other = self._evaluate(*published_learner(folder, self.domain, origin, next(iter(best.values()))), stream, episodes)
-            beside[origin] = other.as_dict() | paired_difference(result, other)
+            beside[origin] = other.as_dict() | paired_difference(result, other, result.measurement.headline)
         if self.rank == 0:
             content = {
                 "steps": self.progress.step,
@@ -131,11 +131,11 @@ class Worker:
                 "weights_sha256": weights_sha256(self.outer.meta_params),
                 "test": result.as_dict() | random_init.as_baseline() | ({"beside": beside} if beside else {}),
             }
-            write_whole(self.run_folder / BY_EPISODE, json.dumps(result.by_episode.tolist()))
+            write_whole(self.run_folder / BY_EPISODE, json.dumps(result.rows()))
             write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
 
     def _evaluate(self, learner: Learner, params: Params, norm: str, stream: Stream, episodes: int) -> Evaluation:
-        return self.domain.evaluate(learner, params, stream, episodes, norm, self.rank, self.workers)
+        return evaluate(self.domain.metric, learner, params, stream, episodes, norm, self.rank, self.workers)
 
     def log(self, record: Record) -> None:
         if self.metrics is None:
@@ -155,12 +155,12 @@ class Worker:
 
     def validate(self, meta_params: Params) -> Evaluation:
         validation = self._evaluate(self.learner, meta_params, self.config.model.norm, self.validation, self.config.data.eval.val_episodes)
-        self._validation_figure = validation.headline()
+        self._validation_figure = {"validation": validation.score} if validation.score > 0 else {"validation_error": -validation.score}
         return validation
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:
-            found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.score}
+            found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
             checkpoints.save_best(meta_params, self.description | found, self.run_folder)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:

@@ -29,7 +29,7 @@ from distmeta.sweep.tuner import Asha, Interrupt, Source
 from distmeta.sweep.view import TrialTable, draw, parameters
 from distmeta.sweep.watchdog import Watchdog
 from distmeta.training import checkpoint as checkpoints
-from distmeta.training.evaluate import Evaluation, paired_difference
+from distmeta.training.evaluate import Evaluation, evaluate, paired_difference
 from distmeta.training.folder import folder_at, remove, write_whole
 
 BEST = "best.yaml"
@@ -210,7 +210,7 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
     fresh: dict[str, Any] = dict(evaluation.as_dict())
     if compared:
         other = evaluate_fresh(records.config_of(first), episodes)
-        advance = paired_difference(evaluation, other, inductive=True)
+        advance = paired_difference(evaluation, other, evaluation.measurement.selected)
         fresh |= {"trial_0": other.as_dict(), "advance": advance["difference"], "advance_ci95": advance["difference_ci95"]}
     return parameters(winner, records.folder) | {"fresh": fresh}
 
@@ -263,4 +263,4 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     params = checkpoints.load_params(folder_at(config.run_folder) / "best" / checkpoints.WEIGHTS)
     like = learner.initial_params(0)
     params = {name: torch.empty_like(value).copy_(params[name]) for name, value in like.items()}
-    return domain.evaluate(learner, params, domain.evaluation("val"), episodes, config.model.norm, 0, 1)
+    return evaluate(domain.metric, learner, params, domain.evaluation("val"), episodes, config.model.norm)

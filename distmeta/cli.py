@@ -1,6 +1,5 @@
 """The command line: one verb for each procedure, nothing else."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from distmeta.show import (
     counted,
     figures,
     next_commands,
+    print_json,
     print_table,
     say,
     show_advance,
@@ -154,7 +154,7 @@ def pack(
     say(f"packed {manifest.dataset} into {out}")
     if as_json:
         left_out = [{"origin": origin, "reason": reason} for origin, reason in skipped]
-        print(json.dumps({"out": str(out), "splits": summary, "skipped": left_out}))
+        print_json({"out": str(out), "splits": summary, "skipped": left_out})
 
 
 @app.command()
@@ -178,7 +178,7 @@ def verify(
             say(f"{finding.shard} {finding.key}: {finding.reason}")
     say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
     if as_json:
-        print(json.dumps({"ok": not bad, "bad": [finding._asdict() for finding in bad]}))
+        print_json({"ok": not bad, "bad": [finding._asdict() for finding in bad]})
     if bad:
         raise typer.Exit(1)
 
@@ -242,7 +242,7 @@ def train(
 
     result = run(settings, resume, address, allow_other_hardware)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     show_test(result["test"])
     say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
@@ -273,7 +273,7 @@ def sweep(
 
     result = search(settings, resume, address, allow_other_hardware)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     assert settings.sweep is not None
     print_table(trial_table(result["trials"], settings.sweep))
@@ -341,7 +341,7 @@ def jobs(
     if job_id is None or action == "list":
         rows = there.list_jobs(address)
         cells = [[row["id"], row["status"], row["command"]] for row in rows]
-        print(json.dumps(rows)) if as_json else show_table(["job", "status", "command"], cells)
+        print_json(rows) if as_json else show_table(["job", "status", "command"], cells)
     elif action == "logs":
         print(there.logs(address, job_id), end="")
     elif action == "follow":
@@ -385,7 +385,7 @@ def models(
 
     rows = matching(list_models(resolve(tracking_uri)), name, alias, dataset=dataset, learner=learner, way=way, shot=shot)
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     columns = ["model", "aliases", "dataset", "task", "learner", "accuracy", "inductive", "age"]
     table = [
@@ -422,7 +422,7 @@ def publish(
     published = register(resolve(tracking_uri), folder_at(run_folder), name, alias)
     say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
     if as_json:
-        print(json.dumps({"model": published.uri, "version": published.version, "champion": published.champion}))
+        print_json({"model": published.uri, "version": published.version, "champion": published.champion})
 
 
 @app.command()
@@ -442,7 +442,7 @@ def sync(
     say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
     say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
     if as_json:
-        print(json.dumps(sent))
+        print_json(sent)
 
 
 @app.command()
@@ -478,7 +478,7 @@ def compare(
 
     found = paired(resolve(tracking_uri), a, b)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     show_table(["model", found["figure"]], [[a, f"{found['a']:.4f}"], [b, f"{found['b']:.4f}"]])
     print(verdict(found))
@@ -563,7 +563,7 @@ def evaluate(
     parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address, network)
     *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
     if as_json:
-        print(json.dumps(test))
+        print_json(test)
     else:
         show_test(test)
 
@@ -593,7 +593,7 @@ def report(
         written = write(folder_at(run), shards)
     say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
     if as_json:
-        print(json.dumps({"report": str(written)}))
+        print_json({"report": str(written)})
 
 
 @app.command()
@@ -614,7 +614,7 @@ def doctor(
     findings = list(examine(resolve(tracking_uri), address, shards))
     failing = [finding for finding in findings if finding.remedy]
     if as_json:
-        print(json.dumps({"ok": not failing, "findings": [finding._asdict() for finding in findings]}))
+        print_json({"ok": not failing, "findings": [finding._asdict() for finding in findings]})
     else:
         show_table(["", "what", "found"], [["✗" if finding.remedy else "✓", finding.what, finding.found] for finding in findings])
         for finding in failing:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from distmeta import yaml12
-from distmeta.errors import ConfigError
+from distmeta.errors import ConfigError, RunError
 from distmeta.files import read_text
 from distmeta.masking import masked, masked_tree, printable
 
@@ -389,13 +389,22 @@ class Config(Section):
         """Every key and value as plain data, without what may be secret."""
         return masked_tree(self.model_dump(mode="json"))
 
-    def secret_keys(self) -> list[str]:
-        """The keys whose values may hold a secret."""
-        return [key for key, value in flat(self.model_dump(mode="json")).items() if masked_tree(value) != value]
-
     def to_yaml(self) -> str:
         """The config without what may be secret, so that it can be written anywhere."""
         return yaml12.dump(self.shown())
+
+
+def secrets_of(config: Config) -> dict[str, Any]:
+    """The values that `shown` masks, by dotted key."""
+    return {key: value for key, value in flat(config.model_dump(mode="json")).items() if masked_tree(value) != value}
+
+
+def stored_config(run_folder: Path) -> Config:
+    """The config that a run wrote into its folder, without secrets. Raises RunError if there is none, ConfigError if it is damaged."""
+    path = run_folder / "config.yaml"
+    if not path.exists():
+        raise RunError(f"{run_folder} holds no run: it has no config.yaml", "give the run_folder of a run")
+    return validate(read_config(path), str(path))
 
 
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:

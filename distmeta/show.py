@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from distmeta.masking import masked_tree, printable
+
 if TYPE_CHECKING:
     from distmeta.inference.predict import Prediction
 
@@ -33,14 +35,19 @@ _LINE_S = 10.0  # seconds between progress lines where there is no terminal
 
 def say(text: str) -> None:
     """A line for people: standard error, so that standard output holds results alone."""
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+    Console(stderr=True).print(printable(text), highlight=False, soft_wrap=True, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object, or list, on a line of standard output."""
+    print(json.dumps(masked_tree(value)))
 
 
 def show_table(columns: list[str], rows: list[list[str]]) -> None:
     """A table of text on standard output."""
     table = Table(*columns)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     print_table(table)
 
 
@@ -62,11 +69,11 @@ def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool
         if form == "csv":
             writer.writerow(prediction.as_dict().values())
         elif form == "jsonl":
-            print(json.dumps(prediction.as_dict()))
+            print_json(prediction.as_dict())
         if keep or form in ("table", "json"):
             kept.append(prediction)
     if form == "json":
-        print(json.dumps([prediction.as_dict() for prediction in kept]))
+        print_json([prediction.as_dict() for prediction in kept])
     elif form == "table":
         show_table(["file", "class", "probability"], [[str(p.file), p.label, f"{p.probability:.3f}"] for p in kept])
     return kept

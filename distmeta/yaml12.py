@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -19,7 +19,7 @@ WantsText = Callable[[Place], bool]
 class _Loader(yaml.SafeLoader):
     """PyYAML follows YAML 1.1, where 010 is 8, 1:00 is 60, yes is true and 2020-01-01 is a date."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (as in the class above)
 
 
 class _Dumper(yaml.SafeDumper):

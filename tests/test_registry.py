@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from distmeta import cli
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.learners.params import weights_sha256
-from distmeta.registry import tracking, versions
+from distmeta.registry import versions
 from distmeta.registry.compare import compare, verdict
 
 
@@ -244,11 +244,6 @@ def test_compare_counts_a_smaller_error_as_better(uri: str, tmp_path: Path) -> N
 def test_mlflow_out_of_reach_is_said_in_seconds() -> None:
     with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9/: .*\ncheck tracking.uri"):
         versions.list_models("http://user:secret@127.0.0.1:9/")
-
-
-def test_credentials_are_not_shown() -> None:
-    assert tracking.without_credentials("https://me:secret@host:8080/x") == "https://host:8080/x"
-    assert tracking.without_credentials("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"
 
 
 def test_the_verbs(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

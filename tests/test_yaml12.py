@@ -1,5 +1,7 @@
 """What was typed is what is meant: numbers by YAML 1.2, text as it stands, and an end to every document."""
 
+import contextlib
+import itertools
 import math
 from typing import Any
 
@@ -10,11 +12,11 @@ from hypothesis import strategies as st
 
 from distmeta import yaml12
 
-PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"), max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), inner, max_size=3),
-    max_leaves=10,
-)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(allow_nan=False), TEXT)
+NAMES = st.from_regex(r"[a-z]{1,8}", fullmatch=True)
+PLAIN = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=10)
+AMBIGUOUS = ["010", "0o17", "1:00", "1e-3", "1e3", "yes", "off", "null", "~", "2020-01-01", ".5", "0x1f", "1_000", "=", "<<", "true"]
 
 
 @given(PLAIN)
@@ -22,7 +24,7 @@ def test_what_is_dumped_is_read_back(value: Any) -> None:
     assert yaml12.load(yaml12.dump(value)) == value
 
 
-@given(st.sampled_from(["010", "0o17", "1:00", "1e-3", "1e3", "yes", "off", "null", "~", "2020-01-01", ".5", "0x1f", "1_000", "=", "<<", "true"]))
+@pytest.mark.parametrize("text", AMBIGUOUS)
 def test_text_that_looks_like_something_else_stays_text(text: str) -> None:
     dumped = yaml12.dump({"a": text})
     assert yaml12.load(dumped) == {"a": text}
@@ -87,14 +89,12 @@ def test_what_is_refused(text: str, reason: str) -> None:
 def test_aliases_that_multiply_are_refused(again: str) -> None:
     letters = "abcdefghijklmnopqrstuvwxyz"
     lines = ["a: &a [x, x]" if again.startswith("[") else "a: &a {k: 1}"]
-    lines += [f"{name}: &{name} {again.format(before)}" for before, name in zip(letters, letters[1:], strict=False)]
+    lines += [f"{name}: &{name} {again.format(before)}" for before, name in itertools.pairwise(letters)]
     with pytest.raises(ValueError, match="its aliases come to more than 20,000 values"):
         yaml12.load("\n".join(lines))
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_read_or_refused_as_a_value_error(text: str) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         yaml12.load(text)
-    except ValueError as error:
-        assert str(error)

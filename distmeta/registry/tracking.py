@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -25,8 +24,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from distmeta.config import Config
+from distmeta.config import Config, flat
 from distmeta.errors import RegistryError, RunError, Unanswered
+from distmeta.masking import masked
 from distmeta.training.folder import write_whole
 from distmeta.training.metrics import Record, read_metrics
 
@@ -42,12 +42,6 @@ def tracking_uri(uri: str | None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def without_credentials(uri: str) -> str:
-    """`uri` without user and password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
     """Turn what MLflow and its stores raise inside the block into RegistryError naming the server, Unanswered unless it refused."""
@@ -57,7 +51,7 @@ def answers(uri: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
         kind = RegistryError if refused else Unanswered
-        raise kind(f"MLflow at {without_credentials(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI") from None
+        raise kind(f"MLflow at {masked(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI") from None
 
 
 def client(uri: str) -> MlflowClient:
@@ -79,16 +73,16 @@ def start_run(config: Config, run_folder: Path, tags: dict[str, str]) -> str:
         mlflow = client(uri)
         run = mlflow.create_run(_experiment(mlflow, uri, config.tracking.experiment), run_name=run_folder.name)
         run_id = run.info.run_id
-        params = [Param(key, str(value)[:6000]) for key, value in flat(config.model_dump(exclude={"tracking": {"uri"}})).items()]
-        mlflow.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
+        params = [Param(key, str(value)[:6000]) for key, value in flat(config.shown()).items() if key != "tracking.uri"]
+        mlflow.log_batch(run_id, params=params, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
         mlflow.log_text(run_id, (run_folder / "config.yaml").read_text(), "config.yaml")
-    write_record(run_folder, {"uri": without_credentials(uri), "run_id": run_id})
+    write_record(run_folder, {"uri": masked(uri), "run_id": run_id})
     return run_id
 
 
 def begun(run_folder: Path, uri: str) -> bool:
     """Whether the run in this folder has an MLflow run at `uri`."""
-    return (run_folder / RUN_FILE).exists() and read_record(run_folder)["uri"] == without_credentials(uri)
+    return (run_folder / RUN_FILE).exists() and read_record(run_folder)["uri"] == masked(uri)
 
 
 def read_record(run_folder: Path) -> dict[str, str]:
@@ -110,7 +104,7 @@ def write_record(run_folder: Path, record: dict[str, str]) -> None:
 def recorded_uri(run_folder: Path) -> str:
     """Where the folder's MLflow run is; MLFLOW_TRACKING_URI, if it is the same but for credentials. Raises RunError."""
     recorded, usual = read_record(run_folder)["uri"], tracking_uri(None)
-    return usual if without_credentials(usual) == recorded else recorded
+    return usual if masked(usual) == recorded else recorded
 
 
 def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
@@ -122,14 +116,6 @@ def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
     return mlflow.create_experiment(name, artifact_location=location)
-
-
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    result: dict[str, Any] = {}
-    for key, value in content.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result
 
 
 def metrics_of(record: Record) -> list[Metric]:
@@ -248,7 +234,7 @@ def fetch_file(uri: str, run_id: str, name: str) -> bytes | None:
 def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
     """Raises RegistryError."""
     with answers(uri):
-        client(uri).log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        client(uri).log_batch(run_id, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
 
 
 def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from distmeta import errors
+from distmeta.masking import printable
 
 STARTING = "starting workers"
 _UPDATE_EVERY_S = 0.25
@@ -122,7 +123,7 @@ class Display:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print("\n".join(map(printable, text.splitlines())), highlight=False, soft_wrap=True, markup=False)
 
     def show(self, status: dict[str, Any]) -> None:
         figures = "  ".join(filter(None, [_figure(status, key, form) for key, form in _FIGURES]))

@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
 
 from distmeta.assembly.build import initial_params, learner_of
 from distmeta.assembly.classification import Classification
-from distmeta.config import Config, validate
+from distmeta.config import Config, stored_config
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
 from distmeta.learners.allocator import keep_memory
@@ -27,10 +26,7 @@ def report(run_folder: Path, shards: str | None = None) -> Path:
 
     Without its dataset a report says so, and shows what the run itself measured.
     """
-    try:
-        config = validate(yaml.safe_load((run_folder / "config.yaml").read_text()), str(run_folder / "config.yaml"))
-    except OSError as error:
-        raise RunError(f"{run_folder} holds no run: {error}", "give a run_folder, or models:/NAME@ALIAS") from None
+    config = stored_config(run_folder)
     if config.data.functions is not None:
         return write_report(run_folder, None)
     if shards is not None:

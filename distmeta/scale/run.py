@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 import torch
-import yaml
 
 from distmeta.assembly.build import (
     BESIDE,
@@ -26,7 +25,7 @@ from distmeta.assembly.build import (
     worker_bytes,
 )
 from distmeta.assembly.domain import Domain, domain_of
-from distmeta.config import Config, validate
+from distmeta.config import Config, flat, stored_config
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.learners.learner import Learner
 from distmeta.registry import tracking, versions
@@ -146,7 +145,7 @@ def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
         raise ConfigError(
             f"run_folder {run_folder} holds a run already, {where}", "continue it with --resume, or give --set run_folder=NEW"
         )
-    old, new = (tracking.flat(c.model_dump()) for c in (validate(yaml.safe_load(held.read_text()), str(held)), config))
+    old, new = (flat(c.shown()) for c in (stored_config(run_folder), config))
     keys = sorted((old.keys() | new.keys()) - _FREE)
     differing = [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     fingerprint = json.loads((run_folder / "dataset.json").read_text())["fingerprint"]
@@ -215,10 +214,9 @@ def _begin(config: Config, domain: Domain) -> str:
 
 def write_description(config: Config, domain: Domain) -> None:
     """Write what the run is into its folder, the config last: a folder with a config is a folder with a run."""
-    run_folder, uri = folder_at(config.run_folder), config.tracking.uri
-    shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
+    run_folder = folder_at(config.run_folder)
     write_whole(run_folder / "dataset.json", json.dumps(_identity(domain)))
-    write_whole(run_folder / "config.yaml", config.model_copy(update={"tracking": shown}).to_yaml())
+    write_whole(run_folder / "config.yaml", config.to_yaml())
 
 
 def _identity(domain: Domain) -> dict[str, str]:

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from distmeta.config import validate
+from distmeta.config import stored_config
 from distmeta.errors import RegistryError, RunError
 from distmeta.registry import tracking, versions
 from distmeta.report.adaptation import draw_adaptation
@@ -76,10 +74,7 @@ def sync(run_folder: Path, uri: str | None = None) -> dict[str, Any]:
     `uri` is where MLflow is now, if not where the run found it. Of a run that has not ended, its metrics so far are sent.
     Raises RunError if the folder holds no run, or a sweep; RegistryError if MLflow fails, or does not know the run.
     """
-    try:
-        config = validate(yaml.safe_load((run_folder / "config.yaml").read_text()), str(run_folder / "config.yaml"))
-    except OSError as error:
-        raise RunError(f"{run_folder} holds no run: {error}", "give the run_folder of a run") from None
+    config = stored_config(run_folder)
     if config.sweep is not None:
         raise RunError(f"{run_folder} holds a sweep, not a run", f"give one of its trials: {run_folder}/trials/…")
     uri = uri or tracking.recorded_uri(run_folder)

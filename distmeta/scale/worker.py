@@ -228,7 +228,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
     If storage refuses to be written, that is told and left to Ray: the workers that it starts then find it told, and end.
     """
-    config = Config.model_validate(settings["config"])
+    config = Config.model_validate(ray.get(settings["config"]))
     since, until = settings["part"]
     sys.path.append(settings["import_from"])
     torch.set_num_threads(config.train.threads_per_worker)
@@ -294,7 +294,7 @@ def trainer(
     return TorchTrainer(
         run_worker,
         train_loop_config={
-            "config": config.model_dump(),
+            "config": ray.put(config.model_dump()),  # a reference: Ray writes a run's arguments to its logs and its dashboard
             "board": board,
             "allow_other_hardware": allow_other_hardware,
             "import_from": import_from,

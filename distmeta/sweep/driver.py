@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from distmeta.assembly.build import learner_of, model_description
 from distmeta.assembly.domain import Domain, domain_of
-from distmeta.config import Config, SweepConfig
+from distmeta.config import Config, SweepConfig, secrets_of
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
@@ -115,17 +115,16 @@ def _run_trials(
             write_description(candidate, trial_domain)
             (folder_at(candidate.run_folder) / FAILURE).unlink(missing_ok=True)
             placed = candidate.model_copy(update={"train": candidate.train.model_copy(update={"device": device})})
-            private = placed.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": None})})  # may hold a password
             spared = settings.baseline and trial.number == 0
             told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared}
-            return {"config": private.model_dump(), "since": trial.since, "until": trial.until} | told
+            return {"config": placed.shown(), "since": trial.since, "until": trial.until} | told
 
         source, interrupt = Source(records, begin), Interrupt()
         scheduler: TrialScheduler = FIFOScheduler()
         if settings.stops_early:
             scheduler = Asha(settings, settings.grace or config.train.validate_every, config.outer.steps, records)
         tuner = Tuner(
-            tune.with_resources(run_trial, _DRIVER),
+            tune.with_resources(tune.with_parameters(run_trial, secrets=secrets_of(config)), _DRIVER),
             tune_config=TuneConfig(
                 search_alg=source,
                 scheduler=scheduler,
@@ -220,8 +219,7 @@ def _conclude(
 ) -> dict[str, Any]:
     """Write what is kept of the sweep, and promote what the winner found."""
     folder, winning = records.folder, records.config_of(winner)
-    shown = winning.tracking.model_copy(update={"uri": winning.tracking.uri and tracking.without_credentials(winning.tracking.uri)})
-    again = winning.model_copy(update={"run_folder": f"{records.config.run_folder}-best", "tracking": shown})
+    again = winning.model_copy(update={"run_folder": f"{records.config.run_folder}-best"})
     schedule = "# The last values of a schedule: sweep.search=pbt changed them on the way, as `history` in trials.json says.\n"
     write_whole(folder / BEST, (schedule if len(winner.history) > 1 else "") + again.to_yaml())
     pictures = draw(records.trials, folder, records.settings)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import ray
 from ray import tune
 
-from distmeta.config import Config
+from distmeta.config import Config, with_values
 from distmeta.errors import DistmetaError
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import STARTING
@@ -78,12 +78,13 @@ def load_trials(sweep_folder: Path) -> list[Trial]:
     return sorted(found, key=lambda trial: trial.number)
 
 
-def run_trial(settings: dict[str, Any]) -> None:
+def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     """What Ray Tune runs for a trial: a distributed run that goes on from its newest checkpoint, and tells its validations as they come.
 
+    `secrets` holds what the config in `settings`, which Ray Tune writes to its logs, has masked.
     An error that would come again is written to the trial's folder instead of being raised: Ray Tune tries again what is raised.
     """
-    config = Config.model_validate(settings["config"])
+    config = with_values(Config.model_validate(settings["config"]), secrets, "the sweep's config")
     folder, last_step = folder_at(config.run_folder), config.outer.steps
     if (folder / FAILURE).exists():  # the watchdog wrote it
         return

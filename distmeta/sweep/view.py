@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distmeta.config import SweepConfig
+from distmeta.masking import printable
 from distmeta.sweep.trials import Trial
 
 _LINE_EVERY_S = 10.0
@@ -62,7 +63,7 @@ class TrialTable:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print("\n".join(map(printable, text.splitlines())), highlight=False, soft_wrap=True, markup=False)
 
     def show(self, trials: list[Trial], waiting: dict[int, str]) -> None:
         """`waiting`: number of each running trial that does not train yet → what it waits for."""

@@ -70,9 +70,9 @@ class EvalConfig(Section):
 
 class CacheConfig(Section):
     folder: str | None = None
-    """Folder on each node in which its workers share shards read from a URL; none is kept if absent."""
+    """Folder on each node in which its workers share shards read from a URL, in distmeta-shards inside it (default: none kept)."""
     limit_gb: PositiveFloat = 20.0
-    """Size in GB (10⁹ bytes) that the folder may reach; shards used least recently go first."""
+    """Size in GB (10⁹ bytes) that distmeta-shards may reach; shards used least recently go first."""
 
 
 class AugmentConfig(Section):

@@ -92,7 +92,8 @@ class DataConfig(Section):
     functions: Literal["sinusoid", "linear-sigmoid"] | None = None
     """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
     domain: str | None = None
-    """What is learned: classification (of shards), regression (of functions), or the import path of your own Domain class.
+    """What is learned: classification (of shards), regression (of functions), reinforcement (in an environment: docs/reinforcement.md),
+    or the import path of your own Domain class.
 
     Default: classification if data.shards is set, regression if data.functions is.
     """
@@ -166,6 +167,8 @@ class LearnerConfig(Section):
     """Inner gradient steps in training; 5 if absent."""
     inner_steps_eval: Positive | None = None
     """Inner gradient steps in evaluation and prediction; inner_steps if absent."""
+    inner_lr_decay: PositiveFloat | None = None
+    """Factor of inner_lr after the first inner step (default: 1)."""
     gradient: Literal["unrolled", "checkpointed"] | None = None
     """maml and its kin: keep every inner step's graph, or one and recompute the others (memory does not grow with inner_steps)."""
     multi_step_loss: Count | None = None

@@ -36,6 +36,7 @@ MAY_KNOW = {
     "optuna": {"sweep"},
     "mlflow": {"registry"},
     "webdataset": {"data"},
+    "gymnasium": {"envs"},
     "upath": {"training"},
     "fsspec": {"data"},
     "typer": {"cli"},

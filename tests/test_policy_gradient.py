@@ -6,16 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from constant_network import Constant
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal, kl_divergence
 
-from distmeta.envs import ENVIRONMENTS, Grid, Navigation
+from distmeta.envs import ENVIRONMENTS, Grid, Navigation, build_environment
 from distmeta.envs.environment import Continuous, Discrete
 from distmeta.envs.stream import TaskStream
-from distmeta.learners.forward import Forward
+from distmeta.learners.forward import Forward, Network
 from distmeta.learners.policy import Categorical, Gaussian, policy_for
 from distmeta.learners.trajectories import Trajectories, advantages, baseline_values, decay_matrix, rollout, surrogate_loss
 from distmeta.models import build_model
@@ -64,10 +65,10 @@ def test_the_largest_noise_in_float32_is_still_an_action() -> None:
     assert policy.act({}, torch.tensor([[[0.1, 0.2, 0.3]]]), torch.tensor([[[1 - 2.0**-24]]])).item() == 2
 
 
-@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+@pytest.mark.parametrize("name", sorted(name for name, kind in ENVIRONMENTS.items() if kind.tensor_program))
 def test_a_trajectorys_bits_do_not_depend_on_its_neighbours(name: str) -> None:
     """The other trajectories of its task and the other tasks of its chunk are drawn anew; its own bits stay."""
-    environment = ENVIRONMENTS[name]()
+    environment = build_environment(name)
     policy = policy_for(environment.actions)
     model = build_model("mlp", (environment.observation_size,), policy.outputs, "none", widths=[16])
     own = {name: value.detach() for name, value in model.named_parameters()} | policy.own_params()
@@ -78,7 +79,7 @@ def test_a_trajectorys_bits_do_not_depend_on_its_neighbours(name: str) -> None:
         batch = next(TaskStream(environment, "train", 4, 1, batch_seed).training([0, 1, 2])).like(own["head.weight"])
         ours = next(TaskStream(environment, "train", 4, 1, 0).training([0])).like(own["head.weight"])
         batch.tasks[1], batch.noise[1, 0, 2] = ours.tasks[0], ours.noise[0, 0, 0]
-        return rollout(environment, policy, lambda seen: forward(params, seen), params, batch.tasks, batch.starts[:, 0], batch.noise[:, 0])
+        return rollout(environment, policy, Network(forward, params), batch.tasks, batch.starts[:, 0], batch.noise[:, 0])
 
     one, other = trajectories(1), trajectories(2)
     for ours, theirs in zip(one, other, strict=True):
@@ -206,8 +207,7 @@ def test_reaching_the_horizon_is_not_a_truncation() -> None:
     found = rollout(
         environment,
         policy,
-        lambda seen: torch.zeros(1, 2, 2, dtype=torch.float64),
-        {"log_std": torch.full((2,), math.log(0.1), dtype=torch.float64)},
+        Constant(torch.zeros(1, 2, 2, dtype=torch.float64), {"log_std": torch.full((2,), math.log(0.1), dtype=torch.float64)}),  # type: ignore[arg-type]
         batch.tasks,
         batch.starts[:, 0],
         batch.noise[:, 0].double(),

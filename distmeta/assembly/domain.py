@@ -23,6 +23,7 @@ from distmeta.training.metric import Metric
 DOMAINS = {
     "classification": "distmeta.assembly.classification.Classification",
     "regression": "distmeta.assembly.regression.Regression",
+    "reinforcement": "distmeta.assembly.reinforcement.Reinforcement",
 }
 """Our own, by the names that data.domain takes; one of the user's is named by its import path."""
 

@@ -58,6 +58,8 @@ class Environment(ABC):
     """H: steps of a trajectory, at most."""
     task_fields: tuple[str, ...]
     """D: what the components of a task mean, for people and for naming a task on the command line."""
+    tensor_program: ClassVar[bool] = True
+    """Whether it computes with tensors alone, so that it can be run without values to estimate memory."""
 
     @property
     @abstractmethod
@@ -86,3 +88,7 @@ class Environment(ABC):
 
         Trajectories that have ended are stepped too; their results are discarded.
         """
+
+    def check(self) -> None:
+        """Raises ConfigError if the environment breaks a rule of this class that can be tried out. Default: nothing is tried."""
+        return None

@@ -2,34 +2,29 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from distmeta.data.episodes import Batch, Task
+from distmeta.data.shards import Split
 from distmeta.envs.environment import Environment
 from distmeta.seeds import generator
 
 
-class TaskBatch(NamedTuple):
+@dataclass(frozen=True)
+class TaskBatch(Batch):
     """B tasks and what decides their trajectories in P phases: before the first inner step (0), after it (1), …
 
-    step: of training, 0 in evaluation; slots: the B positions in the meta-batch; tasks (B, D);
-    starts (B, P, N, S): what the first states come from; noise (B, P, N, H, K): what actions are drawn with.
+    tasks (B, D); starts (B, P, N, S): what the first states come from; noise (B, P, N, H, K): what actions are drawn with.
     """
 
-    step: int
-    slots: list[int]
     tasks: Tensor
     starts: Tensor
     noise: Tensor
-
-    def like(self, parameter: Tensor) -> "TaskBatch":
-        """The same batch on `parameter`'s device, tasks and noise in its type."""
-        device, dtype = parameter.device, parameter.dtype
-        return self._replace(tasks=self.tasks.to(device, dtype), starts=self.starts.to(device), noise=self.noise.to(device, dtype))
 
 
 class TaskStream:
@@ -38,11 +33,11 @@ class TaskStream:
     Starts and noise are functions of (seed, split, step, slot, phase, trajectory): more trajectories or phases leave the first ones alone.
     """
 
-    def __init__(self, environment: Environment, split: Literal["train", "val", "test"], trajectories: int, phases: int, seed: int) -> None:
+    def __init__(self, environment: Environment, split: Split, trajectories: int, phases: int, seed: int) -> None:
         """`trajectories` (N) of each phase; `phases` (P): one more than there are inner steps."""
         self.environment = environment
         self.split = split
-        self.trajectories = trajectories
+        self.task = Task(way=1, shot=trajectories, queries=trajectories)
         self.phases = phases
         self.seed = seed
 
@@ -57,7 +52,7 @@ class TaskStream:
             numbers = indices[start : start + batch]
             yield self._batch(0, numbers, [("evaluation episode", number) for number in numbers])
 
-    def task(self, step: int, slot: int) -> dict[str, float]:
+    def described(self, step: int, slot: int) -> dict[str, float]:
         """The components of the training task of (step, slot), by name."""
         drawn = self.environment.draw(self._generator("task", "episode", step, slot))
         return dict(zip(self.environment.task_fields, drawn.tolist(), strict=True))
@@ -66,12 +61,12 @@ class TaskStream:
         environment, phases = self.environment, range(self.phases)
         tasks = [environment.draw(self._generator("task", *episode)) for episode in episodes]
         starts = [
-            [environment.draw_starts(self._generator("starts", *episode, phase), self.trajectories) for phase in phases]
+            [environment.draw_starts(self._generator("starts", *episode, phase), self.task.shot) for phase in phases]
             for episode in episodes
         ]
         noise = [
             [
-                environment.actions.draw_noise(self._generator("noise", *episode, phase), self.trajectories, environment.horizon)
+                environment.actions.draw_noise(self._generator("noise", *episode, phase), self.task.shot, environment.horizon)
                 for phase in phases
             ]
             for episode in episodes

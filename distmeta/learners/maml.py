@@ -97,7 +97,7 @@ class MetaSGD(MAML):
         return params | {f"inner_lr.{name}": torch.full_like(params[name], self.inner_lr) for name in self.adapted}
 
     def rate(self, params: Params, name: str, step: int) -> Tensor:
-        return params[f"inner_lr.{name}"]
+        return self.decay(step) * params[f"inner_lr.{name}"]
 
 
 class MAMLPlusPlus(MAML):

@@ -3,14 +3,13 @@
 Shapes: T tasks, N trajectories, H steps, O components of an observation.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from distmeta.envs.environment import Environment
-from distmeta.learners.params import Params
+from distmeta.learners.forward import Network
 from distmeta.learners.policy import Policy
 
 _RIDGE = 1e-5  # of the baseline's fit, as in rllab's LinearFeatureBaseline
@@ -37,24 +36,16 @@ class Trajectories(NamedTuple):
 
 
 @torch.no_grad()
-def rollout(
-    environment: Environment,
-    policy: Policy,
-    outputs_of: Callable[[Tensor], Tensor],
-    params: Params,
-    tasks: Tensor,
-    starts: Tensor,
-    noise: Tensor,
-) -> Trajectories:
-    """Trajectories of `policy`, whose network `outputs_of` (T, N, O) → (T, N, outputs) computes, in tasks (T, D).
+def rollout(environment: Environment, policy: Policy, network: Network, tasks: Tensor, starts: Tensor, noise: Tensor) -> Trajectories:
+    """Trajectories of `policy`, whose outputs `network` computes, in tasks (T, D).
 
-    They are functions of starts (T, N, S), noise (T, N, H, K) and the parameters alone.
+    They are functions of starts (T, N, S), noise (T, N, H, K) and the network's parameters alone.
     """
     state = environment.start(tasks, starts)
     observations, actions, rewards, lived, bootstrapped = [environment.observe(state)], [], [], [], []
     alive = torch.ones_like(noise[:, :, 0, 0])
     for time in range(environment.horizon):
-        action = policy.act(params, outputs_of(observations[-1]), noise[:, :, time])
+        action = policy.act(network.params, network(observations[-1]), noise[:, :, time])
         state, reward, terminated, truncated = environment.step(tasks, state, action)
         observations.append(environment.observe(state))
         actions.append(action)

@@ -107,8 +107,7 @@ def scores(metric: Metric, learner: Learner, meta_params: Params, stream: Stream
     rows = torch.zeros(len(indices), len(metric.columns(learner)), dtype=torch.float64, device=parameter.device)
     place = {index: row for row, index in enumerate(indices)}
     for batch in stream.evaluation(indices):
-        for episode in batch.like(parameter).each():
-            rows[place[episode.slots[0]]] = metric.score(learner, meta_params, episode).double()
+        rows[[place[index] for index in batch.slots]] = metric.scores(learner, meta_params, batch.like(parameter))
     return rows
 
 

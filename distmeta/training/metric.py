@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from distmeta.data.episodes import Task
+from distmeta.data.episodes import Batch, Task
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.training.intervals import mean_and_ci95
@@ -35,6 +36,10 @@ class Metric(ABC):
     @abstractmethod
     def score(self, learner: Learner, meta_params: Params, episode: Any) -> Tensor:
         """One number for each column (columns,), of a batch that holds one episode. A number that is not finite counts as the worst."""
+
+    def scores(self, learner: Learner, meta_params: Params, batch: Batch) -> Tensor:
+        """The same for every episode of a batch, (B, columns). Their bits must not depend on which others the batch holds."""
+        return torch.stack([self.score(learner, meta_params, episode).double() for episode in batch.each()])
 
     def columns(self, learner: Learner) -> list[str]:
         return [str(step) for step in range(learner.inner_steps_eval + 1)]

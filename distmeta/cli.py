@@ -305,6 +305,8 @@ def submit(
     Example: distmeta submit train configs/quickstart.yaml --set run_folder=/shared/runs/1 --address http://head:8265 --resume
     """
     from distmeta.config import load_config
+    from distmeta.scale.submit import CONFIG
+    from distmeta.scale.submit import submit as start
 
     arguments = list(context.args)
     config = None
@@ -312,10 +314,9 @@ def submit(
         if not arguments or arguments[0].startswith("-"):
             raise ConfigError(f"submit {verb} needs a config", f"distmeta submit {verb} CONFIG --address {address}")
         config = load_config(Path(arguments.pop(0)), sets)
-        arguments.insert(0, "config.yaml")
+        arguments.insert(0, CONFIG)
     elif sets:
         arguments += [part for override in sets for part in ("--set", override)]
-    from distmeta.scale.submit import submit as start
 
     job_id = start(address, [verb, *arguments], config, include or [], name)
     say(f"job {job_id}; distmeta jobs logs|stop {job_id} --address {address}")
@@ -417,9 +418,9 @@ def publish(
     """
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import publish as register
-    from distmeta.training.folder import folder_at
+    from distmeta.training.run_folder import RunFolder
 
-    published = register(resolve(tracking_uri), folder_at(run_folder), name, alias)
+    published = register(resolve(tracking_uri), RunFolder(run_folder), name, alias)
     say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
     if as_json:
         print_json({"model": published.uri, "version": published.version, "champion": published.champion})
@@ -435,10 +436,10 @@ def sync(
 
     Example: distmeta sync runs/omniglot_5way_1shot_maml
     """
-    from distmeta.scale.sync import sync as send
-    from distmeta.training.folder import folder_at
+    from distmeta.assembly.sync import sync as send
+    from distmeta.training.run_folder import RunFolder
 
-    sent = send(folder_at(run_folder), tracking_uri)
+    sent = send(RunFolder(run_folder), tracking_uri)
     say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
     say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
     if as_json:
@@ -581,16 +582,16 @@ def report(
 
     Example: distmeta report runs/omniglot_5way_1shot_maml
     """
+    from distmeta.assembly.report import report as write
+    from distmeta.assembly.report import report_of_model
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.scale.report import report as write
-    from distmeta.scale.report import report_of_model
-    from distmeta.training.folder import folder_at
+    from distmeta.training.run_folder import RunFolder
 
     anew = True
     if run.startswith(("models:/", "runs:/")):
         written, anew = report_of_model(resolve(tracking_uri), run, shards)
     else:
-        written = write(folder_at(run), shards)
+        written = write(RunFolder(run), shards)
     say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
     if as_json:
         print_json({"report": str(written)})

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from distmeta import yaml12
-from distmeta.errors import ConfigError, RunError
+from distmeta.errors import ConfigError
 from distmeta.files import read_text
 from distmeta.masking import masked, masked_tree, printable
 
@@ -402,14 +402,6 @@ def secrets_of(config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat(config.model_dump(mode="json")).items() if masked_tree(value) != value}
 
 
-def stored_config(run_folder: Path) -> Config:
-    """The config that a run wrote into its folder, without secrets. Raises RunError if there is none, ConfigError if it is damaged."""
-    path = run_folder / "config.yaml"
-    if not path.exists():
-        raise RunError(f"{run_folder} holds no run: it has no config.yaml", "give the run_folder of a run")
-    return validate(read_config(path), str(path))
-
-
 def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} → {"a.b": 1}."""
     result: dict[str, Any] = {}
@@ -423,25 +415,31 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
     `run_folder` is runs/<file name> unless the file says otherwise. Raises ConfigError naming the key, the value and the rule.
     """
-    content = read_config(path)
+    try:
+        content = _sections(read_text(path), str(path))
+    except OSError as error:
+        raise ConfigError(
+            f"config {path} cannot be read: {error.strerror or error}", "give the path of a YAML file, such as those in configs/"
+        ) from None
     content.setdefault("run_folder", f"runs/{path.stem}")
     for override in overrides or []:
         _set(content, override)
     return validate(content, str(path))
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The sections and keys in a YAML file, not yet checked. Raises ConfigError."""
+def parse(text: str, origin: str) -> Config:
+    """The Config that `to_yaml` wrote. Raises ConfigError; `origin` names the source."""
+    return validate(_sections(text, origin), origin)
+
+
+def _sections(text: str, origin: str) -> dict[str, Any]:
+    """The sections and keys in YAML text, not yet checked. Raises ConfigError."""
     try:
-        content = yaml12.load(read_text(path), _wants_text)
-    except OSError as error:
-        raise ConfigError(
-            f"config {path} cannot be read: {error.strerror or error}", "give the path of a YAML file, such as those in configs/"
-        ) from None
+        content = yaml12.load(text, _wants_text)
     except ValueError as error:
-        raise ConfigError(f"config {path} is not YAML: {error}", "see configs/ for examples") from None
+        raise ConfigError(f"config {origin} is not YAML: {error}", "see configs/ for examples") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"config {path} holds {type(content).__name__}, not sections of keys", "see configs/ for examples")
+        raise ConfigError(f"config {origin} holds {type(content).__name__}, not sections of keys", "see configs/ for examples")
     return content
 
 

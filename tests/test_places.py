@@ -1,6 +1,5 @@
 """Which cluster a process takes for its own, and placement groups: who holds one, and when it is given back."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -20,9 +19,9 @@ from distmeta.scale.cluster import connected
 from distmeta.scale.progress import STARTING
 from distmeta.sweep import watchdog as watchdogs
 from distmeta.sweep.records import Records
-from distmeta.sweep.trials import FAILURE, load_trials
+from distmeta.sweep.trials import load_trials
 from distmeta.sweep.tuner import Running
-from distmeta.sweep.watchdog import GROUPS, Watchdog
+from distmeta.sweep.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,6 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     for number in range(2):
         trial = records.next()
         assert trial is not None
-        trial.folder(records.folder).mkdir(parents=True)
         trial.save(records.folder)
         running.append(Running(trial, Board()))
         running[-1].board.status["driver"] = SimpleNamespace(_actor_id=bytes([number]))
@@ -146,16 +144,16 @@ def test_a_trial_that_does_not_start_is_restarted_once_and_then_fails_alone(watc
     watched.running[0].board.status["phase"] = "training"
     watched.groups, watched.free = [group(0, placed=True), group(1, placed=False)], 1
     driver = watched.running[1].board.status["driver"]
-    failure = watched.running[1].trial.folder(watched.records.folder) / FAILURE
+    folder = watched.running[1].trial.folder(watched.records.folder)
     watched.watchdog._turn(9)
     assert not watched.killed
     watched.watchdog._turn(2)
     assert watched.killed == [driver]
     assert watched.said == ["trial 1 has not started in 10 s and is restarted: it waits for 1 CPU (trial 0 holds 1 CPU)"]
-    assert not failure.exists()
+    assert folder.read_failure() is None
     watched.watchdog._turn(11)
     assert watched.killed == [driver] * 2
-    assert json.loads(failure.read_text())["message"] == "not started in 20 s: it waits for 1 CPU (trial 0 holds 1 CPU)"
+    assert folder.read_failure() == "not started in 20 s: it waits for 1 CPU (trial 0 holds 1 CPU)"
     watched.records.end(watched.running[1].trial, died=False)
     assert [(trial.state, trial.unplaced) for trial in load_trials(watched.records.folder)] == [("running", False), ("failed", True)]
     resumed = Records(watched.records.config)
@@ -185,7 +183,7 @@ def test_groups_of_ended_trials_are_removed_and_all_are_recorded(watched: Any) -
     watched.groups = [group(0, placed=True), group(1, placed=True, orphaned=True), group(2, placed=True, job="02", orphaned=True)]
     watched.watchdog._turn(1)
     assert watched.removed == ["group 01 1"]
-    recorded = json.loads((watched.records.folder / GROUPS).read_text())
+    recorded = watched.records.folder.read_groups()
     assert recorded == ["group 01 0", "group 01 1"]
     watched.removed.clear()
     later = Watchdog(watched.records, watched.watchdog._source, watched.records.config.train, {"CPU": 1.0}, print)

@@ -69,11 +69,11 @@ def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_
             versions.promote(uri, "models:/again/1", alias)
     with pytest.raises(RegistryError, match="no version 9"):
         versions.promote(uri, "models:/again/9", "champion")
-    held = (run / "best" / "model.json").read_text()
-    (run / "best" / "model.json").write_text(held.replace('"validation_score"', '"of another version"'))
+    held = (run.best.path / "model.json").read_text()
+    (run.best.path / "model.json").write_text(held.replace('"validation_score"', '"of another version"'))
     with pytest.raises(RunError, match="holds no finished run: it lacks 'validation_score'"):
         versions.publish(uri, run)
-    (run / "result.json").unlink()
+    (run.path / "result.json").unlink()
     with pytest.raises(RunError, match=r"holds no finished run: .*result.json"):
         versions.publish(uri, run)
 
@@ -194,7 +194,7 @@ def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
 )
 def test_what_a_newer_version_published_is_refused(change: dict[str, Any], message: str, uri: str, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", uri)
-    best = run / "best" / "model.json"
+    best = run.best.path / "model.json"
     best.write_text(json.dumps(json.loads(best.read_text()) | change))
     with pytest.raises(RegistryError, match=message):
         versions.load_model(uri, versions.publish(uri, run, "from-the-future").uri)

@@ -1,7 +1,5 @@
 """From a config to objects: the network and its learner, the outer update, and what a published model says of them."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +13,9 @@ from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params, warm_start
 from distmeta.models import build_model
 from distmeta.seeds import torch_seed
-from distmeta.training.checkpoint import MODEL, WEIGHTS, load_params
-from distmeta.training.folder import folder_at
+from distmeta.training.model_folder import ModelFolder
 from distmeta.training.outer import OuterUpdate, schedule
-
-INIT = "init_from"  # folder in the run folder: the registered model that training starts from
-BESIDE = "beside"  # folder of folders: those that the test is made beside, numbered as in data.eval.beside
+from distmeta.training.run_folder import RunFolder
 
 
 def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
@@ -54,17 +49,17 @@ def started_from(config: Config, params: Params, statistics: Params) -> Params:
     """`params` with the weights of the registered model that config.init_from names, if it names one."""
     if config.init_from is None:
         return params
-    given = load_params(folder_at(config.run_folder) / INIT / WEIGHTS)
+    given = RunFolder(config.run_folder).init_from.load_params()
     return warm_start(params, given, config.init_from, optional=set(statistics))
 
 
-def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
+def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
     """The learner, meta_params and norm of a registered model that lies in `folder`, on `like`'s device and in its type.
 
     Raises ConfigError if it does not read the domain's inputs. Nothing in the folder is executed; a network of the user's own is imported
     only if it is the one that his config names.
     """
-    description = json.loads((folder / MODEL).read_text())
+    description = folder.read_description()
     if tuple(description["model"]["input_shape"]) != domain.input_shape:
         raise ConfigError(
             f"{origin} reads inputs of shape {tuple(description['model']['input_shape'])}; this run has {domain.input_shape}",
@@ -73,7 +68,7 @@ def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Ten
     network = build_model(**description["model"], allow_import=description["model"]["name"] == domain.config.model.name).to(
         like.device, like.dtype
     )
-    weights = {name: value.to(like.device, like.dtype) for name, value in load_params(folder / WEIGHTS).items()}
+    weights = {name: value.to(like.device, like.dtype) for name, value in folder.load_params().items()}
     return build_learner(model=network, objective=domain.objective, **description["learner"]), weights, description["norm"]
 
 

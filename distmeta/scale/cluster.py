@@ -20,7 +20,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError
 from distmeta.scale.places import amounts_text, places_on
-from distmeta.training.folder import appending, on_disk
+from distmeta.training.storage import appending, on_disk
 
 
 @contextmanager

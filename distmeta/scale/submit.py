@@ -33,8 +33,8 @@ from distmeta.data.shards import MANIFEST
 from distmeta.errors import ClusterError, ConfigError, Stopped
 from distmeta.masking import masked
 from distmeta.scale.job import COMPARED, VERSIONS
+from distmeta.training.run_folder import CONFIG
 
-CONFIG = "config.yaml"
 LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
 _CONNECT_S = 8.0
 _NOT_YET = r"(?s).*No available agent"  # a head that has just started

@@ -1,6 +1,5 @@
 """One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
 
-import json
 import os
 import resource
 import sys
@@ -18,7 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from distmeta.assembly.build import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
+from distmeta.assembly.build import initial_params, learner_of, model_description, outer_of, published_learner, started_from
 from distmeta.assembly.domain import domain_of
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
@@ -31,11 +30,11 @@ from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter, Restarts
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint
-from distmeta.training.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, evaluate, paired_difference
-from distmeta.training.folder import folder_at, write_whole
+from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, paired_difference
 from distmeta.training.loop import Plan, Progress, train
-from distmeta.training.metrics import MetricsWriter, Record, note_start
+from distmeta.training.metrics import MetricsWriter, Record
 from distmeta.training.reduce import PeerFailure, Request, agree
+from distmeta.training.run_folder import RunFolder
 
 CHECKPOINTS_KEPT = 2
 _RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing costs a restart from the last checkpoint
@@ -51,7 +50,7 @@ class Worker:
         self.device = device
         self.dtype: torch.dtype = getattr(torch, config.train.weights)
         self.reporter = reporter
-        self.run_folder = folder_at(config.run_folder)
+        self.run_folder = RunFolder(config.run_folder)
         self.domain = domain_of(config)
         self.learner = learner_of(config, self.domain, device, self.dtype)
         self.description = model_description(config, self.domain, self.learner)
@@ -73,20 +72,20 @@ class Worker:
 
         Raises RunError if this machine is of another kind than rank 0's, or than the one that wrote the checkpoint.
         """
-        here, folder = machines[self.rank], checkpoints.newest(self.run_folder)
+        here, folder = machines[self.rank], self.run_folder.newest_checkpoint()
         if not allow_other_hardware:
             check_machine(here, machines[0], f"worker {self.rank} runs on another kind of machine than worker 0")
             if folder is not None:
-                check_machine(here, checkpoints.machine_of(folder), f"{folder} was written on another kind of machine")
+                check_machine(here, folder.written_on(), f"{folder} was written on another kind of machine")
         if folder is not None:
-            found = checkpoints.load(folder)
+            found = folder.load()
             self.outer.load(found.meta_params, found.optimizer)
             self.progress = Progress(found.step, **found.progress)
             if since == found.step:
                 self.progress.best_step, self.progress.best_score = 0, None
         if self.rank == 0:
-            note_start(self.run_folder, self.progress.step)
-            self.metrics = MetricsWriter(self.run_folder, self.progress.step)
+            self.run_folder.note_start(self.progress.step)
+            self.metrics = MetricsWriter(self.run_folder.metrics, self.progress.step)
 
     def run(self, test: bool, until: int | None = None) -> None:
         """Train, to the last step or to step `until`; at the end, `test` the best step."""
@@ -115,13 +114,13 @@ class Worker:
         """The final test, of the best step's meta_params, beside the same network adapted from its random initialisation."""
         if self.rank == 0:
             self.reporter.tell(phase="testing")
-        kept = checkpoints.load_params(self.run_folder / "best" / checkpoints.WEIGHTS)
+        kept = self.run_folder.best.load_params()
         best = {name: torch.empty_like(value).copy_(kept[name]) for name, value in self.outer.meta_params.items()}
         stream, episodes, norm = self.domain.evaluation("test"), self.config.data.eval.episodes, self.config.model.norm
         result, random_init = (self._evaluate(self.learner, params, norm, stream, episodes) for params in (best, self.random_init))
         beside = {}
         for number, origin in enumerate(self.config.data.eval.beside):
-            folder = self.run_folder / BESIDE / str(number)
+            folder = self.run_folder.beside(number)
             other = self._evaluate(*published_learner(folder, self.domain, origin, next(iter(best.values()))), stream, episodes)
             beside[origin] = other.as_dict() | paired_difference(result, other, result.measurement.headline)
         if self.rank == 0:
@@ -131,8 +130,7 @@ class Worker:
                 "weights_sha256": weights_sha256(self.outer.meta_params),
                 "test": result.as_dict() | random_init.as_baseline() | ({"beside": beside} if beside else {}),
             }
-            write_whole(self.run_folder / BY_EPISODE, json.dumps(result.rows()))
-            write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
+            self.run_folder.write_result(content, result.rows())
 
     def _evaluate(self, learner: Learner, params: Params, norm: str, stream: Stream, episodes: int) -> Evaluation:
         return evaluate(self.domain.metric, learner, params, stream, episodes, norm, self.rank, self.workers)
@@ -161,7 +159,7 @@ class Worker:
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:
             found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
-            checkpoints.save_best(meta_params, self.description | found, self.run_folder)
+            self.run_folder.save_best(step, meta_params, self.description | found)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Metrics first, then the checkpoint: whoever finds a checkpoint finds the metrics up to it."""
@@ -261,7 +259,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     except DistmetaError as error:
         reporter.fail(error)
     except OSError as error:
-        if (told := unwritable(error, config)) is not None:
+        if (told := unwritable(error, RunFolder(config.run_folder))) is not None:
             reporter.fail(told)
         raise
 
@@ -281,10 +279,9 @@ def trainer(
     `import_from`: the folder where networks given by import path are found. `part`: the step from which its settings are these, and the
     one where it ends, if not the last.
     """
-    train_config, run_folder = config.train, folder_at(config.run_folder)
-    checkpoints.thin_out(run_folder, CHECKPOINTS_KEPT)
-    # Ray's own list of them: torn by a kill or a full disk, or naming one that somebody removed, it would end every run that goes on.
-    (run_folder / "checkpoints" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
+    train_config, run_folder = config.train, RunFolder(config.run_folder)
+    # With Ray's own list of them: if it is torn, or names one that is no longer there, Ray refuses to resume.
+    run_folder.thin_out(CHECKPOINTS_KEPT, index=CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
     resources = worker_needs(train_config, train_config.device)
     gpus = "GPU" in resources
     # Ray has no arguments for these.
@@ -310,8 +307,8 @@ def trainer(
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(
-            name="checkpoints",
-            **storage(run_folder),
+            name=run_folder.checkpoints.name,
+            **storage(run_folder.checkpoints.parent),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=train_config.max_failures),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]

@@ -1,6 +1,5 @@
 """A sweep from the driver's side: trials proposed, placed by Ray Tune as distributed runs, stopped early, ranked; the winner promoted."""
 
-import json
 import os
 import signal
 import threading
@@ -24,16 +23,13 @@ from distmeta.scale.run import absolute, checked, fetch_models, run, run_folder_
 from distmeta.sweep.mirror import SweepMirror
 from distmeta.sweep.population import Population, check_changeable, check_generations
 from distmeta.sweep.records import Records, driver_restarts, trial_config
-from distmeta.sweep.trials import FAILURE, Trial, run_trial
+from distmeta.sweep.trials import Trial, run_trial
 from distmeta.sweep.tuner import Asha, Interrupt, Source
 from distmeta.sweep.view import TrialTable, draw, parameters
 from distmeta.sweep.watchdog import Watchdog
-from distmeta.training import checkpoint as checkpoints
 from distmeta.training.evaluate import Evaluation, evaluate, paired_difference
-from distmeta.training.folder import folder_at, remove, write_whole
+from distmeta.training.run_folder import RunFolder
 
-BEST = "best.yaml"
-TRIALS = "trials.json"
 _POLL_S = 0.5
 _DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: with one it could wait for ever for its own workers
 
@@ -49,7 +45,7 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
     uri = tracking.tracking_uri(config.tracking.uri)
     description = model_description(config, domain, learner)
     versions.check_name(uri, config.tracking.model or versions.default_name(description), description)
-    with run_folder_of(config, domain, resume) as folder, quiet(folder / "log.txt") as terminal:
+    with run_folder_of(config, domain, resume) as folder, quiet(folder.log) as terminal:
         records = Population(config) if _settings(config).search == "pbt" else Records(config)
         view = TrialTable(terminal, folder, _settings(config))
         if records.runs_left:
@@ -101,7 +97,7 @@ def _run_trials(
 ) -> None:
     """Run what is left of the sweep. Raises Stopped if the user ended it, ClusterError if Ray Tune failed."""
     folder, settings = records.folder, records.settings
-    view.say(f"sweep folder {folder}; Ray's log is {folder / 'log.txt'}")
+    view.say(f"sweep folder {folder}; Ray's log is {folder.log}")
     with connected(address, dashboard=True):
         device = resolve_device(config.train)
         at_once = check_capacity(config.train, device) // config.train.fewest
@@ -113,7 +109,7 @@ def _run_trials(
             trial_domain, learner = checked(candidate)
             fetch_models(candidate, trial_domain, learner, uri)
             write_description(candidate, trial_domain)
-            (folder_at(candidate.run_folder) / FAILURE).unlink(missing_ok=True)
+            RunFolder(candidate.run_folder).forget_failure()
             placed = candidate.model_copy(update={"train": candidate.train.model_copy(update={"device": device})})
             spared = settings.baseline and trial.number == 0
             told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared}
@@ -133,18 +129,18 @@ def _run_trials(
                 reuse_actors=False,
             ),
             run_config=RunConfig(
-                name="tune",
-                **storage(folder / ".ray"),
+                name=folder.tune.name,
+                **storage(folder.tune.parent),
                 verbose=0,
                 stop=interrupt,
                 failure_config=FailureConfig(max_failures=driver_restarts(config)),
             ),
         )
-        remove(folder / ".ray")  # Ray Tune would find an earlier session's records there
+        folder.remove_tune()  # Ray Tune would find an earlier session's records there
         needs = worker_needs(config.train, device)
         with SweepMirror(config, domain, records, uri) as mirror, Watchdog(records, source, config.train, needs, view.say) as watchdog:
             error = _watch(tuner, source, interrupt, watchdog, view)
-        remove(folder / ".ray")
+        folder.remove_tune()
         if mirror.unsent:
             view.say(f"MLflow did not take everything: {mirror.unsent}\nit stands in {folder}")
     if watchdog.error is not None:
@@ -153,7 +149,7 @@ def _run_trials(
         raise Stopped(f"stopped as asked, with {len(records.ended)} of {settings.total} trials ended", "give --resume to go on")
     if error is not None:
         reason = " ".join(str(error).split())[:300]
-        raise ClusterError(f"Ray Tune failed: {reason}", f"see {folder / 'log.txt'}; --resume goes on")
+        raise ClusterError(f"Ray Tune failed: {reason}", f"see {folder.log}; --resume goes on")
 
 
 def _watch(tuner: Tuner, source: Source, interrupt: Interrupt, watchdog: Watchdog, view: TrialTable) -> Exception | None:
@@ -196,7 +192,7 @@ def _winner(records: Records) -> Trial:
     ranking = records.ranking()
     if not ranking:
         (reason, count), *_ = Counter(trial.reason for trial in records.ended).most_common(1)
-        raise RunError(f"all {len(records.ended)} trials failed, {count} of them with: {reason}", f"see {records.folder / 'log.txt'}")
+        raise RunError(f"all {len(records.ended)} trials failed, {count} of them with: {reason}", f"see {records.folder.log}")
     return ranking[0]
 
 
@@ -221,16 +217,15 @@ def _conclude(
     folder, winning = records.folder, records.config_of(winner)
     again = winning.model_copy(update={"run_folder": f"{records.config.run_folder}-best"})
     schedule = "# The last values of a schedule: sweep.search=pbt changed them on the way, as `history` in trials.json says.\n"
-    write_whole(folder / BEST, (schedule if len(winner.history) > 1 else "") + again.to_yaml())
+    best_config = folder.write_best_config((schedule if len(winner.history) > 1 else "") + again.to_yaml())
     pictures = draw(records.trials, folder, records.settings)
-    run_id = json.loads((folder / tracking.RUN_FILE).read_text())["run_id"]
+    run_id = folder.read_mlflow()["run_id"]
     if records.settings.promote != "none":
         best |= _promote(records, winner, run_id, uri, address, allow_other_hardware)
     ranking = records.ranking()
     rows = [parameters(trial, folder) for trial in [*ranking, *(t for t in records.trials if t not in ranking)]]
-    answer = {"run_id": run_id, "run_folder": str(folder), "trials": rows, "best_config": str(folder / BEST), "best": best}
-    write_whole(folder / TRIALS, json.dumps(answer, indent=1))
-    tracking.log_files(uri, run_id, [folder / BEST, folder / TRIALS, *pictures])
+    answer = {"run_id": run_id, "run_folder": str(folder), "trials": rows, "best_config": str(best_config), "best": best}
+    tracking.log_files(uri, run_id, [best_config, folder.write_table(answer), *pictures])
     tracking.end_run(uri, run_id, "FINISHED")
     return answer
 
@@ -240,9 +235,7 @@ def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: 
     config, settings, retrained = records.config_of(winner), records.settings, {}
     if settings.promote == "retrain":
         steps = settings.retrain_steps or config.outer.steps
-        folder = (
-            records.folder / "retrained" / f"trial-{winner.number:03d}-{steps}-steps"
-        )  # a resume may find another winner, or change steps
+        folder = records.folder.retrained(winner.number, steps)
         config = config.model_copy(update={"run_folder": str(folder), "outer": config.outer.model_copy(update={"steps": steps})})
         retrained = {"retrained": str(folder), "retrained_steps": steps}
     result = run(config, resume=True, address=address, allow_other_hardware=allow_other_hardware)
@@ -258,7 +251,7 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
     domain = domain_of(config)
     learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
-    params = checkpoints.load_params(folder_at(config.run_folder) / "best" / checkpoints.WEIGHTS)
+    params = RunFolder(config.run_folder).best.load_params()
     like = learner.initial_params(0)
     params = {name: torch.empty_like(value).copy_(params[name]) for name, value in like.items()}
     return evaluate(domain.metric, learner, params, domain.evaluation("val"), episodes, config.model.norm)

@@ -13,7 +13,7 @@ from distmeta.config import SweepConfig
 from distmeta.errors import DistmetaError
 from distmeta.scale.progress import new_board
 from distmeta.sweep.records import Records
-from distmeta.sweep.trials import Trial, write_failure
+from distmeta.sweep.trials import Trial
 
 
 class _NotKept:
@@ -46,12 +46,11 @@ class Source(_NotKept, Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         while (trial := self._records.next()) is not None:
-            trial.folder(self._records.folder).mkdir(parents=True, exist_ok=True)
             trial.save(self._records.folder)
             try:
                 settings = self._begin(trial)
             except DistmetaError as error:  # values that do not go together: this trial fails alone
-                write_failure(trial.folder(self._records.folder), error)
+                trial.folder(self._records.folder).write_failure(error)
                 self._records.end(trial, died=False)
                 continue
             name = f"trial {trial.number} from step {trial.since}"

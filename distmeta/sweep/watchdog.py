@@ -4,7 +4,6 @@ Every second it removes the placement groups of trials that have ended, and says
 that does not start in time is restarted once, then failed alone. A resumed sweep removes what an earlier session left, by recorded ids.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -20,11 +19,8 @@ from distmeta.scale import places
 from distmeta.scale.places import Group
 from distmeta.scale.progress import STARTING
 from distmeta.sweep.records import Records
-from distmeta.sweep.trials import write_failure
 from distmeta.sweep.tuner import Running, Source
-from distmeta.training.folder import write_whole
 
-GROUPS = "placement_groups.json"
 _EVERY_S = 1.0
 _ANSWER_S = 30.0
 
@@ -53,7 +49,7 @@ class Watchdog:
         self._needs = needs
         self._say = say
         self._job = places.own_job()
-        self._recorded = self._earlier()
+        self._recorded = set(records.folder.read_groups())
         self._starts: dict[int, _Start] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sweep watchdog", daemon=True)
@@ -67,10 +63,6 @@ class Watchdog:
         self._end.set()
         self._thread.join()
         places.remove(group.id for group in places.groups() if group.job == self._job)
-
-    def _earlier(self) -> set[str]:
-        file = self.records.folder / GROUPS
-        return set(json.loads(file.read_text())) if file.exists() else set()
 
     def _run(self) -> None:
         last = time.monotonic()
@@ -104,7 +96,7 @@ class Watchdog:
     def _record(self, found: set[str]) -> None:
         if not found <= self._recorded:
             self._recorded |= found
-            write_whole(self.records.folder / GROUPS, json.dumps(sorted(self._recorded)))
+            self.records.folder.write_groups(sorted(self._recorded))
 
     def _look(self, starting: dict[int, Running], drivers: dict[int, Any], groups: list[Group]) -> dict[int, str]:
         """What each trial of `starting` waits for; notes whether others hold it."""
@@ -136,14 +128,13 @@ class Watchdog:
         if driver is None:
             self.error = ClusterError(
                 f"Ray has not started a process for trial {number} in {start.waited_s:.0f} s",
-                f"see {self.records.folder / 'log.txt'}; --resume goes on",
+                f"see {self.records.folder.log}; --resume goes on",
             )
             return
         if start.restarted:
             remedy = "free the cluster, or raise train.start_timeout_s; --resume runs this trial again"
-            write_failure(
-                one.trial.folder(self.records.folder), ClusterError(f"not started in {2 * self._limit_s:g} s: it {waits}", remedy)
-            )
+            failure = ClusterError(f"not started in {2 * self._limit_s:g} s: it {waits}", remedy)
+            one.trial.folder(self.records.folder).write_failure(failure)
             one.trial.unplaced = True
         else:
             self._say(f"trial {number} has not started in {self._limit_s:g} s and is restarted: it {waits}")

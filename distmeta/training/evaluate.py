@@ -17,9 +17,6 @@ from distmeta.training.measurement import KEY, Measurement
 from distmeta.training.metric import Metric
 from distmeta.training.reduce import agree, sum_over_workers
 
-RESULT = "result.json"  # in the run folder, once the final test was made
-BY_EPISODE = "test_episodes.json"  # the test's figures of every episode, for paired comparisons
-
 
 class Stream(Protocol):
     """Where evaluation episodes come from."""

@@ -115,7 +115,7 @@ def test_names_that_are_not_there(model_uri: str, error: type[Exception], messag
 def test_a_model_is_found_by_its_run(uri: str, tmp_path: Path) -> None:
     """The version that was published last, with its hashes; a version that somebody else made of the run's files is not looked at."""
     run = finished_run(tmp_path / "run", uri)
-    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    run_id = run.read_mlflow()["run_id"]
     address = f"runs:/{run_id}/model"
     with pytest.raises(RegistryError, match=f"no model of an MLflow run {run_id} is registered"):
         versions.load_model(uri, address)
@@ -174,7 +174,7 @@ def test_nothing_received_is_executed(uri: str, tmp_path: Path) -> None:
 
 def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", uri)
-    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    run_id = run.read_mlflow()["run_id"]
     client = MlflowClient(uri)
     client.create_registered_model("foreign")
     client.create_model_version("foreign", f"{client.get_run(run_id).info.artifact_uri}/model", run_id)

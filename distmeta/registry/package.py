@@ -18,7 +18,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Map
 from PIL import Image
 
-from distmeta.training.model_folder import PUBLISHED, ModelFolder
+from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 
 ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
 _PACKAGE = Path(__file__).parent.parent
@@ -30,7 +30,7 @@ _CARRIED = [
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg")
 
 
-def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], by_episode: list[list[float]]) -> None:
+def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], by_episode: Rows) -> None:
     """Write the model whose weights `best` holds into `folder`, new, as `mlflow.pyfunc.load_model` and our own verbs read it.
 
     A model of images becomes a pyfunc; one of regression, which has no images to send, is its data alone.

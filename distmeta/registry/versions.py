@@ -25,7 +25,7 @@ from distmeta.learners.params import Params
 from distmeta.models import MODELS
 from distmeta.registry.package import ARTIFACTS, write_package
 from distmeta.registry.tracking import answers, client
-from distmeta.training.model_folder import PUBLISHED, ModelFolder
+from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import sha256
 
@@ -114,7 +114,7 @@ def _version_of(mlflow_client: MlflowClient, name: str, run_id: str) -> ModelVer
     return min(versions, key=lambda version: int(version.version), default=None)
 
 
-def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], list[list[float]], str, dict[str, str]]:
+def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[str, str]]:
     """Of a finished run: the best model's description with its test, the test's figures by episode, the MLflow run's id, and the tags."""
     result, by_episode = run_folder.read_result(), run_folder.read_test_episodes()
     description = run_folder.best.read_description() | {"test": result["test"], "distmeta": __version__}

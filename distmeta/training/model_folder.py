@@ -1,6 +1,7 @@
 """A model as files: weights in safetensors, what they are in JSON. Kept in a run folder, published to a registry, fetched from there."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ WEIGHTS = "meta_params.safetensors"
 MODEL = "model.json"
 TEST_EPISODES = "test_episodes.json"  # of a published model: the test's figures of every episode, for paired comparisons
 PUBLISHED = (WEIGHTS, MODEL, TEST_EPISODES)
+
+Rows = Sequence[Sequence[float | None]]
+"""A row of figures for each episode; None is a figure that is not finite."""
 
 
 class ModelFolder(SealedFolder):
@@ -35,7 +39,7 @@ class ModelFolder(SealedFolder):
         """Raises RunError if it is missing, damaged or not what this version of distmeta writes."""
         return self._json(MODEL, "model", "learner", "norm")
 
-    def read_test_episodes(self) -> list[list[float]]:
+    def read_test_episodes(self) -> Rows:
         """Of a published model: the figures of each of its test's episodes. Raises RunError."""
         return self._json(TEST_EPISODES)
 
@@ -45,7 +49,7 @@ class ModelFolder(SealedFolder):
         except OSError as error:
             raise RunError(f"{self} holds no model: {error}", "give the folder of a run that ended with its test") from None
 
-    def write_published(self, folder: Path, description: dict[str, Any], by_episode: list[list[float]]) -> None:
+    def write_published(self, folder: Path, description: dict[str, Any], by_episode: Rows) -> None:
         """Write the files of a published model into `folder`, new, on this machine: these weights, with a longer description."""
         folder.mkdir()
         (folder / WEIGHTS).write_bytes((self.path / WEIGHTS).read_bytes())

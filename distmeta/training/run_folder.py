@@ -11,7 +11,7 @@ from distmeta.learners.params import Params
 from distmeta.training import storage
 from distmeta.training.checkpoint import CheckpointFolder, folder_name
 from distmeta.training.metrics import MetricsFolder, read_lines
-from distmeta.training.model_folder import TEST_EPISODES, ModelFolder
+from distmeta.training.model_folder import TEST_EPISODES, ModelFolder, Rows
 from distmeta.training.storage import read_json, unknown_content, write_whole
 
 CONFIG = "config.yaml"
@@ -198,14 +198,14 @@ class RunFolder:
         """Whether the final test was made."""
         return (self.path / _RESULT).exists()
 
-    def write_result(self, result: dict[str, Any], by_episode: list[list[float]]) -> None:
+    def write_result(self, result: dict[str, Any], by_episode: Rows) -> None:
         write_whole(self.path / TEST_EPISODES, json.dumps(by_episode))
         write_whole(self.path / _RESULT, json.dumps(result, indent=1))
 
     def read_result(self) -> dict[str, Any]:
         return self._read(_RESULT, "steps", "best_step", "weights_sha256", "test", missing="finished run", remedy=_FINISHED)
 
-    def read_test_episodes(self) -> list[list[float]]:
+    def read_test_episodes(self) -> Rows:
         return self._read(TEST_EPISODES, missing="finished run", remedy=_FINISHED)
 
     @property

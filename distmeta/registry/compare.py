@@ -66,4 +66,4 @@ def _tested(uri: str, model_uri: str) -> tuple[dict[str, Any], list[float]]:
     figure = "squared error" if "mse_by_step" in test else "inductive accuracy"
     # The columns are transductive and inductive accuracy, or the error after 0, 1, … inner steps: in both the last is the one.
     about = {"figure": figure, "dataset": description["fingerprint"][:12]} | {key: test.get(key) for key in _EPISODES}
-    return about, [row[-1] for row in rows]
+    return about, [math.nan if row[-1] is None else row[-1] for row in rows]

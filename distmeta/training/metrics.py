@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distmeta.errors import RunError
-from distmeta.training.storage import write_whole
+from distmeta.training.storage import damaged, write_whole
 
 Record = dict[str, Any]
 
@@ -67,7 +66,7 @@ def read_lines(path: Path) -> list[Record]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}", "restore it from a copy, or begin the run again in a new run_folder") from None
+        raise damaged(path, error) from None
 
 
 def _range(path: Path) -> tuple[int, int]:

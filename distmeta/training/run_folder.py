@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from distmeta import files
 from distmeta.config import Config, parse
 from distmeta.errors import ConfigError, DistmetaError, RunError
 from distmeta.learners.params import Params
@@ -99,9 +100,11 @@ class RunFolder:
 
     def config_text(self) -> str:
         try:
-            return (self.path / CONFIG).read_text()
+            return files.read_text(self.path / CONFIG)
         except OSError as error:
             raise RunError(f"{self} holds no run: {error}", "give the run_folder of a run") from None
+        except ValueError as error:
+            raise storage.damaged(self.path / CONFIG, error) from None
 
     def remove_config(self) -> None:
         """Of a run that could not begin."""

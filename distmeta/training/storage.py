@@ -1,6 +1,5 @@
 """Folders on a file system and in object storage, both spoken to in pathlib's words."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from typing import IO, Any, cast
 
 from upath import UPath
 
+from distmeta import files
 from distmeta.errors import ConfigError, RunError
 
 _S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}}
@@ -74,15 +74,18 @@ def read_json(path: Path, *keys: str) -> Any:
 
     Raises FileNotFoundError, or RunError if the file is damaged, or is not what this version of distmeta writes there.
     """
-    text = path.read_bytes()
     try:
-        content = json.loads(text)
+        content = files.read_json(path, finite=False)
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}", "restore it from a copy, or begin the run again in a new run_folder") from None
+        raise damaged(path, error) from None
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise unknown_content(path, f"it lacks {', '.join(lacking)}")
     return content
+
+
+def damaged(path: Path, error: ValueError) -> RunError:
+    return RunError(f"{path} is damaged: {error}", "restore it from a copy, or begin the run again in a new run_folder")
 
 
 def unknown_content(path: Path, reason: str) -> RunError:

@@ -7,8 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distmeta.data.episodes import Batch
-from distmeta.learners.learner import Learner
+from distmeta.learners.learner import Batch, Learner
 from distmeta.learners.params import Params
 
 
@@ -48,7 +47,8 @@ def predicted_bytes(learner: Learner, meta_params: Params, batch: Batch) -> int:
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake_params: Params = {name: mode.from_tensor(value) for name, value in meta_params.items()}
-        fake_batch = batch.map(mode.from_tensor)
+        step, slots, *tensors = batch
+        fake_batch = type(batch)(step, slots, *(mode.from_tensor(tensor) for tensor in tensors))
         with _Peak() as peak:
             learner.slot_gradients(fake_params, fake_batch)
     return peak.peak

@@ -14,8 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distmeta.training.metrics import Record
-from distmeta.training.run_folder import RunFolder
+from distmeta.training.metrics import Record, read_metrics
 
 PARTS = {
     "adapt": "adapting, meta-gradients",
@@ -48,7 +47,7 @@ def records(packed: Path, folder: Path, workers: int, steps: int) -> list[Record
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-c", "from distmeta.cli import main; main()", "train", str(config), *sets]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return list(RunFolder(folder / "run").metrics.read())[WARM_UP:]
+    return list(read_metrics(folder / "run"))[WARM_UP:]
 
 
 def main() -> None:

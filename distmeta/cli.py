@@ -1,6 +1,5 @@
 """The command line: one verb for each procedure, nothing else."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from distmeta.show import (
     counted,
     figures,
     next_commands,
-    prediction_notes,
+    print_json,
     print_table,
     say,
     show_advance,
@@ -27,15 +26,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
 Network = Annotated[str | None, typer.Option(help="Import path of the model's network, if it is a class of your own.")]
-ValueRange = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LOW,HIGH",
-        help="The values that are black and white in images that do not have 8 bits (default: 16-bit integers by their full range; "
-        "signed, 32-bit and float images are refused).",
-    ),
-]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Pixels that an image may have at most.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
 ]
@@ -116,12 +106,7 @@ def pack(
     shot: Annotated[int | None, typer.Option(min=1, help="Their support images per class.")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Their query images per class.")] = None,
     max_bad_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="How many of the images may be undecodable.")] = 0.01,
-    value_range: ValueRange = None,
-    max_pixels: MaxPixels = 100_000_000,
-    allow_copies: Annotated[
-        bool, typer.Option("--allow-copies", help="Pack a folder although its splits share pictures; they are counted.")
-    ] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode (default: one for each CPU).")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; one for each core, if absent.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order in shards, and splits that are drawn.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -132,7 +117,6 @@ def pack(
     from distmeta.data.datasets import Request, open_source, pack_options
     from distmeta.data.pack import SPLITS
     from distmeta.data.pack import pack as write
-    from distmeta.data.workers import usable_cpus
 
     sys.path.append(os.getcwd())  # for a source of the user's own, given by import path
     request = Request(
@@ -153,13 +137,10 @@ def pack(
         queries=queries,
         resize=resize,
         max_bad_fraction=max_bad_fraction,
-        value_range=value_range,
-        max_pixels=max_pixels,
-        allow_copies=allow_copies,
         seed=seed,
     )
     opened = open_source(request, say)
-    manifest, skipped, several = write(opened.images, out, pack_options(request, opened), processes or usable_cpus(), opened.total, counted)
+    manifest, skipped = write(opened.images, out, pack_options(request, opened), processes or os.cpu_count() or 1, opened.total, counted)
     summary = {}
     for name in SPLITS:
         classes = [info for info in manifest.classes if info.split == name]
@@ -170,16 +151,10 @@ def pack(
         say(f"skipped {origin}: {reason}")
     if skipped:
         say(f"skipped {len(skipped)} images that do not decode")
-    if several:
-        say(f"{several} files are animated or have several pages; the first picture of each was packed")
-    copies = manifest.copies.sentences([info.name for info in manifest.classes]) if manifest.copies else []
-    for sentence in copies:
-        say(sentence)
     say(f"packed {manifest.dataset} into {out}")
     if as_json:
         left_out = [{"origin": origin, "reason": reason} for origin, reason in skipped]
-        counted_copies = manifest.copies and manifest.copies.model_dump()
-        print(json.dumps({"out": str(out), "splits": summary, "skipped": left_out, "several": several, "copies": counted_copies}))
+        print_json({"out": str(out), "splits": summary, "skipped": left_out})
 
 
 @app.command()
@@ -192,25 +167,18 @@ def verify(
 
     Example: distmeta verify data/omniglot
     """
-    from distmeta.data.copies import SeenPictures
     from distmeta.data.shards import Dataset
     from distmeta.data.verify import verify as check
 
-    dataset, seen = Dataset(shards), SeenPictures()
+    dataset = Dataset(shards)
     bad = []
-    for findings in counted(check(dataset, quick, seen), "verifying shards", len(dataset.manifest.shards)):
+    for findings in counted(check(dataset, quick), "verifying shards", len(dataset.manifest.shards)):
         bad += findings
         for finding in findings:
             say(f"{finding.shard} {finding.key}: {finding.reason}")
     say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
-    classes = dataset.manifest.classes
-    copies = None if quick else seen.copies([info.split for info in classes]).copies
-    found = copies.sentences([info.name for info in classes]) if copies else []
-    for sentence in found:
-        say(sentence)
     if as_json:
-        answer = {"ok": not bad, "bad": [finding._asdict() for finding in bad]}
-        print(json.dumps(answer | {"copies": copies.model_dump()} if copies and found else answer))
+        print_json({"ok": not bad, "bad": [finding._asdict() for finding in bad]})
     if bad:
         raise typer.Exit(1)
 
@@ -238,10 +206,6 @@ def inspect(
 
     dataset = Dataset(shards)
     show_table(["split", "classes", "categories", "images", "shards", "classes/shard", "images/class/shard", "MB"], overview(dataset))
-    copies = dataset.manifest.copies
-    names = [info.name for info in dataset.manifest.classes]
-    for sentence in copies.sentences(names) if copies else ["copies were not counted when this was packed; distmeta verify counts them"]:
-        say(sentence)
     pairs = pair_overview(dataset)
     if pairs:
         say("shards with some of their split's classes; how often two classes share one:")
@@ -278,7 +242,7 @@ def train(
 
     result = run(settings, resume, address, allow_other_hardware)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     show_test(result["test"])
     say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
@@ -309,7 +273,7 @@ def sweep(
 
     result = search(settings, resume, address, allow_other_hardware)
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     assert settings.sweep is not None
     print_table(trial_table(result["trials"], settings.sweep))
@@ -341,6 +305,8 @@ def submit(
     Example: distmeta submit train configs/quickstart.yaml --set run_folder=/shared/runs/1 --address http://head:8265 --resume
     """
     from distmeta.config import load_config
+    from distmeta.scale.submit import CONFIG
+    from distmeta.scale.submit import submit as start
 
     arguments = list(context.args)
     config = None
@@ -348,10 +314,9 @@ def submit(
         if not arguments or arguments[0].startswith("-"):
             raise ConfigError(f"submit {verb} needs a config", f"distmeta submit {verb} CONFIG --address {address}")
         config = load_config(Path(arguments.pop(0)), sets)
-        arguments.insert(0, "config.yaml")
+        arguments.insert(0, CONFIG)
     elif sets:
         arguments += [part for override in sets for part in ("--set", override)]
-    from distmeta.scale.submit import submit as start
 
     job_id = start(address, [verb, *arguments], config, include or [], name)
     say(f"job {job_id}; distmeta jobs logs|stop {job_id} --address {address}")
@@ -377,7 +342,7 @@ def jobs(
     if job_id is None or action == "list":
         rows = there.list_jobs(address)
         cells = [[row["id"], row["status"], row["command"]] for row in rows]
-        print(json.dumps(rows)) if as_json else show_table(["job", "status", "command"], cells)
+        print_json(rows) if as_json else show_table(["job", "status", "command"], cells)
     elif action == "logs":
         print(there.logs(address, job_id), end="")
     elif action == "follow":
@@ -421,7 +386,7 @@ def models(
 
     rows = matching(list_models(resolve(tracking_uri)), name, alias, dataset=dataset, learner=learner, way=way, shot=shot)
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     columns = ["model", "aliases", "dataset", "task", "learner", "accuracy", "inductive", "age"]
     table = [
@@ -453,12 +418,12 @@ def publish(
     """
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import publish as register
-    from distmeta.training.folder import folder_at
+    from distmeta.training.run_folder import RunFolder
 
-    published = register(resolve(tracking_uri), folder_at(run_folder), name, alias)
+    published = register(resolve(tracking_uri), RunFolder(run_folder), name, alias)
     say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
     if as_json:
-        print(json.dumps({"model": published.uri, "version": published.version, "champion": published.champion}))
+        print_json({"model": published.uri, "version": published.version, "champion": published.champion})
 
 
 @app.command()
@@ -471,14 +436,14 @@ def sync(
 
     Example: distmeta sync runs/omniglot_5way_1shot_maml
     """
-    from distmeta.scale.sync import sync as send
-    from distmeta.training.folder import folder_at
+    from distmeta.assembly.sync import sync as send
+    from distmeta.training.run_folder import RunFolder
 
-    sent = send(folder_at(run_folder), tracking_uri)
+    sent = send(RunFolder(run_folder), tracking_uri)
     say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
     say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
     if as_json:
-        print(json.dumps(sent))
+        print_json(sent)
 
 
 @app.command()
@@ -514,7 +479,7 @@ def compare(
 
     found = paired(resolve(tracking_uri), a, b)
     if as_json:
-        print(json.dumps(found))
+        print_json(found)
         return
     show_table(["model", found["figure"]], [[a, f"{found['a']:.4f}"], [b, f"{found['b']:.4f}"]])
     print(verdict(found))
@@ -528,30 +493,22 @@ def predict(
     steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
     form: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="csv and jsonl are written as they come.")] = "table",
     explain: Annotated[Path | None, typer.Option(help="Draw support, queries and predictions into this PNG.")] = None,
-    value_range: ValueRange = None,
-    max_pixels: MaxPixels = 100_000_000,
     network: Network = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Adapt a registered model to a few labelled images and classify others.
 
-    Queries in folders named like the classes are counted as right or wrong. Images that do not decode are named and left out (exit code 1).
+    Queries in folders named as the classes are counted: right or wrong. Images that do not decode are named and left out (exit code 1).
 
     Example: distmeta predict --model models:/omniglot-5way-1shot@champion --support episode/support --query episode/query
     """
-    from distmeta.data.decode import parse_value_range
-    from distmeta.data.image_files import LeftOut
-    from distmeta.inference.predict import FileReader, Score, adapt_to_folder, predict_files, query_files
+    from distmeta.inference.predict import Score, adapt_to_folder, predict_files, query_files
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import load_model
 
     sys.path.append(os.getcwd())
-    chosen = parse_value_range(value_range)
-    loaded = load_model(resolve(tracking_uri), model, network)
-    loaded = loaded.with_value_range(chosen) if chosen else loaded
-    reader, passed_over = FileReader(loaded.preprocessing, max_pixels), LeftOut()
-    adapted, shown = adapt_to_folder(loaded, support, steps, reader, passed_over)
+    adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model, network), support, steps)
     left_out: list[tuple[str, str]] = []
 
     def leave_out(error: DistmetaError) -> None:
@@ -559,16 +516,18 @@ def predict(
         left_out.append((error.message, error.remedy))  # not the error: its traceback would keep the file's bytes
 
     score = Score()
-    files = counted(query_files(query, sys.stdin, passed_over), "classifying")
-    predictions = score.count(predict_files(adapted, files, shown, leave_out, reader))
+    files = counted(query_files(query, sys.stdin), "classifying")
+    predictions = score.count(predict_files(adapted, files, shown, leave_out))
     kept = write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
-    for note in prediction_notes(score, reader, shown, passed_over):
-        say(note)
     if explain is not None:
         from distmeta.report.explain import draw
 
-        draw(shown, kept, explain, reader)
+        draw(support, kept, explain)
         say(f"drew {explain}")
+    if score.known:
+        accuracy, low, high = score.accuracy()
+        interval = f"95% interval {100 * low:.1f} to {100 * high:.1f} %"
+        say(f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, {interval}, this support set alone")
     if left_out:
         message, remedy = left_out[0]
         raise DataError(f"{len(left_out)} of {len(left_out) + score.asked} images were left out; the first: {message}", remedy)
@@ -605,7 +564,7 @@ def evaluate(
     parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address, network)
     *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
     if as_json:
-        print(json.dumps(test))
+        print_json(test)
     else:
         show_test(test)
 
@@ -623,19 +582,19 @@ def report(
 
     Example: distmeta report runs/omniglot_5way_1shot_maml
     """
+    from distmeta.assembly.report import report as write
+    from distmeta.assembly.report import report_of_model
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.scale.report import report as write
-    from distmeta.scale.report import report_of_model
-    from distmeta.training.folder import folder_at
+    from distmeta.training.run_folder import RunFolder
 
     anew = True
     if run.startswith(("models:/", "runs:/")):
         written, anew = report_of_model(resolve(tracking_uri), run, shards)
     else:
-        written = write(folder_at(run), shards)
+        written = write(RunFolder(run), shards)
     say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
     if as_json:
-        print(json.dumps({"report": str(written)}))
+        print_json({"report": str(written)})
 
 
 @app.command()
@@ -656,7 +615,7 @@ def doctor(
     findings = list(examine(resolve(tracking_uri), address, shards))
     failing = [finding for finding in findings if finding.remedy]
     if as_json:
-        print(json.dumps({"ok": not failing, "findings": [finding._asdict() for finding in findings]}))
+        print_json({"ok": not failing, "findings": [finding._asdict() for finding in findings]})
     else:
         show_table(["", "what", "found"], [["✗" if finding.remedy else "✓", finding.what, finding.found] for finding in findings])
         for finding in failing:

@@ -3,22 +3,52 @@
 import difflib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from distmeta import yaml12
 from distmeta.errors import ConfigError
+from distmeta.files import read_text
+from distmeta.masking import masked, masked_tree, printable
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=10**6)]
+Steps = Annotated[int, Field(ge=1, le=10**9)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=10**7)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+_LONGEST_TEXT = 4096
+_LONGEST_VALUE = 300  # characters shown of a value that is refused
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_typed(cls, value: Any, info: ValidationInfo) -> Any:
+        """Text is printable and not empty; true and false are not numbers, which pydantic would make of them."""
+        kinds = _kinds(cls.model_fields[info.field_name].annotation) if info.field_name else set()
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, bool) and not kinds & {bool, Any}:
+                raise PydanticCustomError("not_a_number", "true and false are not valid here")
+            if isinstance(item, str) and (not item.strip() or len(item) > _LONGEST_TEXT or printable(item) != masked(item)):
+                raise PydanticCustomError("not_text", "printable text of 1 to {most} characters is needed", {"most": _LONGEST_TEXT})
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a value, or a list's item, may have."""
+    if get_origin(annotation) is Literal:
+        return {type(choice) for choice in get_args(annotation)}
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    inner = get_args(annotation)
+    return {annotation} if not inner else set().union(*map(_kinds, inner))
 
 
 class EvalConfig(Section):
@@ -40,9 +70,9 @@ class EvalConfig(Section):
 
 class CacheConfig(Section):
     folder: str | None = None
-    """Folder on each node in which its workers share shards read from a URL; none is kept if absent."""
+    """Folder on each node in which its workers share shards read from a URL, in distmeta-shards inside it (default: none kept)."""
     limit_gb: PositiveFloat = 20.0
-    """Size in GB (10⁹ bytes) that the folder may reach; shards used least recently go first."""
+    """Size in GB (10⁹ bytes) that distmeta-shards may reach; shards used least recently go first."""
 
 
 class AugmentConfig(Section):
@@ -50,7 +80,7 @@ class AugmentConfig(Section):
     """Probability that all images of an episode are turned alike, by 90° or 270°."""
     flip: Fraction = 0.0
     """Probability for each image to be mirrored left to right."""
-    crop: Count = 0
+    crop: Annotated[int, Field(ge=0, le=4096)] = 0
     """Pixels by which each image may move up, down, left or right, its border reflected."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Brightness, contrast and saturation of each image are multiplied by numbers between 1 - jitter and 1 + jitter."""
@@ -61,13 +91,21 @@ class DataConfig(Section):
     """A packed dataset: a folder, a URL (http, https, s3, gs), or `pipe:` and a shell command with {name} for a file's name."""
     functions: Literal["sinusoid", "linear-sigmoid"] | None = None
     """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
+    domain: str | None = None
+    """What is learned: classification (of shards), regression (of functions), reinforcement (in an environment: docs/reinforcement.md),
+    or the import path of your own Domain class.
+
+    Default: classification if data.shards is set, regression if data.functions is.
+    """
+    settings: dict[str, Any] = {}
+    """Settings of the domain, checked by it (docs/extending.md)."""
     way: Positive = 5
     """N: classes in an episode."""
     shot: Positive = 1
     """K: support images per class."""
     queries: Positive = 15
     """Q: query images per class in training episodes."""
-    image_size: Positive | None = None
+    image_size: Pixels | None = None
     """Side in pixels that the network sees; the packed size if absent."""
     class_rotations: bool = False
     """In training, a class turned by 90°, 180° or 270° is another class."""
@@ -75,7 +113,7 @@ class DataConfig(Section):
     """Changes to the images of training."""
     max_bad_fraction: Fraction = 0.0
     """Part of the images read that may fail to decode; another image of the class takes the place of each."""
-    read_timeout_s: PositiveFloat = 60.0
+    read_timeout_s: Seconds = 60.0
     """Seconds without an answer after which a connection is cut; of a `pipe:` command, its whole duration."""
     read_attempts: Positive = 5
     """Attempts to read a file when an error may pass."""
@@ -86,7 +124,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
-        if self.shards is None and self.functions is None:
+        if self.shards is None and self.functions is None and self.domain is None:
             raise PydanticCustomError("no_source", "one of them is needed")
         if self.shards is not None and self.functions is not None:
             raise PydanticCustomError("two_sources", "data.shards and data.functions exclude each other")
@@ -129,6 +167,8 @@ class LearnerConfig(Section):
     """Inner gradient steps in training; 5 if absent."""
     inner_steps_eval: Positive | None = None
     """Inner gradient steps in evaluation and prediction; inner_steps if absent."""
+    inner_lr_decay: PositiveFloat | None = None
+    """Factor of inner_lr after the first inner step (default: 1)."""
     gradient: Literal["unrolled", "checkpointed"] | None = None
     """maml and its kin: keep every inner step's graph, or one and recompute the others (memory does not grow with inner_steps)."""
     multi_step_loss: Count | None = None
@@ -163,7 +203,7 @@ class OuterConfig(Section):
     """L2 penalty, as torch.optim counts it."""
     schedule: Literal["constant", "linear", "cosine", "milestones"] = "constant"
     """Course of lr over the steps; linear and cosine end at zero."""
-    milestones: list[Positive] = []
+    milestones: list[Steps] = []
     """Steps at which lr is multiplied by decay."""
     decay: PositiveFloat = 0.1
     """Factor of lr at each milestone."""
@@ -171,7 +211,7 @@ class OuterConfig(Section):
     """Largest norm of the meta-gradient; longer ones are scaled down."""
     clip_value: PositiveFloat | None = None
     """Largest magnitude of each entry of the meta-gradient."""
-    steps: Positive = 1000
+    steps: Steps = 1000
     """Outer updates."""
     meta_batch_size: Positive = 4
     """Episodes per step, over all workers."""
@@ -216,17 +256,17 @@ class TrainConfig(Section):
         """Type of weights and images."""
         return "float64" if self.precision == "float64" else "float32"
 
-    checkpoint_every: Positive = 100
+    checkpoint_every: Steps = 100
     """Steps between checkpoints."""
-    validate_every: Positive = 100
+    validate_every: Steps = 100
     """Steps between validations; the best of them is the run's model."""
     max_failures: Count = 3
     """Worker failures after which the run still goes on from its last checkpoint."""
     max_bad_steps: Positive = 5
     """Steps in a row with a non-finite meta-gradient that stop the run."""
-    collective_timeout_s: PositiveFloat = 120.0
+    collective_timeout_s: Seconds = 120.0
     """Seconds after which a worker that does not answer counts as lost."""
-    start_timeout_s: PositiveFloat = 120.0
+    start_timeout_s: Seconds = 120.0
     """Seconds that the workers may take to start."""
 
 
@@ -287,7 +327,7 @@ class SweepConfig(Section):
     """Trial 0 takes the config's own values, and the winner is compared with it."""
     scheduler: Literal["asha", "none"] = "asha"
     """asha: a trial that is not among the best 1/reduction at a rung (grace, grace * reduction, … steps) stops there. pbt stops none."""
-    grace: Positive | None = None
+    grace: Steps | None = None
     """Steps that every trial gets, and of a generation of pbt; train.validate_every if absent."""
     reduction: Annotated[int, Field(ge=2)] = 3
     """Of so many trials at a rung, one goes on."""
@@ -295,7 +335,7 @@ class SweepConfig(Section):
     """Validation episodes that no trial has seen, on which the winner and trial 0 are compared at the end."""
     promote: Literal["best", "retrain", "none"] = "best"
     """What is tested and registered: the winning trial (best), its config trained anew (retrain), or nothing. No other trial ever is."""
-    retrain_steps: Positive | None = None
+    retrain_steps: Steps | None = None
     """Steps of a retrain; outer.steps if absent, which gives the winning trial's own bits again."""
 
     @property
@@ -348,29 +388,84 @@ class Config(Section):
     sweep: SweepConfig | None = None
     """What `distmeta sweep` varies; `distmeta train` leaves it aside."""
 
+    def shown(self) -> dict[str, Any]:
+        """Every key and value as plain data, without what may be secret."""
+        return masked_tree(self.model_dump(mode="json"))
+
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """The config without what may be secret, so that it can be written anywhere."""
+        return yaml12.dump(self.shown())
+
+
+def secrets_of(config: Config) -> dict[str, Any]:
+    """The values that `shown` masks, by dotted key."""
+    return {key: value for key, value in flat(config.model_dump(mode="json")).items() if masked_tree(value) != value}
+
+
+def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML config; each override is "dotted.key=value" with the value in YAML.
+    """Read a YAML config; each override is "dotted.key=value" with the value in YAML, or as it stands where the key holds text.
 
     `run_folder` is runs/<file name> unless the file says otherwise. Raises ConfigError naming the key, the value and the rule.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = _sections(read_text(path), str(path))
     except OSError as error:
         raise ConfigError(
-            f"config {path} cannot be read: {error.strerror}", "give the path of a YAML file, such as those in configs/"
+            f"config {path} cannot be read: {error.strerror or error}", "give the path of a YAML file, such as those in configs/"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}", "see configs/ for examples") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {path} holds {type(content).__name__}, not sections of keys", "see configs/ for examples")
     content.setdefault("run_folder", f"runs/{path.stem}")
     for override in overrides or []:
         _set(content, override)
     return validate(content, str(path))
+
+
+def parse(text: str, origin: str) -> Config:
+    """The Config that `to_yaml` wrote. Raises ConfigError; `origin` names the source."""
+    return validate(_sections(text, origin), origin)
+
+
+def _sections(text: str, origin: str) -> dict[str, Any]:
+    """The sections and keys in YAML text, not yet checked. Raises ConfigError."""
+    try:
+        content = yaml12.load(text, _wants_text)
+    except ValueError as error:
+        raise ConfigError(f"config {origin} is not YAML: {error}", "see configs/ for examples") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"config {origin} holds {type(content).__name__}, not sections of keys", "see configs/ for examples")
+    return content
+
+
+def _annotation_at(place: yaml12.Place) -> Any:
+    """The type of the key at this place, None where there is none."""
+    section: Any = Config
+    for name in place:
+        sections = [kind for kind in _kinds(section) if isinstance(kind, type) and issubclass(kind, Section)]
+        field = sections[0].model_fields.get(name) if sections else None
+        if field is None:
+            return None
+        section = field.annotation
+    return section
+
+
+def _wants_text(place: yaml12.Place) -> bool:
+    """Whether a value at this place is text as it stands, whatever it looks like: `run_folder: 2024` is a folder."""
+    return _kinds(_annotation_at(place)) - {type(None)} == {str}
+
+
+def _parse(place: yaml12.Place, text: str) -> Any:
+    """The value that `text` stands for. Raises ValueError."""
+    annotation = _annotation_at(place)
+    of_list = any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
+    absent = text in ("", "~", "null") and type(None) in _kinds(annotation)
+    return text if _wants_text(place) and not of_list and not absent else yaml12.load(text, _wants_text, place)
 
 
 def validate(content: dict[str, Any], origin: str) -> Config:
@@ -389,11 +484,15 @@ def validate(content: dict[str, Any], origin: str) -> Config:
         raise ConfigError(f"data.shards is missing in {origin}", "add it, or give --set data.shards=… (for regression: data.functions)")
     if first["type"] == "missing":
         raise ConfigError(f"{key} is missing in {origin}", f"add it, or give --set {key}=…")
-    raise ConfigError(f"{key}={first['input']!r} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}", f"mend {key}")
+    raise ConfigError(f"{key}={_short(repr(first['input']))} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}", f"change {key}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 # What all trials of a sweep must have alike: their place, how they are watched and placed, and the episodes that they are compared on.
-_NOT_SWEPT = ("run_folder", "outer.steps", "data.shards", "data.functions", "data.eval.", "train.", "tracking.", "sweep.")
+_NOT_SWEPT = ("run_folder", "outer.steps", "data.shards", "data.functions", "data.domain", "data.eval.", "train.", "tracking.", "sweep.")
 
 
 def _check_space(config: Config, origin: str) -> None:
@@ -403,7 +502,7 @@ def _check_space(config: Config, origin: str) -> None:
                 f"sweep.space names {key} in {origin}, which all trials must have alike", "set it for the whole sweep, outside sweep.space"
             )
         sections = {known.rpartition(".")[0] for known in known_keys()}
-        if key in sections or (key not in known_keys() and not key.startswith("model.")):
+        if key in sections or (key not in known_keys() and not key.startswith(("model.", "data.settings."))):
             raise ConfigError(f"unknown key {key} in sweep.space in {origin}", _nearest(key))
 
 
@@ -456,9 +555,9 @@ def _set(content: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     content = _section(content, sections, f"--set {override}")
     try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not YAML", "put quotes around it") from None
+        content[last] = _parse((*sections, last), value)
+    except ValueError as error:
+        raise ConfigError(f"--set {_short(override)}: the value is not YAML: {error}", "write it as in a config file") from None
 
 
 def _section(content: dict[str, Any], names: list[str], what: str) -> dict[str, Any]:

@@ -10,19 +10,23 @@ DistmetaError
     └── Unanswered MLflow does not answer, or cannot now     exit code 1
 """
 
+from distmeta.masking import printable
+
+_LONGEST = 3000  # characters of a message
+
 
 class DistmetaError(Exception):
     """Something a user can mend: what was found and which rule it breaks, then the remedy.
 
-    `message` states the value and the rule on one line, `remedy` says what to do on the next.
+    `message` states the value and the rule on one line, `remedy` says what to do on the next. Neither keeps a secret or an escape sequence
+    that came with a value.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message, remedy)
-        self.message = message
-        self.remedy = remedy
+        self.message, self.remedy = (printable(f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text) for text in (message, remedy))
+        super().__init__(self.message, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.remedy}"

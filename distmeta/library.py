@@ -9,7 +9,8 @@ from distmeta.inference.evaluate import evaluation_stream
 from distmeta.inference.model import Model
 from distmeta.registry.tracking import tracking_uri as resolve
 from distmeta.registry.versions import load_model
-from distmeta.training.evaluate import accuracy
+from distmeta.training.accuracy import Accuracy
+from distmeta.training.evaluate import evaluate as measure
 
 
 def load(model: str, tracking_uri: str | None = None, own_network: str | None = None) -> Model:
@@ -46,4 +47,4 @@ def evaluate(
     the same answer. Raises DataError, ConfigError.
     """
     stream = evaluation_stream(model, str(shards), split, way, shot, queries, seed)
-    return accuracy(model.learner, model.meta_params, stream, episodes, model.description["norm"], 0, 1).as_dict()
+    return measure(Accuracy(), model.learner, model.meta_params, stream, episodes, model.description["norm"]).as_dict()

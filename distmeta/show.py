@@ -23,9 +23,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from distmeta.masking import masked_tree, printable
+
 if TYPE_CHECKING:
-    from distmeta.data.image_files import LeftOut
-    from distmeta.inference.predict import FileReader, Prediction, Score, Support
+    from distmeta.inference.predict import Prediction
 
 T = TypeVar("T")
 
@@ -34,14 +35,19 @@ _LINE_S = 10.0  # seconds between progress lines where there is no terminal
 
 def say(text: str) -> None:
     """A line for people: standard error, so that standard output holds results alone."""
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+    Console(stderr=True).print(printable(text), highlight=False, soft_wrap=True, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object, or list, on a line of standard output."""
+    print(json.dumps(masked_tree(value)))
 
 
 def show_table(columns: list[str], rows: list[list[str]]) -> None:
     """A table of text on standard output."""
     table = Table(*columns)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     print_table(table)
 
 
@@ -63,32 +69,14 @@ def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool
         if form == "csv":
             writer.writerow(prediction.as_dict().values())
         elif form == "jsonl":
-            print(json.dumps(prediction.as_dict()))
+            print_json(prediction.as_dict())
         if keep or form in ("table", "json"):
             kept.append(prediction)
     if form == "json":
-        print(json.dumps([prediction.as_dict() for prediction in kept]))
+        print_json([prediction.as_dict() for prediction in kept])
     elif form == "table":
         show_table(["file", "class", "probability"], [[str(p.file), p.label, f"{p.probability:.3f}"] for p in kept])
     return kept
-
-
-def prediction_notes(score: "Score", reader: "FileReader", support: "Support", left_out: "LeftOut") -> Iterator[str]:
-    """What is worth saying after predictions, in sentences."""
-    if left_out.counts:
-        yield str(left_out)
-    if reader.several:
-        yield f"{reader.several} files are animated or have several pages; the first picture of each was read"
-    if support.copies:
-        first, second = support.copies[0]
-        yield f"{len(support.copies)} support images are copies of another one, such as {first} and {second}"
-    if score.labelled:
-        accuracy, low, high = score.accuracy()
-        line = (
-            f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, 95% interval {100 * low:.1f} to {100 * high:.1f} %"
-        )
-        labelled = "" if score.labelled == score.asked else f"; {score.labelled} of {score.asked} labelled"
-        yield f"{line}, this support set alone{labelled}"
 
 
 def show_test(test: dict[str, Any]) -> None:

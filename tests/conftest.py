@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from distmeta.data.episodes import Batch
 from distmeta.data.pack import PackOptions, pack
 from distmeta.data.shards import Dataset
 from distmeta.data.sources import SourceImage
@@ -93,3 +94,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         moto.backends.get_backend("s3").reset()  # it would be there for the next server too
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def same(a: Batch, b: Batch) -> bool:
+    """Whether two batches hold the same tasks, bit for bit."""
+    pairs = [(value, getattr(b, name)) for name, value in vars(a).items()]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 
 class Served(ThreadingHTTPServer):
-    """`faults[name]` is what happens to the next requests for that file: an HTTP status, or "reset", "truncate", "cut", "stall", "flip"."""
+    """`faults[name]` is what happens to the next requests for that file: an HTTP status, or "reset", "truncate", "cut",
+    "stall", "flip", "drip" (a byte every 50 ms), "endless"."""
 
     def __init__(self, folder: Path, latency_s: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -43,11 +44,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, fault: str | None) -> None:
         self.send_response(200)
-        if fault != "cut":  # without a length, a body that ends early looks whole
+        if fault not in ("cut", "endless"):  # without a length, a body that ends early looks whole
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if fault == "flip":
             content = bytes([content[0] ^ 1]) + content[1:]
+        if fault == "drip":
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                if self.server.released.wait(0.05):
+                    return
+        while fault == "endless" and not self.server.released.is_set():
+            self.wfile.write(bytes(1 << 16))
         self.wfile.write(content[: len(content) // 2] if fault in ("truncate", "cut", "stall") else content)
         if fault == "stall":
             self.wfile.flush()

@@ -1,6 +1,5 @@
 """Finished runs and published models for tests, without a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from distmeta.config import Config, validate
 from distmeta.learners import build_learner
 from distmeta.models import build_model
 from distmeta.registry import tracking, versions
-from distmeta.training.checkpoint import save_best
+from distmeta.training.run_folder import RunFolder
 
 WAY = 3
 ON = {"episodes": 20, "seed": 0, "way": WAY, "shot": 1, "queries": 15}
@@ -43,20 +42,20 @@ def finished_run(
     figures: list[list[float]] | None = None,
     description: dict[str, Any] = DESCRIPTION,
     test: dict[str, Any] | None = None,
-) -> Path:
+) -> RunFolder:
     """A run folder as training leaves it, its model not trained at all."""
     learner = build_learner(model=build_model(**description["model"]), **description["learner"])
     found = {"step": 10, "validation": ON | {"accuracy_inductive": accuracy_inductive}, "validation_score": accuracy_inductive}
-    save_best(learner.initial_params(0), description | found, folder)
+    run_folder = RunFolder(folder)
+    run_folder.save_best(10, learner.initial_params(0), description | found)
     (folder / "config.yaml").write_text("{}")
     figures = figures or by_episode(accuracy_inductive)
     mean = np.mean(figures, 0).tolist()
     on = ON | {"episodes": len(figures), "inner_steps": 2, "norm": "batch"}
     tested = {"accuracy": mean[0], "ci95": 0.01, "accuracy_inductive": mean[1], "ci95_inductive": 0.01} | on | (test or {})
-    (folder / "result.json").write_text(json.dumps({"steps": 10, "best_step": 10, "weights_sha256": "0" * 64, "test": tested}))
-    (folder / "test_episodes.json").write_text(json.dumps(figures))
-    tracking.start_run(config(folder, uri), folder, {"run_folder": str(folder)})
-    return folder
+    run_folder.write_result({"steps": 10, "best_step": 10, "weights_sha256": "0" * 64, "test": tested}, figures)
+    tracking.start_run(config(folder, uri), run_folder, {"run_folder": str(folder)})
+    return run_folder
 
 
 def publish(uri: str, folder: Path, name: str, accuracy_inductive: float = 0.5, **run: Any) -> versions.Published:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from http_server import Served, serve
 
-from distmeta.data.cache import ShardCache, StoredBytes
+from distmeta.data.cache import OWN_FOLDER, ShardCache, StoredBytes
 from distmeta.data.location import Location, Reading
 from distmeta.data.shards import Dataset
 from distmeta.errors import DataError
@@ -27,7 +27,12 @@ def served(packed: Path) -> Iterator[Served]:
 
 
 def shards(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.suffix not in (".lock", ".part")}
+    return {path.name for path in (folder / OWN_FOLDER).iterdir() if path.suffix not in (".lock", ".part", ".TAG")}
+
+
+def sha(letter: str) -> str:
+    """What stands for the SHA-256 of a file."""
+    return letter * 64
 
 
 READER = """
@@ -45,7 +50,7 @@ def download(to):
 
 cache = ShardCache(Path(sys.argv[1]), 300)
 for name in "abcabc":
-    assert cache.get(name, 100, download, check=lambda content: len(content) == 100)[:] == bytes(100)
+    assert cache.get(name * 64, 100, download, check=lambda content: len(content) == 100)[:] == bytes(100)
 """
 
 
@@ -65,7 +70,7 @@ def test_a_second_reader_asks_the_server_for_nothing(served: Served, dataset: Da
 
 
 def stored(cache: ShardCache, name: str, size: int = 100) -> StoredBytes | None:
-    return cache.get(name, size, download=lambda to: to.write_bytes(bytes(size)) and None, check=lambda content: len(content) == size)
+    return cache.get(sha(name), size, download=lambda to: to.write_bytes(bytes(size)) and None, check=lambda content: len(content) == size)
 
 
 def test_the_one_used_least_recently_goes_and_none_in_use(tmp_path: Path) -> None:
@@ -76,29 +81,56 @@ def test_the_one_used_least_recently_goes_and_none_in_use(tmp_path: Path) -> Non
         time.sleep(0.01)
     stored(cache, "b")
     assert stored(cache, "d") is not None
-    assert shards(tmp_path) == {"a", "b", "d"}
+    assert shards(tmp_path) == set(map(sha, "abd"))
     held = [stored(cache, name) for name in "bd"]
     assert stored(cache, "e") is None, "all are in use"
-    assert shards(tmp_path) == {"a", "b", "d"}
+    assert shards(tmp_path) == set(map(sha, "abd"))
     del in_use
     assert stored(cache, "e") is not None
-    assert shards(tmp_path) == {"b", "d", "e"}
+    assert shards(tmp_path) == set(map(sha, "bde"))
     assert all(content is not None and content[:] == bytes(100) for content in held)
 
 
 def test_what_a_killed_download_left_is_removed(tmp_path: Path) -> None:
     cache = ShardCache(tmp_path, 200)
-    (tmp_path / "a.100.part").write_bytes(b"half")
-    (tmp_path / "b.100.part").write_bytes(b"half")
     assert stored(cache, "a") is not None
+    for name in "bd":
+        (tmp_path / OWN_FOLDER / f"{sha(name)}.100.part").write_bytes(b"half")
+    assert stored(cache, "b") is not None
     assert stored(cache, "c") is not None
-    assert {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"} == {"a", "c"}
+    assert shards(tmp_path) == set(map(sha, "bc"))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_nothing_of_anybody_else_is_counted_or_removed(tmp_path: Path) -> None:
+    theirs = {tmp_path / name: b"x" * 400 for name in ("thesis.doc", sha("f"), f"{sha('e')}.9.part", "a.lock")}
+    for path, content in theirs.items():
+        path.write_bytes(content)
+    (tmp_path / "photos").mkdir()
+    cache = ShardCache(tmp_path, 200)
+    for name in "abcd":
+        assert stored(cache, name) is not None
+    assert len(shards(tmp_path)) == 2
+    inside = tmp_path / OWN_FOLDER / "letter.txt"
+    inside.write_bytes(b"x" * 400)
+    assert stored(cache, "e") is not None
+    assert inside.exists()
+    assert all(path.read_bytes() == content for path, content in theirs.items())
+    assert (tmp_path / "photos").is_dir()
+
+
+def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / OWN_FOLDER).mkdir()
+    (tmp_path / OWN_FOLDER / "letter.txt").write_text("dear")
+    with pytest.raises(OSError, match=r"holds files but no CACHEDIR\.TAG, so it is not a cache of distmeta"):
+        stored(ShardCache(tmp_path, 200), "a")
+    assert [path.name for path in (tmp_path / OWN_FOLDER).iterdir()] == ["letter.txt"]
 
 
 def test_a_damaged_file_is_downloaded_again(served: Served, dataset: Dataset, tmp_path: Path) -> None:
     info = dataset.manifest.shards[0]
     Dataset(served.url, cache=ShardCache(tmp_path, LIMIT)).fetch(info)
-    (tmp_path / info.sha256).write_bytes(bytes(info.bytes))
+    (tmp_path / OWN_FOLDER / info.sha256).write_bytes(bytes(info.bytes))
     assert Dataset(served.url, cache=ShardCache(tmp_path, LIMIT)).fetch(info).content[:] == dataset.fetch(info).content[:]
     assert served.requests[info.name] == 2
 
@@ -110,7 +142,7 @@ def test_a_failing_download_leaves_nothing_and_says_why(served: Served, dataset:
         with pytest.raises(DataError, match=f"{info.name} {message}"):
             Dataset(served.url, cache=ShardCache(tmp_path, LIMIT)).fetch(info)
         assert shards(tmp_path) == set()
-        assert not list(tmp_path.glob("*.part"))
+        assert not list(tmp_path.rglob("*.part"))
 
 
 @pytest.mark.parametrize("limit", [LIMIT, 1000])
@@ -132,7 +164,7 @@ def test_without_room_it_goes_on_without_cache_and_says_so_once(
         for info in dataset.manifest.shards:
             assert remote.fetch(info).content[:] == dataset.fetch(info).content[:]
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["going on without the shard cache"]
-    assert not list((tmp_path / "cache").glob("*.part"))
+    assert not list((tmp_path / "cache").rglob("*.part"))
 
 
 def test_with_no_disk_at_all_shards_stay_in_memory(served: Served, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """A checkpoint is everything or nothing; metrics name no step twice."""
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -13,9 +12,10 @@ from hypothesis import strategies as st
 from distmeta.learners.params import initial_params, weights_sha256
 from distmeta.models import build_model
 from distmeta.training import checkpoint as checkpoints
-from distmeta.training.checkpoint import Checkpoint
-from distmeta.training.metrics import MetricsWriter, read_metrics
+from distmeta.training.checkpoint import Checkpoint, CheckpointFolder
+from distmeta.training.metrics import MetricsFolder, MetricsWriter
 from distmeta.training.outer import OuterUpdate, schedule
+from distmeta.training.run_folder import RunFolder
 
 
 def outer_update(optimizer: str = "adam") -> OuterUpdate:
@@ -27,13 +27,13 @@ def gradient(step: int, size: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(step))
 
 
-def write(run_folder: Path, step: int) -> Path:
+def write(run_folder: Path, step: int) -> CheckpointFolder:
     outer = outer_update()
     size = sum(value.numel() for value in outer.meta_params.values())
     for i in range(step):
         outer.update(gradient(i, size), i)
-    folder = run_folder / "checkpoints" / checkpoints.folder_name(step)
-    checkpoints.save(Checkpoint(step, outer.meta_params, outer.state(), {"best_step": 0}), folder, threads=1)
+    folder = RunFolder(run_folder).checkpoint(step)
+    checkpoints.save(Checkpoint(step, outer.meta_params, outer.state(), {"best_step": 0}), folder.path, threads=1)
     return folder
 
 
@@ -45,7 +45,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(optimizer: str, tmp_path
         if step == 4:
             checkpoints.save(Checkpoint(4, whole.meta_params, whole.state(), {}), tmp_path / "c", threads=1)
         whole.update(gradient(step, size), step)
-    found = checkpoints.load(tmp_path / "c")
+    found = CheckpointFolder(tmp_path / "c").load()
     resumed = outer_update(optimizer)
     resumed.load(found.meta_params, found.optimizer)
     for step in range(found.step, 10):
@@ -56,7 +56,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(optimizer: str, tmp_path
 
 
 def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
-    assert checkpoints.newest(tmp_path) is None
+    assert RunFolder(tmp_path).newest_checkpoint() is None
     for step in (2, 4, 6):
         write(tmp_path, step)
     for damage in (
@@ -68,33 +68,24 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
         run_folder = tmp_path / f"damaged-{random.random()}"
         shutil.copytree(tmp_path / "checkpoints", run_folder / "checkpoints")
         damage(run_folder / "checkpoints" / "step-000006")
-        newest = checkpoints.newest(run_folder)
+        newest = RunFolder(run_folder).newest_checkpoint()
         assert newest is not None
         assert newest.name == "step-000004"
-        assert checkpoints.load(newest).step == 4
+        assert newest.load().step == 4
 
 
 def test_any_flipped_byte_makes_it_no_checkpoint(tmp_path: Path) -> None:
     folder = write(tmp_path, 3)
-    assert checkpoints.is_whole(folder)
+    assert folder.is_whole
     for name in ("meta_params.safetensors", "optimizer.safetensors", "progress.json"):
-        content = bytearray((folder / name).read_bytes())
+        content = bytearray((folder.path / name).read_bytes())
         position = random.Random(name).randrange(len(content))
         content[position] ^= 1
-        (folder / name).write_bytes(content)
-        assert not checkpoints.is_whole(folder)
+        (folder.path / name).write_bytes(content)
+        assert not folder.is_whole
         content[position] ^= 1
-        (folder / name).write_bytes(content)
-    assert checkpoints.is_whole(folder)
-
-
-def test_best_is_replaced_whole(tmp_path: Path) -> None:
-    theta = outer_update().meta_params
-    for step in (1, 2):
-        checkpoints.save_best(theta, {"step": step}, tmp_path)
-        assert checkpoints.is_whole(tmp_path / "best")
-        assert json.loads((tmp_path / "best" / "model.json").read_text())["step"] == step
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+        (folder.path / name).write_bytes(content)
+    assert folder.is_whole
 
 
 @given(kills=st.lists(st.integers(1, 30), max_size=4), flush_before_kill=st.booleans())
@@ -102,10 +93,10 @@ def test_metrics_name_every_step_once_whatever_is_killed(
     kills: list[int], flush_before_kill: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A run of 30 steps with a checkpoint every 7, killed after given steps; sometimes after the metrics and before the checkpoint."""
-    run_folder = tmp_path_factory.mktemp("run")
+    metrics = MetricsFolder(tmp_path_factory.mktemp("metrics"))
     committed = 0
     for kill in [*sorted(kills), None]:
-        writer = MetricsWriter(run_folder, committed)
+        writer = MetricsWriter(metrics, committed)
         for step in range(committed + 1, 31):
             writer.add({"step": step})
             if step == kill:
@@ -115,5 +106,5 @@ def test_metrics_name_every_step_once_whatever_is_killed(
             if step % 7 == 0 or step == 30:
                 writer.flush(step)
                 committed = step
-    assert [record["step"] for record in read_metrics(run_folder)] == list(range(1, 31))
-    assert [record["step"] for record in read_metrics(run_folder, after=20)] == list(range(21, 31))
+    assert [record["step"] for record in metrics.read()] == list(range(1, 31))
+    assert [record["step"] for record in metrics.read(after=20)] == list(range(21, 31))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import options, patterns, png
+from conftest import options, patterns, png, same
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -28,10 +28,6 @@ def take(stream: EpisodeStream, slots: list[int], start: int, count: int) -> lis
     taken = [next(batches) for _ in range(count)]
     batches.close()  # type: ignore[attr-defined]
     return taken
-
-
-def same(a: EpisodeBatch, b: EpisodeBatch) -> bool:
-    return a[:2] == b[:2] and all(torch.equal(x, y) for x, y in zip(a[2:], b[2:], strict=True))
 
 
 @given(
@@ -87,7 +83,7 @@ def test_purity_over_start_step_and_share_of_the_slots(dataset: Dataset, start: 
     whole = EpisodeStream(dataset, "train", TASK, seed=3)
     part = EpisodeStream(dataset, "train", TASK, seed=3)
     for all_slots, own in zip(take(whole, list(range(8)), start, 2), take(part, slots, start, 2), strict=True):
-        assert same(EpisodeBatch(all_slots.step, slots, *(tensor[slots] for tensor in all_slots[2:])), own)
+        assert same(all_slots.take(slots), own)
 
 
 def test_seed_split_step_and_slot_all_matter(dataset: Dataset) -> None:
@@ -102,10 +98,10 @@ def test_seed_split_step_and_slot_all_matter(dataset: Dataset) -> None:
 def test_labels_follow_the_images(dataset: Dataset) -> None:
     """Images of one label resemble each other more than those of another: labels and pixels were not shuffled apart."""
     for batch in take(EpisodeStream(dataset, "train", Task(3, 2, 2), seed=0), [0, 1, 2, 3], 0, 5):
-        for support, labels, queries, query_labels in zip(*batch[2:], strict=True):
-            centres = torch.stack([support[labels == label].mean(0) for label in range(3)])
-            nearest = torch.cdist(queries.flatten(1), centres.flatten(1)).argmin(1)
-            assert torch.equal(nearest, query_labels)
+        for one in batch.each():
+            centres = torch.stack([one.support_images[one.support_labels == label].mean(0) for label in range(3)])
+            nearest = torch.cdist(one.query_images[0].flatten(1), centres.flatten(1)).argmin(1)
+            assert torch.equal(nearest, one.query_labels[0])
 
 
 def test_images_lie_in_memory_with_the_channels_innermost(dataset: Dataset) -> None:
@@ -164,9 +160,10 @@ def hard_patterns() -> Iterator[SourceImage]:
 def nearest_mean_accuracies(stream: EpisodeStream, indices: range) -> list[float]:
     accuracies = []
     for batch in stream.evaluation(indices):
-        for support, _, queries, labels in zip(*batch[2:], strict=True):
-            centres = support.unflatten(0, (stream.task.way, -1)).mean(1)
-            accuracies.append((torch.cdist(queries.flatten(1), centres.flatten(1)).argmin(1) == labels).double().mean().item())
+        for one in batch.each():
+            centres = one.support_images[0].unflatten(0, (stream.task.way, -1)).mean(1)
+            nearest = torch.cdist(one.query_images[0].flatten(1), centres.flatten(1)).argmin(1)
+            accuracies.append((nearest == one.query_labels[0]).double().mean().item())
     return accuracies
 
 

@@ -26,8 +26,7 @@ from test_run import STEPS, config
 from distmeta.config import Config
 from distmeta.errors import ConfigError, RunError
 from distmeta.scale.run import run
-from distmeta.training import checkpoint as checkpoints
-from distmeta.training.metrics import read_metrics, restarts
+from distmeta.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +49,7 @@ def alone(home: Path, packed: Path, address: str) -> dict[str, Any]:
 
 
 def steps_of(result: dict[str, Any]) -> list[int]:
-    return [record["step"] for record in read_metrics(Path(result["run_folder"]))]
+    return [record["step"] for record in RunFolder(result["run_folder"]).metrics.read()]
 
 
 def same(result: dict[str, Any], alone: dict[str, Any]) -> bool:
@@ -69,7 +68,7 @@ def test_killed_at_random(step: int, victim: int, delay_s: float, alone: dict[st
     at_checkpoint(Path(made.run_folder), step, lambda: workers_of(psutil.Process())[victim].kill(), delay_s)
     result = run(made, address=address)
     assert same(result, alone)
-    (again,) = restarts(Path(result["run_folder"]))
+    (again,) = RunFolder(result["run_folder"]).restarts()
     assert step <= again < STEPS
 
 
@@ -89,7 +88,7 @@ def test_a_node_leaves_and_another_joins(home: Path, packed: Path) -> None:
     out, errors = process.communicate()
     assert process.returncode == 0, errors
     result = json.loads(out.splitlines()[-1])
-    workers = [max(record["ranks"]) + 1 for record in read_metrics(Path(made.run_folder))]
+    workers = [max(record["ranks"]) + 1 for record in RunFolder(made.run_folder).metrics.read()]
     assert [count for count, _ in itertools.groupby(workers)] == [2, 1, 2]
     undisturbed = run(alone, address=cluster.address)
     cluster.shutdown()
@@ -127,7 +126,7 @@ def test_a_worker_that_hangs_is_replaced(alone: dict[str, Any], home: Path, pack
     result = run(made, address=address)
     assert stopped
     assert same(result, alone)
-    assert len(restarts(Path(result["run_folder"]))) == 1
+    assert len(RunFolder(result["run_folder"]).restarts()) == 1
 
 
 def test_a_worker_told_to_end_leaves_a_checkpoint(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
@@ -145,7 +144,7 @@ def test_a_worker_told_to_end_leaves_a_checkpoint(alone: dict[str, Any], home: P
     result = run(made, address=address)
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert steps_of(result) == list(range(1, STEPS + 1))
-    (again,) = restarts(Path(result["run_folder"]))
+    (again,) = RunFolder(result["run_folder"]).restarts()
     assert 0 < again < STEPS
 
 
@@ -174,12 +173,12 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_named(
     at_checkpoint(run_folder, 8, fill)
     with pytest.raises(RunError, match=r"cannot be written: .*No space left on device.*\nmake room.*goes on from step-0000\d\d"):
         run(made, address=address)
-    newest = checkpoints.newest(run_folder)
+    newest = RunFolder(run_folder).newest_checkpoint()
     assert newest is not None
     (small_disk / "filler").unlink()
     result = run(made, resume=True, address=address)
     assert same(result, alone)
-    assert int(newest.name[5:]) in restarts(run_folder)
+    assert newest.step in RunFolder(run_folder).restarts()
 
 
 def test_a_run_folder_that_cannot_be_written(home: Path, packed: Path, address: str, small_disk: Path) -> None:
@@ -207,7 +206,7 @@ def test_a_killed_driver_is_resumed(alone: dict[str, Any], home: Path, packed: P
     process.communicate()
     result = run(made, resume=True, address=address)
     assert same(result, alone)
-    assert restarts(Path(result["run_folder"]))[-1] >= 6
+    assert RunFolder(result["run_folder"]).restarts()[-1] >= 6
 
 
 def lasting(made: Config) -> Config:

@@ -1,5 +1,6 @@
 """Laws of the learners, each over the table of all of them: a learner that is added cannot skip one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,11 +9,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 from torch.nn.functional import cross_entropy
 
-from distmeta.data.episodes import EpisodeBatch, LabelledBatch
+from distmeta.data.episodes import Batch, EpisodeBatch, LabelledBatch
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS, build_learner, check_settings, settings_of
 from distmeta.learners.finetune import FineTuning
-from distmeta.learners.learner import Batch, Learner
+from distmeta.learners.learner import Learner
 from distmeta.learners.maml import ANIL, MAMLPlusPlus
 from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params, flatten, initial_params, unflatten, warm_start, weights_sha256
@@ -79,7 +80,8 @@ def test_maml_against_explicit_hessians(steps: int, gradient: str) -> None:
     model, alpha = network("mlp", "none"), 0.3
     maml = learner("maml", model, inner_lr=alpha, inner_steps=steps, gradient=gradient)
     theta, episodes = maml.initial_params(2), batch(1)
-    support, labels, queries, query_labels = (part[0] for part in episodes[2:])
+    support, labels = episodes.support_images[0], episodes.support_labels[0]
+    queries, query_labels = episodes.query_images[0], episodes.query_labels[0]
 
     def loss(vector: Tensor, images: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(functional_call(model, unflatten(vector, theta), (images,)), targets)
@@ -98,7 +100,7 @@ def test_maml_against_explicit_hessians(steps: int, gradient: str) -> None:
     torch.testing.assert_close(ours[0], expected, rtol=1e-9, atol=1e-12)
     assert metrics.loss.item() == pytest.approx(loss(phi, queries, query_labels).item())
     right = functional_call(model, unflatten(phi, theta), (queries,)).argmax(1) == query_labels
-    assert (metrics.correct.item(), metrics.total.item()) == (right.sum().item(), WAY * QUERIES)
+    assert metrics.score.item() == right.double().mean().item()
 
 
 def test_reptile_is_the_sum_of_its_inner_gradients() -> None:
@@ -140,7 +142,7 @@ def test_all_engines_agree(name: str, norm: str) -> None:
     for gradients, metrics in found[1:]:
         torch.testing.assert_close(gradients, found[0][0], rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(metrics.loss, found[0][1].loss, rtol=1e-10, atol=1e-12)
-        assert torch.equal(metrics.correct, found[0][1].correct)
+        assert torch.equal(metrics.score, found[0][1].score)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,9 +166,8 @@ def test_the_outer_pass_in_bfloat16(name: str) -> None:
     truth, ours = (made.slot_gradients(theta, slots)[0] for made in (exact, rounded))
     assert ours.dtype == torch.float32
     assert 0 < (ours - truth).norm() < 0.02 * truth.norm()
-    support, labels = slots[2][0], slots[3][0]
-    if LEARNERS[name].trains_on == "episodes":
-        ends = (made.adapt(theta, support, labels) for made in (exact, rounded))
+    if isinstance(slots, EpisodeBatch):
+        ends = (made.adapt(theta, slots.take([0])) for made in (exact, rounded))
         assert len({weights_sha256(end) for end in ends}) == 1
 
 
@@ -179,11 +180,10 @@ def test_a_slots_bits_do_not_depend_on_its_neighbours(name: str, norm: str, batc
     theta, slots = made.initial_params(0), batch_for(name, 5, torch.float32)
     together, metrics = made.slot_gradients(theta, slots)
     for chosen in ([2], [3, 1], [1, 0, 3], [4, 3, 2]):
-        subset = type(slots)(slots.step, [slots.slots[i] for i in chosen], *(tensor[chosen] for tensor in slots[2:]))
-        gradients, own = made.slot_gradients(theta, subset)
+        gradients, own = made.slot_gradients(theta, slots.take(chosen))
         assert torch.equal(gradients, together[chosen])
         assert torch.equal(own.loss, metrics.loss[chosen])
-        assert torch.equal(own.correct, metrics.correct[chosen])
+        assert torch.equal(own.score, metrics.score[chosen])
 
 
 def test_dropout_noise_belongs_to_the_slot() -> None:
@@ -193,9 +193,7 @@ def test_dropout_noise_belongs_to_the_slot() -> None:
     def gradient(step: int = 3, seed: int = 0, chosen: tuple[int, ...] = (0, 1), engine: str = "unrolled") -> Tensor:
         made = learner("maml", model, seed=seed, task_batching="loop", gradient=engine)
         made.seed = seed
-        episodes = batch(2, step=step)
-        some = EpisodeBatch(step, [episodes.slots[i] for i in chosen], *(tensor[list(chosen)] for tensor in episodes[2:]))
-        return made.slot_gradients(made.initial_params(0), some)[0]
+        return made.slot_gradients(made.initial_params(0), batch(2, step=step).take(chosen))[0]
 
     both = gradient()
     assert torch.equal(gradient(chosen=(1,))[0], both[1])
@@ -210,7 +208,7 @@ def test_inductive_prediction_does_not_depend_on_company(name: str, norm: str) -
     """Law 8: alone, shuffled and in chunks a query gets the same output. Transductive ones do depend with batch norm, so this can fail."""
     made = learner(name, network(norm=norm))
     episodes = batch(1)
-    adapted = made.adapt(made.initial_params(0), episodes.support_images[0], episodes.support_labels[0])
+    adapted = made.adapt(made.initial_params(0), episodes)
     queries = episodes.query_images[0]
     together = made.predict(adapted, queries)
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))
@@ -226,7 +224,7 @@ def test_inductive_statistics_are_the_support_sets() -> None:
     """On the support set itself, support statistics and batch statistics are the same thing."""
     made, episodes = learner("maml", network()), batch(1)
     support = episodes.support_images[0]
-    both = made.predict(made.adapt(made.initial_params(0), support, episodes.support_labels[0]), support)
+    both = made.predict(made.adapt(made.initial_params(0), episodes), support)
     torch.testing.assert_close(both.inductive, both.transductive, rtol=1e-9, atol=1e-9)
 
 
@@ -236,8 +234,9 @@ def test_adaptation_takes_the_steps_that_training_takes(name: str) -> None:
     made = learner(name, network("mlp", "none"), inner_steps=3, inner_batch=None)
     theta, episodes = made.initial_params(0), batch(1)
     before = weights_sha256(theta)
-    support, labels, queries, query_labels = (part[0] for part in episodes[2:])
-    curve = list(made.adaptation(theta, support, labels))
+    support, labels = episodes.support_images[0], episodes.support_labels[0]
+    queries, query_labels = episodes.query_images[0], episodes.query_labels[0]
+    curve = list(made.adaptation(theta, episodes))
     assert len(curve) == 4
     assert weights_sha256(theta) == before
     losses = [cross_entropy(functional_call(made.model, adapted, (support,)), labels).item() for adapted in curve]
@@ -259,7 +258,7 @@ def test_without_an_inner_lr_all_are_plain_multi_task_learning() -> None:
     for name in ("maml", "fomaml", "anil"):
         made = learner(name, model, inner_lr=0.0)
         torch.testing.assert_close(made.slot_gradients(made.initial_params(0), episodes)[0], torch.stack(expected), rtol=1e-9, atol=1e-12)
-    all_images = EpisodeBatch(0, [0, 1], *episodes[2:4], *episodes[2:4])  # queries = support
+    all_images = replace(episodes, query_images=episodes.support_images, query_labels=episodes.support_labels)
     transfer, maml = (learner(name, model, inner_lr=0.0) for name in ("transfer", "maml"))
     given, wanted = (made.slot_gradients(theta, all_images)[0] for made in (transfer, maml))
     # Support and queries together are each image twice: the same mean loss and the same batch statistics.
@@ -271,7 +270,7 @@ def test_permuting_labels_and_head_rows_permutes_the_gradient(name: str) -> None
     made = learner(name, network("mlp", "batch"))
     theta, slots = made.initial_params(0), batch_for(name, 2)
     order = torch.tensor([2, 0, 1])
-    renamed = slots._replace(**{field: order[getattr(slots, field)] for field in slots._fields if field.endswith("labels")})
+    renamed = slots.map(lambda tensor: tensor if tensor.is_floating_point() else order[tensor])
     if name == "reptile":
         made.inner_batch = None  # type: ignore[attr-defined]  # minibatches follow the labels' order
 
@@ -291,7 +290,7 @@ def test_centroids_serve_any_number_of_classes(name: str) -> None:
     made = learner(name, network())
     images = torch.randn(10, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3, 4])  # as many images of a class as one likes
-    logits = made.predict(made.adapt(made.initial_params(0), images, labels), images).transductive
+    logits = made.predict(made.adapt(made.initial_params(0), EpisodeBatch.of_support(images, labels)), images).transductive
     assert logits.shape == (10, 5)
     assert logits[-1].argmax() == 4, "a class's only image lies on its centroid"
 
@@ -346,7 +345,7 @@ def test_checkpointed_memory_does_not_grow_with_inner_steps(name: str) -> None:
 def test_anil_adapts_the_same_from_features_computed_once(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = learner("anil", network(norm=norm, dtype=torch.float32), inner_steps=3)
     episode = batch(1, torch.float32)
-    given = made.initial_params(0), episode.support_images[0], episode.support_labels[0]
+    given = made.initial_params(0), episode
     once = list(made.adaptation(*given))
     monkeypatch.setattr(ANIL, "descent", FineTuning.descent)
     each_step = list(made.adaptation(*given))

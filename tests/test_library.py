@@ -60,8 +60,9 @@ def test_evaluate_is_the_runs_own_evaluation(home: Path) -> None:
     stream.preprocessing = model.preprocessing
     right = 0
     for batch in stream.evaluation(range(10)):
-        for support, labels, queries, truth in zip(*batch[2:], strict=True):
-            right += int((model.adapt(support, labels).predict(queries).argmax(1) == truth).sum())
+        for one in batch.each():
+            said = model.adapt(one.support_images[0], one.support_labels[0]).predict(one.query_images[0]).argmax(1)
+            right += int((said == one.query_labels[0]).sum())
     assert found["accuracy_inductive"] == pytest.approx(right / 180)
 
 

@@ -5,17 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
-from distmeta.data.episodes import EpisodeBatch, Task
+from distmeta.data.episodes import Batch, EpisodeBatch, Task
 from distmeta.data.shards import Dataset
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import DataError, RunError
-from distmeta.learners.learner import Batch, SlotMetrics
+from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.maml import MAML
 from distmeta.learners.params import Params, initial_params, weights_sha256
 from distmeta.models import build_model
+from distmeta.training.accuracy import Accuracy
 from distmeta.training.checkpoint import Checkpoint
-from distmeta.training.evaluate import Accuracy, Evaluation, Setting, accuracy, block
+from distmeta.training.evaluate import Evaluation, Setting, block, evaluate
 from distmeta.training.loop import Plan, Progress, train
 from distmeta.training.metrics import Record
 from distmeta.training.outer import OuterUpdate, schedule
@@ -43,7 +45,8 @@ class Recorder:
     def validate(self, meta_params: Params) -> Evaluation:
         self.validations += 1
         inductive = self.accuracies.get(self.validations, 0.0)
-        return Accuracy(0.0, 0.0, inductive, 0.0, Setting(10, 3, 1, 2, 0, 1, "batch"), torch.zeros(10, 2))
+        measurement = Accuracy().measure(learner(), TASK, torch.tensor([[0.0, inductive]] * 10, dtype=torch.float64))
+        return Evaluation(measurement, {}, Setting(10, 3, 1, 2, 0, 1, "batch"), torch.zeros(10, 2))
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         self.best.append(step)
@@ -99,7 +102,11 @@ def test_checkpoints_validations_and_the_best(dataset: Dataset) -> None:
     assert [record["step"] for record in hooks.records if "validation" in record] == [4, 8, 12]
     assert hooks.best == [4, 12]
     progress = hooks.checkpoints[-1].progress
-    assert {key: progress[key] for key in ("best_step", "best_score", "bad_steps")} == {"best_step": 12, "best_score": 0.6, "bad_steps": 0}
+    assert {key: progress[key] for key in ("best_step", "best_score", "bad_steps")} == {
+        "best_step": 12,
+        "best_score": pytest.approx(0.6),
+        "bad_steps": 0,
+    }
 
 
 def test_stopping_and_going_on_gives_the_same_weights(dataset: Dataset) -> None:
@@ -174,16 +181,16 @@ def test_evaluation_counts_what_it_says(dataset: Dataset) -> None:
     """By hand, over the same episodes."""
     stream, maml = EpisodeStream(dataset, "test", TASK, 0), learner()
     theta = initial_params(maml.model, 0)
-    result = accuracy(maml, theta, stream, 10, "batch", 0, 1)
+    result = evaluate(Accuracy(), maml, theta, stream, 10, "batch").as_dict()
     accuracies = []
     for batch in stream.evaluation(range(10)):
-        for support, labels, queries, query_labels in zip(*batch[2:], strict=True):
-            logits = maml.predict(maml.adapt(theta, support, labels), queries)
-            accuracies.append([(kind.argmax(1) == query_labels).double().mean().item() for kind in logits])
+        for one in batch.each():
+            logits = maml.predict(maml.adapt(theta, one), one.query_images[0])
+            accuracies.append([(kind.argmax(1) == one.query_labels[0]).double().mean().item() for kind in logits])
     by_hand = torch.tensor(accuracies)
-    assert result.accuracy == pytest.approx(by_hand[:, 0].mean().item())
-    assert result.accuracy_inductive == pytest.approx(by_hand[:, 1].mean().item())
-    assert result.ci95 == pytest.approx(1.96 * by_hand[:, 0].std().item() / 10**0.5, rel=1e-5)
+    assert result["accuracy"] == pytest.approx(by_hand[:, 0].mean().item())
+    assert result["accuracy_inductive"] == pytest.approx(by_hand[:, 1].mean().item())
+    assert result["ci95"] == pytest.approx(stats.t.ppf(0.975, 9) * by_hand[:, 0].std().item() / 10**0.5, rel=1e-5)
 
 
 def test_blocks_cover_everything_once() -> None:

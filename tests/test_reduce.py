@@ -42,7 +42,7 @@ def slot_gradients(seed: int, slots: int = SLOTS, decades: float = 8.0) -> torch
 
 def contribution(gradients: torch.Tensor, slots: list[int], into: SlotSum | None = None) -> Contribution:
     """What a worker with these slots brings, found one slot at a time."""
-    metrics = SlotMetrics(torch.arange(len(gradients)) / 7, torch.arange(len(gradients)) + 1, torch.full((len(gradients),), 10))
+    metrics = SlotMetrics(torch.arange(len(gradients)) / 7, -torch.arange(len(gradients)).double() / 3)
     found = ((gradients[slot : slot + 1], SlotMetrics(*(column[slot : slot + 1] for column in metrics))) for slot in slots)
     into = into or slot_sum("exact", len(gradients), SIZE, gradients, None)
     return Contribution.of(slots, found, into) if slots else Contribution(slots, into, SlotMetrics(*(column[:0] for column in metrics)))
@@ -115,7 +115,7 @@ def same_bits_for_every_partition(rank: int) -> None:
             assert got.meta_gradient is not None
             assert torch.equal(got.meta_gradient, whole.meta_gradient)
             assert torch.equal(got.losses, whole.losses)
-            assert torch.equal(got.correct, whole.correct)
+            assert torch.equal(got.scores, whole.scores)
             assert all(slot in partition[worker] for slot, worker in enumerate(got.ranks.tolist()))
 
 
@@ -153,7 +153,7 @@ def fast_is_the_plain_sum_and_its_metrics_are_exact(rank: int) -> None:
             assert got.meta_gradient is not None
             torch.testing.assert_close(got.meta_gradient.double(), gradients.double().mean(0), rtol=1e-5, atol=1e-5)
             assert torch.equal(got.losses, EXPECTED[seed].losses)
-            assert torch.equal(got.correct, EXPECTED[seed].correct)
+            assert torch.equal(got.scores, EXPECTED[seed].scores)
             assert all(slot in partition[worker] for slot, worker in enumerate(got.ranks.tolist()))
 
 

@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from distmeta import cli
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.learners.params import weights_sha256
-from distmeta.registry import tracking, versions
+from distmeta.registry import versions
 from distmeta.registry.compare import compare, verdict
 
 
@@ -69,11 +69,11 @@ def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_
             versions.promote(uri, "models:/again/1", alias)
     with pytest.raises(RegistryError, match="no version 9"):
         versions.promote(uri, "models:/again/9", "champion")
-    held = (run / "best" / "model.json").read_text()
-    (run / "best" / "model.json").write_text(held.replace('"validation_score"', '"of another version"'))
+    held = (run.best.path / "model.json").read_text()
+    (run.best.path / "model.json").write_text(held.replace('"validation_score"', '"of another version"'))
     with pytest.raises(RunError, match="holds no finished run: it lacks 'validation_score'"):
         versions.publish(uri, run)
-    (run / "result.json").unlink()
+    (run.path / "result.json").unlink()
     with pytest.raises(RunError, match=r"holds no finished run: .*result.json"):
         versions.publish(uri, run)
 
@@ -115,7 +115,7 @@ def test_names_that_are_not_there(model_uri: str, error: type[Exception], messag
 def test_a_model_is_found_by_its_run(uri: str, tmp_path: Path) -> None:
     """The version that was published last, with its hashes; a version that somebody else made of the run's files is not looked at."""
     run = finished_run(tmp_path / "run", uri)
-    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    run_id = run.read_mlflow()["run_id"]
     address = f"runs:/{run_id}/model"
     with pytest.raises(RegistryError, match=f"no model of an MLflow run {run_id} is registered"):
         versions.load_model(uri, address)
@@ -174,7 +174,7 @@ def test_nothing_received_is_executed(uri: str, tmp_path: Path) -> None:
 
 def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", uri)
-    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    run_id = run.read_mlflow()["run_id"]
     client = MlflowClient(uri)
     client.create_registered_model("foreign")
     client.create_model_version("foreign", f"{client.get_run(run_id).info.artifact_uri}/model", run_id)
@@ -194,7 +194,7 @@ def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
 )
 def test_what_a_newer_version_published_is_refused(change: dict[str, Any], message: str, uri: str, tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", uri)
-    best = run / "best" / "model.json"
+    best = run.best.path / "model.json"
     best.write_text(json.dumps(json.loads(best.read_text()) | change))
     with pytest.raises(RegistryError, match=message):
         versions.load_model(uri, versions.publish(uri, run, "from-the-future").uri)
@@ -244,11 +244,6 @@ def test_compare_counts_a_smaller_error_as_better(uri: str, tmp_path: Path) -> N
 def test_mlflow_out_of_reach_is_said_in_seconds() -> None:
     with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9/: .*\ncheck tracking.uri"):
         versions.list_models("http://user:secret@127.0.0.1:9/")
-
-
-def test_credentials_are_not_shown() -> None:
-    assert tracking.without_credentials("https://me:secret@host:8080/x") == "https://host:8080/x"
-    assert tracking.without_credentials("sqlite:////tmp/x.db") == "sqlite:////tmp/x.db"
 
 
 def test_the_verbs(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

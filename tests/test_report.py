@@ -15,6 +15,7 @@ from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, finished_run
 from test_cli import call
 
+from distmeta.assembly.report import report, report_of_model
 from distmeta.config import validate
 from distmeta.data.episodes import Task
 from distmeta.data.shards import Dataset
@@ -22,14 +23,14 @@ from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.inference.model import build
 from distmeta.registry import versions
-from distmeta.registry.tracking import RUN_FILE, log_files
+from distmeta.registry.tracking import log_files
 from distmeta.report.adaptation import adaptation_curves, draw_adaptation
 from distmeta.report.figures import Curve, binned, lines
 from distmeta.report.study import study
-from distmeta.scale.report import report, report_of_model
 from distmeta.show import show_test
-from distmeta.training.checkpoint import WEIGHTS, load_params
-from distmeta.training.evaluate import accuracy
+from distmeta.training.accuracy import Accuracy
+from distmeta.training.evaluate import evaluate
+from distmeta.training.run_folder import RunFolder
 
 HOSTILE = "</title><script>document.title='owned'</script>&\"'{{ 7*7 }}$x_{$"
 
@@ -39,7 +40,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
 
 
-def run_of(folder: Path, uri: str, packed: Path, description: dict[str, Any] = DESCRIPTION) -> Path:
+def run_of(folder: Path, uri: str, packed: Path, description: dict[str, Any] = DESCRIPTION) -> RunFolder:
     """A finished run on the packed patterns, with its metrics; its dataset has a name that would break a page."""
     beside = {"random_init": 0.4, "random_init_ci95": 0.02}
     run = finished_run(folder, uri, description=description, test={"accuracy": 0.6121, "ci95": 0.0111} | beside)
@@ -49,10 +50,10 @@ def run_of(folder: Path, uri: str, packed: Path, description: dict[str, Any] = D
         "model": {"filters": 4},
         "learner": description["learner"],
     }
-    (run / "config.yaml").write_text(validate(content, "test").to_yaml())
-    (run / "dataset.json").write_text(json.dumps({"dataset": HOSTILE, "fingerprint": "f" * 64}))
-    (run / "metrics").mkdir()
-    with (run / "metrics" / "000000-000030.jsonl").open("w") as file:
+    (run.path / "config.yaml").write_text(validate(content, "test").to_yaml())
+    (run.path / "dataset.json").write_text(json.dumps({"dataset": HOSTILE, "fingerprint": "f" * 64}))
+    (run.path / "metrics").mkdir()
+    with (run.path / "metrics" / "000000-000030.jsonl").open("w") as file:
         for step in range(1, 31):
             times = {"time/data": 0.01, "time/adapt": 0.2, "time/wait": 0.01, "time/reduce": 0.01, "time/update": 0.01}
             record = {"step": step, "meta_loss": 1 / step, "accuracy": 1 - 1 / (step + 1), "ranks": [0, 0, 1] if step < 20 else [0] * 3}
@@ -92,12 +93,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, uri: str, packed: Path) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, uri: str, packed: Path) -> RunFolder:
     return run_of(tmp_path_factory.mktemp("runs") / "a<b>&'\"c", uri, packed)
 
 
 @pytest.fixture(scope="module")
-def written(run: Path) -> Path:
+def written(run: RunFolder) -> Path:
     return report(run)
 
 
@@ -123,15 +124,15 @@ def test_it_says_what_the_run_found(written: Path) -> None:
     assert not re.search(r"\bnan\b", page.text)
 
 
-def test_its_curves_are_those_of_the_evaluation(run: Path, packed: Path, dataset: Dataset) -> None:
+def test_its_curves_are_those_of_the_evaluation(run: RunFolder, packed: Path, dataset: Dataset) -> None:
     """After the last inner step the study counts what the run's own evaluation counts, episode by episode."""
     stream = EpisodeStream(dataset, "test", Task(WAY, 1, 3), 0)
-    weights = load_params(run / "best" / WEIGHTS)
+    weights = run.best.load_params()
     learner = build(DESCRIPTION, weights)
     fresh = learner.initial_params(5)
     found = study(learner, weights, fresh, stream, 9)
     for by_step, params in ((found.trained, weights), (found.random_init, fresh)):
-        own = accuracy(learner, params, stream, 9, "batch", 0, 1)
+        own = evaluate(Accuracy(), learner, params, stream, 9, "batch")
         assert by_step.shape == (9, learner.inner_steps_eval + 1)
         ordered = sorted(range(9), key=lambda i: (i % len(dataset.shards("test")), i))
         assert torch.equal(by_step[:, -1], own.by_episode[ordered, 1])
@@ -145,16 +146,16 @@ def test_learners_without_inner_steps_have_a_report_too(uri: str, packed: Path, 
     assert "protonet with conv4" in page.text
 
 
-def test_without_its_dataset_it_says_so(run: Path, uri: str, packed: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(run, tmp_path / "copy")
+def test_without_its_dataset_it_says_so(run: RunFolder, uri: str, packed: Path, tmp_path: Path) -> None:
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     page = Page(report(copy, shards=str(tmp_path / "gone")).read_text())
     assert f"No test episodes were looked at for this report: {tmp_path / 'gone'} is no packed dataset" in page.text
     assert "61.2 ± 1.1 %" in page.text
-    (copy / "result.json").unlink()
+    (copy.path / "result.json").unlink()
     with pytest.raises(RunError, match="holds no finished run"):
         report(copy)
     with pytest.raises(RunError, match="holds no run"):
-        report(tmp_path)
+        report(RunFolder(tmp_path))
 
 
 def test_the_report_of_a_registered_model(
@@ -162,16 +163,16 @@ def test_the_report_of_a_registered_model(
 ) -> None:
     run = run_of(tmp_path / "run", uri, packed)
     published = versions.publish(uri, run, "reported")
-    assert report_of_model(uri, published.uri) == (run / "report.html", True)
+    assert report_of_model(uri, published.uri) == (run.report, True)
     # On another machine, where another run may have the same path.
-    run.rename(tmp_path / "moved")
-    run_of(run, uri, packed)
+    run.path.rename(tmp_path / "moved")
+    run_of(run.path, uri, packed)
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here, and MLflow keeps no"):
         report_of_model(uri, published.uri)
-    log_files(uri, json.loads((tmp_path / "moved" / RUN_FILE).read_text())["run_id"], [tmp_path / "moved" / "report.html"])
+    log_files(uri, RunFolder(tmp_path / "moved").read_mlflow()["run_id"], [tmp_path / "moved" / "report.html"])
     with pytest.raises(ConfigError, match="which is not here: --shards cannot be looked at"):
         report_of_model(uri, published.uri, shards=str(packed))
     assert list(here.iterdir()) == []
@@ -179,7 +180,7 @@ def test_the_report_of_a_registered_model(
     assert (code, json.loads(out)) == (0, {"report": "reported-1-report.html"})
     assert err.splitlines()[-1].startswith("wrote reported-1-report.html, the report written when the run ended")
     assert (here / "reported-1-report.html").read_bytes() == (tmp_path / "moved" / "report.html").read_bytes()
-    assert not (run / "report.html").exists()
+    assert not run.report.exists()
 
 
 def test_curves_of_a_regression_have_one_order_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from safetensors.torch import load_file
 from test_library import examples
 
+from distmeta.assembly.sync import sync
 from distmeta.cli import main
 from distmeta.config import Config, validate
 from distmeta.data.shards import Dataset
@@ -33,11 +34,9 @@ from distmeta.learners.params import weights_sha256
 from distmeta.registry.versions import load_model, publish
 from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
-from distmeta.scale.sync import sync
 from distmeta.scale.worker import check_machine
 from distmeta.training.checkpoint import machine
-from distmeta.training.folder import folder_at
-from distmeta.training.metrics import read_metrics, restarts
+from distmeta.training.run_folder import RunFolder
 
 STEPS, SLOTS = 40, 8
 
@@ -84,7 +83,7 @@ def alone(home: Path, packed: Path, address: str) -> dict[str, Any]:
 
 def owners(result: dict[str, Any]) -> list[list[int]]:
     """For each step, which rank computed each slot."""
-    return [record["ranks"] for record in read_metrics(Path(result["run_folder"]))]
+    return [record["ranks"] for record in RunFolder(result["run_folder"]).metrics.read()]
 
 
 def test_one_worker_learns(alone: dict[str, Any]) -> None:
@@ -111,14 +110,14 @@ def test_any_number_of_workers_ends_in_the_same_weights(
 def test_a_run_kept_in_object_storage(alone: dict[str, Any], home: Path, packed: Path, bucket: Any) -> None:
     """A worker is killed; what is in the bucket is enough to go on, and to publish and report from."""
     made = config(home, packed, "x", checkpoint_every=5).model_copy(update={"run_folder": "s3://bucket/runs/far"})
-    run_folder = folder_at(made.run_folder)
-    at_checkpoint(run_folder, 10, lambda: workers_of(psutil.Process())[1].kill())
+    run_folder = RunFolder(made.run_folder)
+    at_checkpoint(run_folder.path, 10, lambda: workers_of(psutil.Process())[1].kill())
     result = run(made)
     assert (result["weights_sha256"], result["test"]) == (alone["weights_sha256"], alone["test"])
-    assert [record["step"] for record in read_metrics(run_folder)] == list(range(1, STEPS + 1))
-    (again,) = restarts(run_folder)
+    assert [record["step"] for record in run_folder.metrics.read()] == list(range(1, STEPS + 1))
+    (again,) = run_folder.restarts()
     assert again >= 10
-    held = {path.name for path in run_folder.iterdir()}
+    held = {path.name for path in run_folder.path.iterdir()}
     assert {"config.yaml", "metrics", "checkpoints", "best", "result.json", "report.html", "log.txt"} <= held
     assert run(made, resume=True) == result, "it had ended"
     published = publish(f"sqlite:///{home / 'mlflow.db'}", run_folder, "far")
@@ -241,7 +240,7 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
     at_checkpoint(run_folder, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Stopped, match=rf"stopped as asked, at step-\d+ of {STEPS}\ngive --resume"):
         run(slow, address=address)
-    stopped_at = [record["step"] for record in read_metrics(run_folder)][-1]
+    stopped_at = [record["step"] for record in RunFolder(run_folder).metrics.read()][-1]
     assert 3 <= stopped_at < STEPS
     mlflow = MlflowClient(slow.tracking.uri)
     assert mlflow.get_run(json.loads((run_folder / "mlflow.json").read_text())["run_id"]).info.status == "KILLED"
@@ -254,10 +253,10 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
     result = run(config(home, packed, "stopped", workers=1), resume=True, address=address)
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert result["test"] == alone["test"]
-    assert [record["step"] for record in read_metrics(run_folder)] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in RunFolder(run_folder).metrics.read()] == list(range(1, STEPS + 1))
     history = mlflow.get_metric_history(result["run_id"], "meta_loss")
     assert [metric.step for metric in history] == list(range(1, STEPS + 1)), "MLflow shows a step twice, or lacks one"
-    assert restarts(run_folder) == [stopped_at]
+    assert RunFolder(run_folder).restarts() == [stopped_at]
     # And once more: nothing is done twice.
     assert run(config(home, packed, "stopped"), resume=True, address=address) == result
 
@@ -274,9 +273,9 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[s
     at_checkpoint(Path(interrupted.run_folder), 4, kill_a_worker)
     result = run(interrupted, address=address)
     assert killed
-    assert [step >= 4 for step in restarts(Path(result["run_folder"]))] == [True], "went on once, from a checkpoint"
+    assert [step >= 4 for step in RunFolder(result["run_folder"]).restarts()] == [True], "went on once, from a checkpoint"
     assert result["weights_sha256"] == alone["weights_sha256"]
-    assert [record["step"] for record in read_metrics(Path(result["run_folder"]))] == list(range(1, STEPS + 1))
+    assert [record["step"] for record in RunFolder(result["run_folder"]).metrics.read()] == list(range(1, STEPS + 1))
 
 
 def test_workers_on_machines_of_two_kinds_are_refused() -> None:
@@ -310,7 +309,7 @@ def test_a_run_goes_on_without_mlflow_and_is_synced_later(
         mlflow = MlflowClient(server.uri)
         run_id = json.loads((run_folder / "mlflow.json").read_text())["run_id"]
         assert len(mlflow.get_metric_history(run_id, "meta_loss")) < STEPS, "it was never away"
-        sent = sync(run_folder)
+        sent = sync(RunFolder(run_folder))
         assert sent | {"run_id": 0, "run_folder": 0} == alone | {"run_id": 0, "run_folder": 0}
         for key in ("meta_loss", "time/adapt"):
             assert [metric.step for metric in mlflow.get_metric_history(run_id, key)] == list(range(1, STEPS + 1))
@@ -334,7 +333,7 @@ def test_a_real_mlflow_server_stops_and_starts_again_in_mid_run(home: Path, pack
         for key in ("meta_loss", "time/adapt"):
             assert [metric.step for metric in mlflow.get_metric_history(result["run_id"], key)] == list(range(1, steps + 1))
         assert mlflow.get_run(result["run_id"]).info.status == "FINISHED"
-        assert sync(run_folder) == result
+        assert sync(RunFolder(run_folder)) == result
     finally:
         stop_server(servers[-1])
 

@@ -25,21 +25,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+from torch import nn
 
 from distmeta.config import Config, SweepConfig, load_config, validate
+from distmeta.data.episodes import Task
 from distmeta.errors import ClusterError, ConfigError, RunError
+from distmeta.learners import build_learner
+from distmeta.learners.params import weights_sha256
 from distmeta.seeds import generator
 from distmeta.show import show_advance
-from distmeta.sweep.driver import Asha, _as_sweep, _describe, _winner, check_space, sweep
+from distmeta.sweep.driver import _as_sweep, _describe, _winner, check_space, sweep
 from distmeta.sweep.population import Population, followed, near
 from distmeta.sweep.records import Records
 from distmeta.sweep.search import Search
-from distmeta.sweep.trials import FAILURE, Point, Trial, load_trials, validations
+from distmeta.sweep.trials import Point, Trial, load_trials, validations
+from distmeta.sweep.tuner import Asha
 from distmeta.sweep.view import TrialTable, draw
-from distmeta.training import checkpoint as checkpoints
-from distmeta.training.evaluate import Accuracy, Setting
-from distmeta.training.folder import folder_at
-from distmeta.training.metrics import read_metrics
+from distmeta.training.accuracy import Accuracy
+from distmeta.training.evaluate import Evaluation, Setting
+from distmeta.training.run_folder import RunFolder
+from distmeta.training.sealed import SEAL, seal
 
 SPACE: dict[str, Any] = {"learner.inner_lr": {"loguniform": [0.01, 1.0]}, "learner.inner_steps": {"choice": [1, 2, 3]}}
 
@@ -166,26 +171,26 @@ def test_optuna_looks_where_earlier_trials_did_well(resumed: bool) -> None:
     assert sum(later) / 15 < 0.5 * sum(off(params) for _, params in told) / 25
 
 
-def finished(sweep_folder: Path, number: int, scores: list[float], steps: int = 12, state: str = "running", reason: str = "") -> Trial:
+def finished(sweep_folder: RunFolder, number: int, scores: list[float], steps: int = 12, state: str = "running", reason: str = "") -> Trial:
     """A trial's run folder, as a run leaves it that validated every second step."""
     trial = Trial(number, {"learner.inner_lr": 0.1 * (number + 1), "learner.inner_steps": 1}, state=state, reason=reason)  # type: ignore[arg-type]
     trial.began, trial.ended = 1000.0 * number, 1000.0 * number + 700
-    folder = trial.folder(sweep_folder)
+    folder = trial.folder(sweep_folder).path
     (folder / "metrics").mkdir(parents=True)
     if scores:
         lines = [json.dumps({"step": 2 * i, "validation": {"score": score}}) for i, score in enumerate(scores, 1)]
         (folder / "metrics" / f"000000-{2 * len(scores):06d}.jsonl").write_text("\n".join(lines) + "\n")
     if 2 * len(scores) == steps:
-        last = folder / "checkpoints" / checkpoints.folder_name(steps)
+        last = trial.folder(sweep_folder).checkpoint(steps).path
         last.mkdir(parents=True)
-        checkpoints.seal(last)
+        seal(last)
     trial.save(sweep_folder)
     return trial
 
 
 def test_records_are_taken_up_where_they_were_left(tmp_path: Path) -> None:
     base = config(tmp_path)
-    folder = Path(base.run_folder)
+    folder = RunFolder(base.run_folder)
     finished(folder, 0, [0.5] * 6, state="finished")
     interrupted = finished(folder, 1, [0.4, 0.5])
     finished(folder, 2, [0.3], state="stopped")
@@ -202,9 +207,9 @@ def test_records_are_taken_up_where_they_were_left(tmp_path: Path) -> None:
 
 def test_how_a_trial_ended_is_what_its_run_folder_says(tmp_path: Path) -> None:
     base = config(tmp_path)
-    folder = Path(base.run_folder)
+    folder = RunFolder(base.run_folder)
     trials = [finished(folder, 0, [0.5] * 6), finished(folder, 1, [0.4, 0.25]), finished(folder, 2, [0.3]), finished(folder, 3, [])]
-    (trials[2].folder(folder) / FAILURE).write_text(json.dumps({"message": "the meta-gradient was not finite", "remedy": ""}))
+    trials[2].folder(folder).write_failure(RunError("the meta-gradient was not finite", ""))
     records = Records(base)
     for trial, died in zip(records.trials, (False, False, False, True), strict=True):
         records.end(trial, died)
@@ -214,14 +219,14 @@ def test_how_a_trial_ended_is_what_its_run_folder_says(tmp_path: Path) -> None:
         ("failed", "the meta-gradient was not finite"),
         ("failed", "its driver was lost 4 times"),
     ]
-    late = trials[1].folder(folder) / "metrics" / "000004-000006.jsonl"  # by a worker that outlived its trial
+    late = trials[1].folder(folder).path / "metrics" / "000004-000006.jsonl"  # by a worker that outlived its trial
     late.write_text(json.dumps({"step": 6, "validation": {"score": 0.9}}) + "\n")
     assert load_trials(folder)[1].curve(folder) == [(2, 0.4), (4, 0.25)]
 
 
 def test_a_trial_that_went_all_the_way_ranks_before_one_that_was_stopped(tmp_path: Path) -> None:
     base = config(tmp_path)
-    folder = Path(base.run_folder)
+    folder = RunFolder(base.run_folder)
     finished(folder, 0, [0.5] * 5 + [0.6], state="finished")
     finished(folder, 1, [0.9], state="stopped")
     finished(folder, 2, [0.7] * 6, state="finished")
@@ -236,19 +241,21 @@ def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
 ) -> None:
     base = config(tmp_path)
     for number, score in enumerate((0.5, 0.7)):
-        finished(Path(base.run_folder), number, [score] * 6, state="finished")
+        finished(RunFolder(base.run_folder), number, [score] * 6, state="finished")
     records = Records(base)
     setting = Setting(50, 3, 1, 3, seed=1, inner_steps=2, norm="batch")
     right = {number: torch.from_numpy(generator(5, "right", number).random((50, 2))) for number in (0, 1)}
 
-    def fresh(candidate: Config, episodes: int) -> Accuracy:
-        return Accuracy(0.0, 0.0, 0.5, 0.1, setting, right[int(candidate.run_folder[-1])])
+    def fresh(candidate: Config, episodes: int) -> Evaluation:
+        rows = right[int(candidate.run_folder[-1])]
+        measurement = Accuracy().measure(build_learner("maml", nn.Linear(1, 3)), Task(3, 1, 3), rows)
+        return Evaluation(measurement, Accuracy().keys(measurement), setting, rows)
 
     monkeypatch.setattr("distmeta.sweep.driver.evaluate_fresh", fresh)
-    found = _describe(records, _winner(records), TrialTable(sys.stderr, tmp_path, records.settings))["fresh"]
+    found = _describe(records, _winner(records), TrialTable(sys.stderr, RunFolder(tmp_path), records.settings))["fresh"]
     apart = scipy.stats.ttest_rel(right[1][:, 1].numpy(), right[0][:, 1].numpy()).confidence_interval(0.95)
     assert found["advance"] == pytest.approx((apart.low + apart.high) / 2)
-    assert found["advance_ci95"] == pytest.approx((apart.high - apart.low) / 2, rel=0.03), "1.96 for Student's 2.01"
+    assert found["advance_ci95"] == pytest.approx((apart.high - apart.low) / 2)
     capsys.readouterr()
     show_advance(found)
     assert f"by {100 * found['advance']:.1f} ± {100 * found['advance_ci95']:.1f} %, paired" in capsys.readouterr().err
@@ -257,7 +264,7 @@ def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
 def test_all_trials_failing_is_told_with_the_commonest_reason(tmp_path: Path) -> None:
     base = config(tmp_path)
     for number, reason in enumerate(["no memory", "not finite", "not finite", "no memory?"]):
-        finished(Path(base.run_folder), number, [0.5], state="failed", reason=reason)
+        finished(RunFolder(base.run_folder), number, [0.5], state="failed", reason=reason)
     with pytest.raises(RunError, match="all 4 trials failed, 2 of them with: not finite"):
         _winner(Records(base))
 
@@ -280,7 +287,7 @@ def test_stopping_is_the_same_after_a_resume(tmp_path: Path) -> None:
     unbroken = Asha(empty.settings, 2, 12, empty)
     said = decisions(unbroken, before | later)
     for number, curve in before.items():
-        finished(Path(base.run_folder), number, curve, state="stopped")
+        finished(RunFolder(base.run_folder), number, curve, state="stopped")
     resumed = Asha(empty.settings, 2, 12, Records(base))
     assert decisions(resumed, later) == {number: said[number] for number in later}
     assert "STOP" in said[4], "the test says nothing"
@@ -352,25 +359,25 @@ def test_values_stay_near_and_in_their_space(seed: int) -> None:
     assert all(value in ([40, 40], [64]) for value in drawn["d"])
 
 
-def generation(base: Config, scores: list[float]) -> Path:
+def generation(base: Config, scores: list[float]) -> RunFolder:
     """Four trials that have come to step 2, each with a checkpoint of its own."""
-    folder = Path(base.run_folder)
+    folder = RunFolder(base.run_folder)
     population = Population(base)
     for number, score in enumerate(scores):
         trial = population.next()
         assert trial is not None
         finished(folder, number, [score], steps=2)
-        step = trial.folder(folder) / "checkpoints" / checkpoints.folder_name(2)
+        step = trial.folder(folder).checkpoint(2).path
         (step / "of").write_text(str(number))
-        checkpoints.seal(step)
+        seal(step)
         trial.save(folder)
     return folder
 
 
-def trained_from(folder: Path) -> list[tuple[str, Any]]:
+def trained_from(folder: RunFolder) -> list[tuple[str, Any]]:
     """Of each trial, whose checkpoint it holds, and its record."""
-    step = checkpoints.folder_name(2)
-    return [((trial.folder(folder) / "checkpoints" / step / "of").read_text(), replace(trial, began=None)) for trial in load_trials(folder)]
+    trials = load_trials(folder)
+    return [((trial.folder(folder).checkpoint(2).path / "of").read_text(), replace(trial, began=None)) for trial in trials]
 
 
 @pytest.mark.parametrize("killed_after", range(4))
@@ -390,7 +397,7 @@ def test_a_generation_that_ended_half_before_a_kill_ends_the_same(
 
     save, saved = Trial.save, []
 
-    def dying(trial: Trial, folder: Path) -> None:
+    def dying(trial: Trial, folder: RunFolder) -> None:
         if len(saved) == killed_after:
             raise KeyboardInterrupt
         saved.append(trial)
@@ -406,17 +413,17 @@ def test_a_generation_that_ended_half_before_a_kill_ends_the_same(
 
 def test_a_population_waits_for_all_of_its_generation(tmp_path: Path) -> None:
     folder = generation(pbt(tmp_path), [0.2, 0.1, 0.7, 0.4])
-    (folder / "trials" / "trial-003" / "checkpoints" / checkpoints.folder_name(2) / checkpoints.SEAL).unlink()
+    (folder.trial(3).checkpoint(2).path / SEAL).unlink()
     population = Population(pbt(tmp_path))
     assert population.runs_left == 3 * 2 + 3
     late = population.next()
     assert late is not None
     assert (late.number, late.until, population.next()) == (3, 2, None)
-    checkpoints.seal(late.folder(folder) / "checkpoints" / checkpoints.folder_name(2))
+    seal(late.folder(folder).checkpoint(2).path)
     population.end(late, died=False)
     assert late.state == "running"
     assert [trial.number for trial in iter(population.next, None)] == [0, 1, 2, 3]
-    (late.folder(folder) / FAILURE).write_text(json.dumps({"message": "not finite", "remedy": ""}))
+    late.folder(folder).write_failure(RunError("not finite", ""))
     population.end(late, died=False)
     assert (late.state, late.reason) == ("failed", "not finite")
 
@@ -503,9 +510,9 @@ def swept(packed: Path, address: str, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_sweep_kept_in_object_storage(packed: Path, bucket: Any, tmp_path: Path) -> None:
     base = config(tmp_path, packed, steps=4, trials=2, promote="best").model_copy(update={"run_folder": "s3://bucket/sweeps/one"})
     answer = sweep(base)
-    folder = folder_at(base.run_folder)
-    assert {"best.yaml", "trials.json", "by_parameter.png", "trials", "log.txt"} <= {path.name for path in folder.iterdir()}
-    assert not (folder / ".ray").exists(), "pickles are left behind"
+    folder = RunFolder(base.run_folder)
+    assert {"best.yaml", "trials.json", "by_parameter.png", "trials", "log.txt"} <= {path.name for path in folder.path.iterdir()}
+    assert not (folder.path / ".ray").exists(), "pickles are left behind"
     assert [(trial.number, trial.state) for trial in load_trials(folder)] == [(0, "finished"), (1, "finished")]
     assert answer["best"]["model"]
     before = load_trials(folder)
@@ -536,10 +543,10 @@ def test_a_retrain_goes_further_with_the_winners_config(swept: Config, address: 
     winner = str(best["number"])
     assert (run.data.tags["mlflow.parentRunId"], run.data.tags["retrained"]) == (answer["run_id"], winner)
     assert Path(run.data.tags["run_folder"]).is_relative_to(Path(anew.run_folder) / "retrained")
-    folder = Path(best["retrained"])
-    losses, short = ([record["meta_loss"] for record in read_metrics(path)] for path in (folder, Path(best["run_folder"])))
+    folder = RunFolder(best["retrained"])
+    losses, short = ([record["meta_loss"] for record in one.metrics.read()] for one in (folder, RunFolder(best["run_folder"])))
     assert (len(losses), losses[:4]) == (6, short), "the same config and seed took another way"
-    assert load_config(folder / "config.yaml").learner.inner_lr == best["params"]["learner.inner_lr"]
+    assert folder.read_config().learner.inner_lr == best["params"]["learner.inner_lr"]
     assert load_config(Path(answer["best_config"])).outer.steps == 4, "what was searched, as it was searched"
 
 
@@ -586,8 +593,8 @@ def test_mlflows_server_shows_parent_children_and_pictures(swept: Config, server
     def values(pairs: list[dict[str, Any]]) -> dict[str, Any]:
         return {pair["key"]: pair["value"] for pair in pairs}
 
-    api, folder = "api/2.0/mlflow", Path(swept.run_folder)
-    parent_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+    api, folder = "api/2.0/mlflow", RunFolder(swept.run_folder)
+    parent_id = folder.read_mlflow()["run_id"]
     parent = ask(f"{api}/runs/get", run_id=parent_id)["run"]
     assert (parent["info"]["status"], values(parent["data"]["tags"])["kind"]) == ("FINISHED", "sweep")
     assert values(parent["data"]["params"])["sweep.trials"] == "2"
@@ -606,24 +613,24 @@ def test_mlflows_server_shows_parent_children_and_pictures(swept: Config, server
 
     files = {file["path"] for file in ask(f"{api}/artifacts/list", run_id=parent_id)["files"]}
     assert {"by_parameter.png", "parallel.png", "over_time.png", "best.yaml", "trials.json"} <= files
-    assert ask("get-artifact", run_uuid=parent_id, path="parallel.png") == (folder / "parallel.png").read_bytes()
+    assert ask("get-artifact", run_uuid=parent_id, path="parallel.png") == folder.picture("parallel").read_bytes()
 
 
 @pytest.mark.slow
 def test_a_population_goes_on_from_its_best(packed: Path, address: str, tmp_path: Path) -> None:
     base = config(tmp_path, packed, steps=4, search="pbt", grace=2)
     answer = sweep(base, address=address)
-    folder = Path(base.run_folder)
+    folder = RunFolder(base.run_folder)
     trials = load_trials(folder)
     assert [(trial.state, trial.reason) for trial in trials] == [("finished", "all 4 steps")] * 4
     (follower,) = (trial for trial in trials if len(trial.history) > 1)
     donor = trials[follower.history[-1]["from"]]
-    weights = Path("checkpoints") / checkpoints.folder_name(2) / checkpoints.WEIGHTS
-    assert (follower.folder(folder) / weights).read_bytes() == (donor.folder(folder) / weights).read_bytes()
+    taken, given = (trial.folder(folder).checkpoint(2).load().meta_params for trial in (follower, donor))
+    assert weights_sha256(taken) == weights_sha256(given)
     for trial in trials:
         assert [point.step for point in trial.curve(folder)] == [2, 4]
-        assert json.loads((trial.folder(folder) / "best" / checkpoints.MODEL).read_text())["step"] == 4
-        described = json.loads((trial.folder(folder) / "best" / checkpoints.MODEL).read_text())["learner"]
+        assert trial.folder(folder).best.read_description()["step"] == 4
+        described = trial.folder(folder).best.read_description()["learner"]
         assert described["inner_steps"] == trial.params["learner.inner_steps"], "the model says other values than it was trained with"
     runs = children(base.tracking.uri or "", answer["run_id"])
     histories = {int(run.data.tags["trial"]): json.loads(run.data.tags["history"]) for run in runs}
@@ -640,14 +647,14 @@ def test_killed_at_every_level_and_resumed_every_trial_is_accounted_for_once(pac
     """One trial's worker, then one trial's driver, then the sweep's driver; the last with kill -9, in a process of its own."""
     base = config(tmp_path, packed, steps=16)
     (tmp_path / "sweep.yaml").write_text(base.to_yaml())
-    folder = Path(base.run_folder)
+    folder = RunFolder(base.run_folder)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     with (tmp_path / "out").open("w") as out:
         driver = subprocess.Popen(
             command("sweep", str(tmp_path / "sweep.yaml"), "--address", address), env=environment, stdout=out, stderr=out
         )
         try:
-            wait_for(lambda: list(folder.glob("trials/*/checkpoints/step-*/checkpoint.json")))
+            wait_for(lambda: list(folder.path.glob("trials/*/checkpoints/step-*/checkpoint.json")))
             wait_for(lambda: processes("RayTrainWorker"))[0].kill()
             wait_for(lambda: processes("ImplicitFunc"))[-1].kill()
             wait_for(lambda: any(trial.state != "running" for trial in load_trials(folder)))
@@ -664,7 +671,7 @@ def test_killed_at_every_level_and_resumed_every_trial_is_accounted_for_once(pac
     for trial in trials.values():
         steps = [point["step"] for point in validations(trial.folder(folder))]
         assert steps == list(range(2, steps[-1] + 1, 2))
-    assert not (folder / ".ray").exists(), "pickles are left behind"
+    assert not (folder.path / ".ray").exists(), "pickles are left behind"
     check_answer(answer, base, trials=4)
     with pytest.raises(ConfigError, match="holds a run already"):
         sweep(base, address=address)

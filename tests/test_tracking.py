@@ -14,12 +14,13 @@ from registered import config, finished_run
 from test_run import config as run_config
 
 from distmeta import cli
+from distmeta.assembly.sync import conclude, sync
 from distmeta.config import Config
 from distmeta.errors import RegistryError, RunError, Unanswered
 from distmeta.registry import tracking
 from distmeta.scale.run import run
-from distmeta.scale.sync import conclude, sync
 from distmeta.training.metrics import MetricsWriter
+from distmeta.training.run_folder import RunFolder
 
 EACH = 5  # steps in a metrics file
 
@@ -50,12 +51,12 @@ def began(folder: Path, server: Flaky) -> str:
     """A run that has just begun in MLflow, its folder without metrics."""
     folder.mkdir()
     (folder / "config.yaml").write_text(config(folder, server.uri).to_yaml())
-    return tracking.start_run(config(folder, server.uri), folder, {})
+    return tracking.start_run(config(folder, server.uri), RunFolder(folder), {})
 
 
 def write(folder: Path, after: int, attempt: int = 0) -> None:
     """The metrics file of the next steps; times differ between attempts, as they do when steps are repeated."""
-    writer = MetricsWriter(folder, after)
+    writer = MetricsWriter(RunFolder(folder).metrics, after)
     for step in range(after + 1, after + EACH + 1):
         writer.add({"step": step, "outer_lr": 0.1, "meta_loss": 1 / step, "time/adapt": step + attempt / 8, "validation": {"score": 0.5}})
     writer.flush(after + EACH)
@@ -83,16 +84,16 @@ def test_each_step_is_there_once_whatever_fails_on_the_way(seed: int, server: Fl
     run_id = began(tmp_path / "run", server)
     kinds: list[str | None] = ["fail", "lost", None]
     server.faults = {call: chance.choices(kinds, k=12) for call in ("log-batch", "get-history")}
-    with tracking.Mirror(server.uri, run_id, tmp_path / "run"):
+    with tracking.Mirror(server.uri, run_id, RunFolder(tmp_path / "run")):
         for number in range(8):
             write(tmp_path / "run", number * EACH)
             asked = len(server.asked)
             wait_for(lambda asked=asked: len(server.asked) > asked + chance.randrange(3))
             server.away = number in (4, 5)
     server.faults.clear()
-    assert tracking.send_metrics(server.uri, run_id, tmp_path / "run") == 8 * EACH
+    assert tracking.send_metrics(server.uri, run_id, RunFolder(tmp_path / "run")) == 8 * EACH
     points(server, run_id, 8 * EACH)
-    assert tracking.send_metrics(server.uri, run_id, tmp_path / "run") == 8 * EACH
+    assert tracking.send_metrics(server.uri, run_id, RunFolder(tmp_path / "run")) == 8 * EACH
     points(server, run_id, 8 * EACH)
 
 
@@ -102,7 +103,7 @@ def test_what_mlflow_took_without_saying_so_is_not_sent_again(server: Flaky, tmp
     run_id = began(tmp_path / "run", server)
     server.faults = {"log-batch": ["lost", *["fail"] * 1000]}
     write(tmp_path / "run", 0)
-    with tracking.Mirror(server.uri, run_id, tmp_path / "run"):
+    with tracking.Mirror(server.uri, run_id, RunFolder(tmp_path / "run")):
         wait_for(lambda: len(server.faults["log-batch"]) <= 1000)
         write(tmp_path / "run", 0, attempt=1)
         write(tmp_path / "run", EACH, attempt=1)
@@ -118,11 +119,11 @@ def test_a_server_that_never_answers_is_not_waited_for(server: Flaky, tmp_path: 
     run_id = began(tmp_path / "run", server)
     write(tmp_path / "run", 0)
     server.faults = {"log-batch": ["hold"]}
-    with tracking.Mirror(server.uri, run_id, tmp_path / "run") as mirror:
+    with tracking.Mirror(server.uri, run_id, RunFolder(tmp_path / "run")) as mirror:
         wait_for(lambda: not server.faults["log-batch"])
     assert mirror._thread.is_alive(), "it waited"
     server.released.set()
-    assert tracking.send_metrics(server.uri, run_id, tmp_path / "run") == EACH
+    assert tracking.send_metrics(server.uri, run_id, RunFolder(tmp_path / "run")) == EACH
     points(server, run_id, EACH)
 
 
@@ -130,11 +131,11 @@ def test_a_server_that_never_answers_is_not_waited_for(server: Flaky, tmp_path: 
 def test_a_server_that_answers_after_10_seconds_gets_everything(server: Flaky, tmp_path: Path) -> None:
     run_id = began(tmp_path / "run", server)
     server.latency_s = 10.0
-    with tracking.Mirror(server.uri, run_id, tmp_path / "run"):
+    with tracking.Mirror(server.uri, run_id, RunFolder(tmp_path / "run")):
         for number in range(3):
             write(tmp_path / "run", number * EACH)  # never waits
         wait_for(lambda: sum("log-batch" in path for path in server.asked) == 2)
-    assert tracking.send_metrics(server.uri, run_id, tmp_path / "run") == 3 * EACH
+    assert tracking.send_metrics(server.uri, run_id, RunFolder(tmp_path / "run")) == 3 * EACH
     server.latency_s = 0.0
     points(server, run_id, 3 * EACH)
     assert sum("log-batch" in path for path in server.asked) == 2, "a late answer was taken for none"
@@ -168,15 +169,15 @@ def test_an_end_that_is_cut_off_anywhere_is_completed_by_sync_and_nothing_is_the
     run_id = ended(run_folder, server)
     server.faults = {call: [fault]}
     with pytest.raises(Unanswered, match=rf"is whole in {run_folder}, but MLflow lacks: {left}\n.*distmeta sync {run_folder} sends"):
-        conclude(run_folder, server.uri, name)
+        conclude(RunFolder(run_folder), server.uri, name)
     assert (run_folder / "report.html").exists()
     held = (run_folder / "config.yaml").read_text().replace("model: null", f"model: {name}")
     (run_folder / "config.yaml").write_text(held)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    sent = sync(run_folder)
+    sent = sync(RunFolder(run_folder))
     assert sent["model"] == f"models:/{name}@champion"
     asked = len(server.asked)
-    assert sync(run_folder) == sent
+    assert sync(RunFolder(run_folder)) == sent
     assert len(server.asked) == asked, "asked for more"
     points(server, run_id, 2 * EACH)
     mlflow = MlflowClient(server.uri)
@@ -204,33 +205,33 @@ def test_a_run_that_has_not_ended_sends_its_metrics(
 
 def test_what_cannot_be_synced_is_refused(server: Flaky, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"absent holds no run: .*\ngive the run_folder of a run"):
-        sync(tmp_path / "absent")
+        sync(RunFolder(tmp_path / "absent"))
     began(tmp_path / "run", server)
     record = json.loads((tmp_path / "run" / "mlflow.json").read_text())
     (tmp_path / "run" / "mlflow.json").write_text(json.dumps(record | {"run_id": "0" * 32}))
     with pytest.raises(RegistryError, match="not found"):
-        sync(tmp_path / "run", server.uri)
+        sync(RunFolder(tmp_path / "run"), server.uri)
     (tmp_path / "run" / "mlflow.json").unlink()
     with pytest.raises(RunError, match=r"run has no MLflow run: .*\ndistmeta train CONFIG --resume begins it"):
-        sync(tmp_path / "run")
+        sync(RunFolder(tmp_path / "run"))
     for broken in ("", "[]", "{}", json.dumps({"run_id": record["run_id"]})):
         (tmp_path / "run" / "mlflow.json").write_text(broken)
         with pytest.raises(RunError, match="has no MLflow run"):
-            sync(tmp_path / "run")
+            sync(RunFolder(tmp_path / "run"))
     swept = config(tmp_path / "run", server.uri).model_dump() | {"sweep": {"space": {"learner.inner_lr": {"choice": [0.1, 0.2]}}}}
     (tmp_path / "run" / "config.yaml").write_text(json.dumps(swept))
     with pytest.raises(RunError, match=r"run holds a sweep, not a run\ngive one of its trials: .*run/trials/"):
-        sync(tmp_path / "run")
+        sync(RunFolder(tmp_path / "run"))
 
 
 def test_credentials_come_from_the_environment(server: Flaky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began(tmp_path / "run", server)
-    assert tracking.recorded_uri(tmp_path / "run") == server.uri
+    assert tracking.recorded_uri(RunFolder(tmp_path / "run")) == server.uri
     with_password = server.uri.replace("//", "//me:secret@")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
-    assert tracking.recorded_uri(tmp_path / "run") == with_password
+    assert tracking.recorded_uri(RunFolder(tmp_path / "run")) == with_password
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
-    assert tracking.recorded_uri(tmp_path / "run") == server.uri
+    assert tracking.recorded_uri(RunFolder(tmp_path / "run")) == server.uri
 
 
 def away(made: Config, server: Flaky) -> Config:
@@ -249,8 +250,8 @@ def test_a_run_that_mlflow_has_begins_again_without_it(server: Flaky, tmp_path: 
     run_id = began(tmp_path / "run", server)
     server.away = True
     made: Any = config(tmp_path / "run", server.uri)
-    assert tracking.start_run(made, tmp_path / "run", {}) == run_id
+    assert tracking.start_run(made, RunFolder(tmp_path / "run"), {}) == run_id
     server.away = False
     MlflowClient(server.uri).delete_run(run_id)
     with pytest.raises(RegistryError, match="deleted"):
-        tracking.start_run(made, tmp_path / "run", {})
+        tracking.start_run(made, RunFolder(tmp_path / "run"), {})

@@ -1,1 +1,1 @@
-"""From a config to objects: what a run learns from, its network, learner and outer update."""
+"""From a config or a run folder to objects, and from a run that has ended to its report and its place in the registry."""

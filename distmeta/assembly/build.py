@@ -1,7 +1,5 @@
 """From a config to objects: the network and its learner, the outer update, and what a published model says of them."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +13,9 @@ from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params, warm_start
 from distmeta.models import build_model
 from distmeta.seeds import torch_seed
-from distmeta.training.checkpoint import MODEL, WEIGHTS, load_params
-from distmeta.training.folder import folder_at
+from distmeta.training.model_folder import ModelFolder
 from distmeta.training.outer import OuterUpdate, schedule
-
-INIT = "init_from"  # folder in the run folder: the registered model that training starts from
-BESIDE = "beside"  # folder of folders: those that the test is made beside, numbered as in data.eval.beside
+from distmeta.training.run_folder import RunFolder
 
 
 def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
@@ -34,7 +29,12 @@ def learner_of(config: Config, domain: Domain, device: torch.device | str = "cpu
     check_settings(config.learner.name, config.learner.settings)
     network = build_model(**model_settings(config, domain), allow_import=True).to(device, dtype)
     return build_learner(
-        config.learner.name, network, seed=config.seed, bfloat16=config.train.precision == "bfloat16", **config.learner.settings
+        config.learner.name,
+        network,
+        objective=domain.objective,
+        seed=config.seed,
+        bfloat16=config.train.precision == "bfloat16",
+        **config.learner.settings,
     )
 
 
@@ -49,17 +49,17 @@ def started_from(config: Config, params: Params, statistics: Params) -> Params:
     """`params` with the weights of the registered model that config.init_from names, if it names one."""
     if config.init_from is None:
         return params
-    given = load_params(folder_at(config.run_folder) / INIT / WEIGHTS)
+    given = RunFolder(config.run_folder).init_from.load_params()
     return warm_start(params, given, config.init_from, optional=set(statistics))
 
 
-def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
+def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
     """The learner, meta_params and norm of a registered model that lies in `folder`, on `like`'s device and in its type.
 
     Raises ConfigError if it does not read the domain's inputs. Nothing in the folder is executed; a network of the user's own is imported
     only if it is the one that his config names.
     """
-    description = json.loads((folder / MODEL).read_text())
+    description = folder.read_description()
     if tuple(description["model"]["input_shape"]) != domain.input_shape:
         raise ConfigError(
             f"{origin} reads inputs of shape {tuple(description['model']['input_shape'])}; this run has {domain.input_shape}",
@@ -68,8 +68,8 @@ def published_learner(folder: Path, domain: Domain, origin: str, like: torch.Ten
     network = build_model(**description["model"], allow_import=description["model"]["name"] == domain.config.model.name).to(
         like.device, like.dtype
     )
-    weights = {name: value.to(like.device, like.dtype) for name, value in load_params(folder / WEIGHTS).items()}
-    return build_learner(model=network, **description["learner"]), weights, description["norm"]
+    weights = {name: value.to(like.device, like.dtype) for name, value in folder.load_params().items()}
+    return build_learner(model=network, objective=domain.objective, **description["learner"]), weights, description["norm"]
 
 
 def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUpdate:
@@ -88,14 +88,17 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "learner": {"name": config.learner.name} | taken,
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
         "norm": config.model.norm,
+        "domain": {"name": config.data.domain, "settings": config.data.settings},
         "dataset": domain.name,
         "fingerprint": domain.fingerprint,
         "task": {"way": config.data.way, "shot": config.data.shot, "queries": config.data.queries},
     }
 
 
-def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int:
+def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int | None:
     """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`, found by running it without values.
+
+    None if the domain has no example to run it with.
 
     Raises ConfigError if a parameter of the network does not reach the loss.
     """
@@ -107,7 +110,8 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     like = next(iter(params.values()))
     scale = torch.finfo(getattr(torch, config.train.weights)).bits // 32
     gradients = slots * sum(value.numel() * value.element_size() for value in params.values())
-    return scale * (predicted_bytes(learner, params, domain.example(tasks).like(like)) + gradients)
+    example = domain.example(tasks)
+    return None if example is None else scale * (predicted_bytes(learner, params, example.like(like)) + gradients)
 
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:

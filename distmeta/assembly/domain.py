@@ -1,170 +1,134 @@
-"""What a run learns from: episodes of a packed dataset (classification) or of a family of functions (regression), as its config says."""
+"""What a run learns from and how it is judged: the interface of domains, and the one that a config names."""
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
+from pydantic import ValidationError
 
-from distmeta.config import AugmentConfig, Config
-from distmeta.data import functions
-from distmeta.data.augment import Augment
-from distmeta.data.cache import ShardCache
-from distmeta.data.episodes import EpisodeBatch, LabelledBatch, Task
-from distmeta.data.images import Preprocessing, channels_last
-from distmeta.data.labelled import LabelledStream
-from distmeta.data.location import Reading
-from distmeta.data.shards import Dataset, Split
-from distmeta.data.stream import EpisodeStream
+from distmeta.config import Config, Section
+from distmeta.data.episodes import Batch, Task
+from distmeta.data.images import Preprocessing
+from distmeta.data.shards import Split
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
-from distmeta.learners.learner import Batch
-from distmeta.learners.metric import IMAGES_PER_SLOT
-from distmeta.training.evaluate import Evaluation, Stream, accuracy, squared_error
+from distmeta.learners.learner import Learner
+from distmeta.learners.objective import Objective
+from distmeta.learners.params import Params
+from distmeta.report.section import Section as ReportSection
+from distmeta.training.evaluate import Stream
+from distmeta.training.metric import Metric
+
+DOMAINS = {
+    "classification": "distmeta.assembly.classification.Classification",
+    "regression": "distmeta.assembly.regression.Regression",
+    "reinforcement": "distmeta.assembly.reinforcement.Reinforcement",
+}
+"""Our own, by the names that data.domain takes; one of the user's is named by its import path."""
 
 
-def open_dataset(config: Config) -> Dataset:
-    """Raises DataError if there is no packed dataset at data.shards."""
-    data = config.data
-    assert data.shards is not None
-    cache = ShardCache(Path(data.cache.folder), round(data.cache.limit_gb * 1e9)) if data.cache.folder else None
-    return Dataset(data.shards, Reading(data.read_timeout_s, data.read_attempts), cache)
+class Settings(Section):
+    """Base of a domain's own settings, the keys of data.settings; each with its default and a docstring."""
 
 
-def train_task(config: Config) -> Task:
-    data = config.data
-    return Task(data.way, data.shot, data.queries, data.class_rotations)
+class Domain(ABC):
+    """Where a run's tasks come from, what they cost and how they are scored. Built from the config, on every worker and on the driver.
 
-
-def eval_task(config: Config) -> Task:
-    data = config.data
-    return Task(data.eval.way or data.way, data.eval.shot or data.shot, data.eval.queries or data.queries)
-
-
-class Classification:
-    """Episodes of images from the shards of a packed dataset.
-
-    `outputs` is how wide the network's head is: as an episode has classes or, trained on labelled batches, as the training split has.
+    Everything drawn at random is a function of (seed, split, step, slot) alone, never of workers, restarts or the clock: that is why runs
+    resume, and why any number of workers gives the same bits.
     """
 
-    evaluate: ClassVar[Callable[..., Evaluation]] = staticmethod(accuracy)
+    name: str
+    """Of what is learned, such as the dataset's: part of a model's default name in the registry."""
+    fingerprint: str
+    """Identifies the data: models are compared, and runs resumed, only where it is the same."""
+    input_shape: tuple[int, ...]
+    """Of one input of the network, without the batch."""
+    outputs: int
+    """Width of the network's head."""
+    preprocessing: Preprocessing | None = None
+    """How images become inputs; None if inputs are not images."""
+    objective: Objective
+    """The losses of a task's support and query data."""
+    metric: Metric
+    """How an episode is scored, and what the score means."""
+    classes: ClassVar[bool] = False
+    """Whether tasks have classes, as the learners need that compare class centroids or train on labelled batches."""
+    Settings: ClassVar[type[Section]] = Settings
+    """The keys that data.settings may have."""
 
     def __init__(self, config: Config) -> None:
+        """Raises ConfigError if data.settings has a key or value that `Settings` does not take."""
         self.config = config
-        self.dataset = open_dataset(config)
-        self.name = self.dataset.manifest.dataset
-        self.fingerprint = self.dataset.manifest.fingerprint
-        packed = self.dataset.manifest.preprocessing
-        self.preprocessing: Preprocessing | None = packed.model_copy(update={"image_size": config.data.image_size or packed.image_size})
-        self.input_shape: tuple[int, ...] = (packed.channels, self.preprocessing.image_size, self.preprocessing.image_size)
-        self.labelled = LEARNERS[config.learner.name].trains_on == "labelled batches"
-        self.outputs = len(self.dataset.class_ids("train")) if self.labelled else config.data.way
-
-    def check(self) -> None:
-        """Raises ConfigError if a split cannot serve its episodes, or these have more or fewer classes than the network's head."""
-        data = self.config.data
-        if not self.labelled:
-            self.dataset.check_task("train", train_task(self.config))
-        self.dataset.check_task("val", eval_task(self.config), "data.eval")
-        self.dataset.check_task("test", eval_task(self.config), "data.eval")
-        if eval_task(self.config).way != data.way and not LEARNERS[self.config.learner.name].any_way:
+        try:
+            self.settings: Any = self.Settings.model_validate(config.data.settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(["data.settings", *map(str, first["loc"])])
+            keys = ", ".join(self.Settings.model_fields) or "none"
             raise ConfigError(
-                f"data.eval.way={data.eval.way} but data.way={data.way}: the network's head is as wide as data.way",
-                "leave data.eval.way out, or set both alike",
-            )
-
-    def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
-        """The slots' episodes, or labelled batches, from `start_step` on."""
-        return self._training_stream().training(slots, start_step)
-
-    def _training_stream(self) -> EpisodeStream | LabelledStream:
-        config, data = self.config, self.config.data
-        changes: Any = {"augment": Augment(**data.augment.model_dump()), "max_bad_fraction": data.max_bad_fraction}
-        if self.labelled:
-            slots_per_step = config.outer.meta_batch_size
-            return LabelledStream(self.dataset, "train", self._images_per_slot, slots_per_step, config.seed, data.image_size, **changes)
-        return EpisodeStream(self.dataset, "train", train_task(config), config.seed, data.image_size, **changes)
-
-    def example(self, slots: int) -> Batch:
-        """A batch of zeros, shaped as those that `training` gives."""
-        numbers, task = list(range(slots)), train_task(self.config)
-        if self.labelled:
-            per_slot = self._images_per_slot
-            return LabelledBatch(0, numbers, self._blank(slots, per_slot), torch.zeros(slots, per_slot, dtype=torch.int64))
-        labels = torch.arange(task.way).expand(slots, task.way)
-        support, queries = (self._blank(slots, task.way * images) for images in (task.shot, task.queries))
-        return EpisodeBatch(0, numbers, support, labels.repeat_interleave(task.shot, 1), queries, labels.repeat_interleave(task.queries, 1))
-
-    def _blank(self, slots: int, images: int) -> Tensor:
-        return channels_last(torch.zeros(slots, images, *self.input_shape))
+                f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}", f"set one of the domain's settings: {keys}"
+            ) from None
 
     @property
-    def _images_per_slot(self) -> int:
-        return self.config.learner.images_per_slot or IMAGES_PER_SLOT
-
-    def describe(self, step: int, slot: int) -> str:
-        """What the training episode of (step, slot) is made of, for people."""
-        stream = self._training_stream()
-        if isinstance(stream, LabelledStream):
-            return "labelled images"
-        class_ids = stream.training_episode(step, slot).class_ids
-        return "classes " + ", ".join(self.dataset.manifest.classes[class_id].name for class_id in class_ids)
-
-    def evaluation(self, split: Split) -> Stream:
+    def train_task(self) -> Task:
+        """The size of a training episode."""
         data = self.config.data
-        return EpisodeStream(
-            self.dataset,
-            split,
-            eval_task(self.config),
-            data.eval.seed,
-            data.image_size,
-            section="data.eval",
-            max_bad_fraction=data.max_bad_fraction,
-        )
+        return Task(data.way, data.shot, data.queries, data.class_rotations)
 
-
-class Regression:
-    """Episodes of points from a family of functions."""
-
-    evaluate: ClassVar[Callable[..., Evaluation]] = staticmethod(squared_error)
-    preprocessing: Preprocessing | None = None
-    outputs = 1
-
-    def __init__(self, config: Config) -> None:
-        assert config.data.functions is not None
-        self.config = config
-        self.name = config.data.functions
-        self.fingerprint = functions.fingerprint(self.name)
-        self.input_shape: tuple[int, ...] = (functions.FAMILIES[self.name].inputs,)
+    @property
+    def eval_task(self) -> Task:
+        """The size of a validation or test episode."""
+        data = self.config.data
+        return Task(data.eval.way or data.way, data.eval.shot or data.shot, data.eval.queries or data.queries)
 
     def check(self) -> None:
-        """Raises ConfigError if the learner classifies, or a key of images is set."""
-        data, name = self.config.data, self.config.learner.name
-        if LEARNERS[name].any_way:
-            raise ConfigError(f"learner {name} classifies; data.functions={self.name} has no classes", "choose maml, reptile or transfer")
-        if data.image_size is not None or data.class_rotations or data.augment != AugmentConfig():
-            raise ConfigError(
-                f"data.functions={self.name} has no images", "leave data.image_size, data.class_rotations and data.augment out"
-            )
+        """Raises ConfigError if the config asks for what the domain does not have, before anything is started."""
+        learner = self.config.learner.name
+        if LEARNERS[learner].any_way and not self.classes:
+            raise ConfigError(f"learner {learner} classifies; the tasks of {self.name} have no classes", "choose maml, reptile or transfer")
 
+    @abstractmethod
     def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
-        return functions.FunctionStream(self.name, "train", train_task(self.config), self.config.seed).training(slots, start_step)
+        """The tasks of `slots` (positions in the meta-batch) for step = `start_step`, `start_step` + 1, … without end."""
 
-    def example(self, slots: int) -> Batch:
-        stream = functions.FunctionStream(self.name, "train", train_task(self.config), self.config.seed)
-        return next(stream.training(range(slots)))
-
-    def describe(self, step: int, slot: int) -> str:
-        return f"a {self.name}"
-
+    @abstractmethod
     def evaluation(self, split: Split) -> Stream:
-        return functions.FunctionStream(self.name, split, eval_task(self.config), self.config.data.eval.seed)
+        """The fixed episodes of validation ("val") or test, a function of data.eval.seed."""
+
+    @abstractmethod
+    def example(self, slots: int) -> Batch | None:
+        """A batch shaped as those that `training` gives, for an estimate of memory; None if none can be made without values."""
+
+    @abstractmethod
+    def describe(self, step: int, slot: int) -> str:
+        """What the training task of (step, slot) is, for people: it is named when its gradient is not finite."""
+
+    def sections(self, learner: Learner, trained: Params, random_init: Params) -> list[ReportSection]:
+        """What a report shows beyond curves and figures, such as pictures of test episodes. Default: nothing."""
+        return []
 
 
-Domain = Classification | Regression
+def domain_of(config: Config, allow_import: bool = True) -> Domain:
+    """The domain that `config` names. `allow_import`: whether the config is the user's own, so that an import path in it is followed.
+
+    Raises ConfigError if there is no such domain, DataError if its data cannot be opened.
+    """
+    name = config.data.domain or ("regression" if config.data.functions is not None else "classification")
+    if name not in DOMAINS and not allow_import:
+        raise ConfigError(f"data.domain={name} is imported only from your own config", "give the config that the run was started with")
+    return _class_at(DOMAINS.get(name, name))(config)
 
 
-def domain_of(config: Config) -> Domain:
-    """Raises DataError if the dataset cannot be opened."""
-    return Regression(config) if config.data.functions is not None else Classification(config)
+def _class_at(path: str) -> type[Domain]:
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise ConfigError(f"data.domain={path} is not a domain", f"choose {', '.join(DOMAINS)}, or the import path of your own class")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"data.domain={path} cannot be imported: {error}", "check the path; the working folder is searched too") from None
+    if not (isinstance(found, type) and issubclass(found, Domain)):
+        raise ConfigError(f"data.domain={path} is {type(found).__name__}, not a Domain", "derive it from distmeta.assembly.domain.Domain")
+    return found

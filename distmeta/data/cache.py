@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
+import stat
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,6 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
+
+OWN_FOLDER = "distmeta-shards"
+_MARK = "CACHEDIR.TAG"  # by which backup programs, too, know a cache: bford.info/cachedir
+_MARKED = "Signature: 8a477f597d28d172789f06886806bc55\n# Shards that distmeta downloaded; they may be removed.\n"
+_WHOLE, _PART = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{64}\.(\d{1,15})\.part")
 
 
 class StoredBytes:
@@ -20,8 +27,10 @@ class StoredBytes:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
         weakref.finalize(self, os.close, self._descriptor)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise OSError(f"{path} is not a regular file")
 
     def hold(self) -> "StoredBytes":
         """Mark the file as in use, by a shared lock, for as long as this lives."""
@@ -55,19 +64,20 @@ class _File(NamedTuple):
 class ShardCache:
     """Files named by their SHA-256; those used least recently go when room is needed, those in use never.
 
-    Safe between processes: a lock for each file, one for the folder while room is made, and files appear under their name when whole.
+    They are kept in a marked folder inside `folder`, and nothing else in `folder` is counted or removed. Safe between processes: a lock for
+    each file, one for the folder while room is made, and files appear under their name when whole.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self._folder = folder
+        self._folder = folder / OWN_FOLDER
         self._limit_bytes = limit_bytes
 
     def get(self, sha256: str, size: int, download: Callable[[Path], None], check: Callable[[StoredBytes], bool]) -> StoredBytes | None:
         """The file of that SHA-256 and size, `download`ed if it is not here or fails its `check`; None where there is no room for it.
 
-        Raises what `download` raises, and OSError if the folder cannot be written.
+        Raises what `download` raises, and OSError if the folder cannot be written or is not ours. `sha256` is 64 hexadecimal digits.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         path = self._folder / sha256
         with FileLock(self._lock(sha256)):
             with contextlib.suppress(FileNotFoundError):
@@ -86,6 +96,16 @@ class ShardCache:
             finally:
                 part.unlink(missing_ok=True)
             return StoredBytes(path).hold()
+
+    def _make_folder(self) -> None:
+        """Raises OSError where files lie in a folder without our mark: they are somebody else's."""
+        mark = self._folder / _MARK
+        if mark.is_file():
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if any(path.name != _MARK for path in self._folder.iterdir()) and not mark.exists():
+            raise OSError(f"{self._folder} holds files but no {_MARK}, so it is not a cache of distmeta")
+        mark.write_text(_MARKED)
 
     def _lock(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.lock"
@@ -108,10 +128,11 @@ class ShardCache:
         """What takes room, or will when its download ends."""
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # renamed or removed by another process meanwhile
-                status = path.stat()
-                if path.suffix == ".part":
-                    yield _File(status.st_atime_ns, int(path.name.split(".")[1]), path)
-                elif path.suffix != ".lock":
+                status = path.lstat()
+                part = _PART.fullmatch(path.name)
+                if part:
+                    yield _File(status.st_atime_ns, int(part[1]), path)
+                elif _WHOLE.fullmatch(path.name):
                     yield _File(status.st_atime_ns, status.st_size, path)
 
     def _remove(self, path: Path) -> bool:

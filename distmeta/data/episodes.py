@@ -3,8 +3,9 @@
 The first stage is a pure function of (seed, purpose, step, slot) and the composition of one window of shards; it never sees a pixel.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,48 +45,74 @@ class Episode(NamedTuple):
     spares: list[NDArray[np.int64]]
 
 
-class EpisodeBatch(NamedTuple):
-    """B episodes with their images.
+@dataclass(frozen=True)
+class Batch:
+    """B tasks of one step. Every field but `step` holds one entry for each task: a tensor (B, …) or a list.
 
-    step: of training, 0 in evaluation;
-    support_images (B, N*K, C, H, W) and query_images (B, N*Q, C, H, W), normalised float32, grouped by label;
-    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1; slots: the B positions in the meta-batch.
+    step: of training, 0 in evaluation; slots: the tasks' positions in the meta-batch, or the numbers of evaluation episodes.
+    Fields are used by name, so a batch may have more of them: a domain derives its own (`docs/extending.md`).
     """
 
     step: int
     slots: list[int]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same tasks with every tensor changed."""
+        changed: dict[str, Any] = {name: change(value) for name, value in self._entries().items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
+
+    def like(self, parameter: Tensor) -> Self:
+        """The same tasks on `parameter`'s device, real numbers in its type."""
+        return self.map(lambda tensor: tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else None))
+
+    def take(self, positions: Sequence[int]) -> Self:
+        """The tasks at these positions; a position may be repeated."""
+        chosen = list(positions)
+        taken: dict[str, Any] = {
+            name: value[chosen] if isinstance(value, Tensor) else [value[position] for position in chosen]
+            for name, value in self._entries().items()
+        }
+        return replace(self, **taken)
+
+    def each(self) -> Iterator[Self]:
+        """Every task as a batch of one."""
+        return (self.take([position]) for position in range(len(self)))
+
+    def _entries(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "step"}
+
+
+@dataclass(frozen=True)
+class EpisodeBatch(Batch):
+    """B episodes with their images.
+
+    support_images (B, N*K, C, H, W) and query_images (B, N*Q, C, H, W), normalised float32, grouped by label;
+    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1. In regression, inputs (B, M, D) and targets (B, M, 1) in their places.
+    """
+
     support_images: Tensor
     support_labels: Tensor
     query_images: Tensor
     query_labels: Tensor
 
-    def like(self, parameter: Tensor) -> "EpisodeBatch":
-        """The same episodes on `parameter`'s device, images in its type."""
-        device, dtype = parameter.device, parameter.dtype
-        return EpisodeBatch(
-            self.step,
-            self.slots,
-            self.support_images.to(device, dtype),
-            self.support_labels.to(device),
-            self.query_images.to(device, dtype),
-            self.query_labels.to(device),
-        )
+    @classmethod
+    def of_support(cls, images: Tensor, labels: Tensor) -> "EpisodeBatch":
+        """One task that has a support set, images (M, …) and labels (M, …), and no queries."""
+        return cls(0, [0], images[None], labels[None], images[None, :0], labels[None, :0])
 
 
-class LabelledBatch(NamedTuple):
+@dataclass(frozen=True)
+class LabelledBatch(Batch):
     """B slots of M images each, for supervised training.
 
     images (B, M, C, H, W), normalised float32; labels (B, M): the position of each image's class among the classes of the split.
     """
 
-    step: int
-    slots: list[int]
     images: Tensor
     labels: Tensor
-
-    def like(self, parameter: Tensor) -> "LabelledBatch":
-        """The same batch on `parameter`'s device, images in its type."""
-        return self._replace(images=self.images.to(parameter.device, parameter.dtype), labels=self.labels.to(parameter.device))
 
 
 def compose(task: Task, members_of_class: dict[int, NDArray[np.int64]], seed: int, purpose: str, *indices: int) -> Episode:

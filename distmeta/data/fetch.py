@@ -82,7 +82,7 @@ class Fetcher:
             return None
 
     def _in_memory(self, name: str, size: int, sha256: str) -> bytes:
-        content = self._location.read(name)
+        content = self._location.read(name, size)
         self._compare(name, (len(content), hashlib.sha256(content).hexdigest()), (size, sha256))
         return content
 

@@ -1,18 +1,26 @@
 """Where a packed dataset lies, and how its files are read from there: with patience, but never without end."""
 
+import asyncio
+import contextlib
 import errno
+import io
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from distmeta.errors import DataError
+from distmeta.files import read_bytes
 
 PIPE = "pipe:"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
@@ -20,14 +28,17 @@ _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 # What HTTP and S3 libraries call a broken connection, where it is no OSError. By name, so that none of them need be imported.
 _BROKEN = {"ClientConnectionError", "ClientPayloadError", "HTTPClientError"}
 _LONGEST_WAIT_S = 20.0
+_SLOWEST = 100_000  # bytes per second that a file must come with, beyond twice timeout_s
+_PIECE = 1 << 24
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
 
 T = TypeVar("T")
 
 
 class Reading(NamedTuple):
-    """How long to wait for data: `timeout_s` seconds for a connection or the next byte (of a `pipe:` command: for its end), `attempts`
-    in all, seconds apart, when an error may pass (HTTP 408, 429 and 5xx, a lost or stalled connection, a command that failed)."""
+    """How long to wait for data: `timeout_s` seconds for a connection or the next byte (of a `pipe:` command: for its end), twice that and
+    10 s a megabyte for a whole file; `attempts` in all, seconds apart, when an error may pass (HTTP 408, 429 and 5xx, a lost or stalled
+    connection, a command that failed)."""
 
     timeout_s: float = 60.0
     attempts: int = 5
@@ -60,13 +71,25 @@ class Location:
         """The file's path where it lies on a file system of this machine."""
         return Path(_named(self._root, name)) if isinstance(self._filesystem, LocalFileSystem) else None
 
-    def read(self, name: str) -> bytes:
-        """The whole file. Raises FileNotFoundError, or DataError naming it, the reason and the attempts."""
-        return self._patiently(name, lambda path: self._filesystem.cat_file(path))
+    def read(self, name: str, limit: int, within_s: float | None = None) -> bytes:
+        """The whole file, of `limit` bytes at most; `within_s` seconds, if not the time that as many may take.
+
+        Raises FileNotFoundError, or DataError naming it, the reason and the attempts.
+        """
+
+        def get(path: str) -> bytes:
+            local = self.local(name)
+            if local is not None:
+                return read_bytes(local, limit)
+            content = io.BytesIO()
+            self._copy(path, content, limit, within_s)
+            return content.getvalue()
+
+        return self._patiently(name, get)
 
     def size(self, name: str) -> int:
         """The file's size in bytes. Raises as `read`."""
-        return int(self._patiently(name, lambda path: self._filesystem.size(path)))
+        return self._patiently(name, self._size)
 
     def download(self, name: str, size: int, to: Path) -> None:
         """Write the file of `size` bytes to the path `to`; one that ends sooner counts as a broken connection.
@@ -75,11 +98,26 @@ class Location:
         """
 
         def get(path: str) -> None:
-            self._filesystem.get_file(path, str(to))
+            with to.open("wb") as file:
+                self._copy(path, file, size)
             if to.stat().st_size < size:
                 raise ConnectionError(f"has {to.stat().st_size} bytes; the manifest says {size}")
 
         self._patiently(name, get)
+
+    def _copy(self, path: str, to: IO[bytes], limit: int, within_s: float | None = None) -> None:
+        """Write the file into `to`. Raises TooLarge beyond `limit` bytes, TooSlow if it does not come in time."""
+        sink, filesystem = _Limited(to, limit), self._filesystem
+        if isinstance(filesystem, AsyncFileSystem):
+            stream = _stream_http if "http" in filesystem.protocol else _stream
+            _within(within_s or 2 * self.reading.timeout_s + limit / _SLOWEST, filesystem.loop, partial(stream, filesystem, path, sink))
+        else:
+            filesystem.get_file(path, sink)
+
+    def _size(self, path: str) -> int:
+        if isinstance(self._filesystem, AsyncFileSystem):
+            return int(_within(2 * self.reading.timeout_s, self._filesystem.loop, partial(self._filesystem._size, path)))
+        return int(self._filesystem.size(path))
 
     def _patiently(self, name: str, action: Callable[[str], T]) -> T:
         attempts = 1
@@ -107,6 +145,62 @@ class Location:
             raise DataError(f"{self.path(name)} {reason}{tries}", "check the location and your access to it") from None
 
 
+class TooLarge(Exception):
+    """A file that holds more than it should."""
+
+
+class TooSlow(Exception):
+    """A file that comes, but would take too long."""
+
+
+class _Limited:
+    """A file to write to, up to a limit."""
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self._file, self._left, self._limit = file, limit, limit
+
+    def write(self, content: bytes) -> int:
+        self.check(len(content))
+        self._left -= len(content)
+        return self._file.write(content)
+
+    def check(self, more: int) -> None:
+        if more > self._left:
+            raise TooLarge(f"has more than {self._limit} bytes")
+
+
+def _within(seconds: float, loop: Any, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What a coroutine on fsspec's loop returns. Raises TooSlow if that takes longer than `seconds`."""
+
+    async def limited() -> T:
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await start()
+        except TimeoutError:
+            if limit.expired():
+                raise TooSlow(f"cannot be read: it had not come after {seconds:.0f} s") from None
+            raise
+
+    return sync(loop, limited)
+
+
+async def _stream(filesystem: Any, path: str, to: _Limited) -> None:
+    """A file in pieces, so that memory does not grow with it."""
+    size = await filesystem._size(path)
+    to.check(size)
+    for start in range(0, size, _PIECE):
+        to.write(await filesystem._cat_file(path, start=start, end=min(start + _PIECE, size)))
+
+
+async def _stream_http(filesystem: Any, url: str, to: _Limited) -> None:
+    """The same where a server may not say how long its answer is, or not say the truth."""
+    session = await filesystem.set_session()
+    async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as answer:
+        filesystem._raise_not_found_for_status(answer, url)
+        async for piece in answer.content.iter_chunked(1 << 16):
+            to.write(piece)
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether trying again may help."""
     status = getattr(error, "status", None)
@@ -121,7 +215,7 @@ def _reason(error: Exception, reading: Reading) -> str:
     if isinstance(error, TimeoutError):
         return f"cannot be read: no answer within {reading.timeout_s:g} s"
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if type(error) is ConnectionError else f"cannot be read: {text}"
+    return text if type(error) in (ConnectionError, TooLarge, TooSlow) else f"cannot be read: {text}"
 
 
 def _named(location: str, name: str) -> str:
@@ -154,36 +248,54 @@ class _Pipe:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
 
-    def cat_file(self, command: str) -> bytes:
-        return self._run(command, subprocess.PIPE)
+    protocol = "pipe"
 
     def size(self, command: str) -> int:
-        return len(self.cat_file(command))
+        counted = _Counted()
+        self.get_file(command, counted)
+        return counted.total
 
-    def get_file(self, command: str, to: str) -> None:
-        with open(to, "wb") as file:
-            self._run(command, file)
-
-    def _run(self, command: str, stdout: Any) -> bytes:
-        """In a session of its own, so that a command that takes too long ends with everything it started."""
+    def get_file(self, command: str, to: Any) -> None:
+        """Run in a session of its own, so that a command that takes too long, or prints too much, ends with everything it started."""
         shell = subprocess.Popen(
             command.removeprefix(PIPE),
             shell=True,
             stdin=subprocess.DEVNULL,
-            stdout=stdout,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
+        ended = threading.Timer(self._timeout_s, os.killpg, (shell.pid, signal.SIGKILL))
+        errors: deque[bytes] = deque(maxlen=1)
+        assert shell.stdout is not None
+        listener = threading.Thread(target=lambda: errors.extend(line for line in shell.stderr or () if line.strip()), daemon=True)
         try:
-            content, errors = shell.communicate(timeout=self._timeout_s)
-        except subprocess.TimeoutExpired:
-            raise TimeoutError from None
+            ended.start()
+            listener.start()
+            while piece := shell.stdout.read(1 << 16):
+                to.write(piece)
+            status = shell.wait()
         finally:
-            if shell.poll() is None:
+            late = not ended.is_alive()
+            ended.cancel()
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
-                shell.communicate()
-        if shell.returncode:
-            last = errors.decode(errors="replace").strip().rpartition("\n")[2]
-            kind = FileNotFoundError if shell.returncode == 127 else ChildProcessError
-            raise kind(f"the command ended with status {shell.returncode}: {last}")
-        return content or b""
+            shell.wait()
+            listener.join(1)
+            shell.stdout.close()
+        if late:
+            raise TimeoutError
+        if status:
+            last = b"".join(errors).decode(errors="replace").strip()
+            kind = FileNotFoundError if status == 127 else ChildProcessError
+            raise kind(f"the command ended with status {status}: {last}")
+
+
+class _Counted:
+    """Counts what is written to it."""
+
+    total = 0
+
+    def write(self, content: bytes) -> int:
+        self.total += len(content)
+        return len(content)

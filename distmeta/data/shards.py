@@ -3,23 +3,24 @@
 import base64
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from distmeta.data.cache import ShardCache
-from distmeta.data.copies import Copies
 from distmeta.data.episodes import Task
 from distmeta.data.fetch import Content, Fetcher
 from distmeta.data.images import Preprocessing
 from distmeta.data.location import Location, Reading
 from distmeta.errors import ConfigError, DataError
+from distmeta.files import parse_json
 
 FORMAT_VERSION = 2
+_MANIFEST_LIMIT = 1 << 28  # bytes; ImageNet's 14 million images would take 230 MB
 MANIFEST = "manifest.json"
 Split = Literal["train", "val", "test"]
 
@@ -28,7 +29,10 @@ def _integers(value: Any) -> NDArray[np.int64]:
     """From a list, an array or the manifest's base64 of little-endian 32-bit numbers; ValueError if it is none of them."""
     if isinstance(value, str):
         return np.frombuffer(base64.b64decode(value, validate=True), "<u4").astype(np.int64)
-    return np.asarray(value, np.int64)
+    try:
+        return np.asarray(value, np.int64)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _base64(integers: NDArray[np.int64]) -> str:
@@ -43,13 +47,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
+Name = Annotated[str, Field(max_length=1000)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 class ClassInfo(_Strict):
     """One class; its class_id is its position in the manifest's list. `name` is the source's own (a WordNet id, "Greek/character07")."""
 
-    name: str
-    category: str
+    name: Annotated[Name, Field(min_length=1)]
+    category: Name
     split: Split
-    images: int
+    images: Annotated[int, Field(ge=1)]
 
 
 class ShardInfo(_Strict):
@@ -58,13 +66,22 @@ class ShardInfo(_Strict):
     The three are arrays, made from any sequence of integers.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     split: Split
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0, le=2**40)]
+    sha256: Sha256
     class_ids: Integers
     offsets: Integers
     sizes: Integers
+
+    @model_validator(mode="after")
+    def _places_inside(self) -> Self:
+        """Every image has one place, inside the shard."""
+        if self.class_ids.ndim != 1 or not (self.class_ids.shape == self.offsets.shape == self.sizes.shape) or not len(self.class_ids):
+            raise ValueError("class_ids, offsets and sizes are not lists of one length, of 1 or more")
+        if min(self.class_ids.min(), self.offsets.min(), self.sizes.min()) < 0 or int((self.offsets + self.sizes).max()) > self.bytes:
+            raise ValueError(f"an image does not lie within the {self.bytes} bytes")
+        return self
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ShardInfo) and self.model_dump() == other.model_dump()
@@ -75,27 +92,43 @@ class ShardInfo(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything about a packed dataset but its pixels. `integers` says to every reader how the shards' three arrays are written.
-
-    `copies` is None in datasets packed before copies were counted.
-    """
+    """Everything about a packed dataset but its pixels. `integers` says to every reader how the shards' three arrays are written."""
 
     format_version: int = FORMAT_VERSION
     integers: Literal["base64 of little-endian uint32"] = "base64 of little-endian uint32"
-    dataset: str
-    fingerprint: str = ""
-    seed: int
-    source: dict[str, str]
+    dataset: Annotated[Name, Field(min_length=1)]
+    fingerprint: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    seed: Annotated[int, Field(ge=0)]
+    source: dict[Name, Name]
     image_format: Literal["png", "jpg"]
     preprocessing: Preprocessing
     classes: list[ClassInfo]
     shards: list[ShardInfo]
-    copies: Copies | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        """The shards hold what the classes say, each class in its own split, and there is something of every split."""
+        for split in get_args(Split):
+            if not any(info.split == split for info in self.classes) or not any(info.split == split for info in self.shards):
+                raise ValueError(f"split {split!r} has no class or no shard")
+        for what, names in (("shard", [info.name for info in self.shards]), ("class", [(c.split, c.name) for c in self.classes])):
+            twice = next((name for name, count in Counter(names).items() if count > 1), None)
+            if twice is not None:
+                raise ValueError(f"{what} {twice!r} stands twice")
+        split_of = np.array([info.split for info in self.classes])
+        images = np.zeros(len(self.classes), np.int64)
+        for shard in self.shards:
+            if shard.class_ids.max() >= len(self.classes) or (split_of[np.unique(shard.class_ids)] != shard.split).any():
+                raise ValueError(f"shard {shard.name!r} holds a class that is not one of its split")
+            images += np.bincount(shard.class_ids, minlength=len(self.classes))
+        for info, count in zip(self.classes, images.tolist(), strict=True):
+            if info.images != count:
+                raise ValueError(f"class {info.name!r} has {info.images} images; the shards hold {count}")
+        return self
 
     def digest(self) -> str:
-        """SHA-256 over all fields that say what the dataset is, the shards' own SHA-256 among them; not over what was counted in it."""
-        identity = self.model_dump(exclude={"fingerprint", "copies"})
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        """SHA-256 over all fields but the fingerprint itself, the shards' own SHA-256 among them."""
+        return hashlib.sha256(json.dumps(self.model_dump(exclude={"fingerprint"}), sort_keys=True).encode()).hexdigest()
 
 
 class Shard(NamedTuple):
@@ -122,7 +155,7 @@ class Dataset:
     def _read_manifest(self) -> Manifest:
         path = self._location.path(MANIFEST)
         try:
-            content = json.loads(self._location.read(MANIFEST))
+            content = parse_json(self._location.read(MANIFEST, _MANIFEST_LIMIT, 2 * self._location.reading.timeout_s))
         except FileNotFoundError:
             raise DataError(f"{self.location} is no packed dataset: it has no {MANIFEST}", "pack it first: distmeta pack --help") from None
         except ValueError as error:
@@ -138,8 +171,8 @@ class Dataset:
             manifest = Manifest.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise DataError(f"{path} is damaged: {where}: {first['msg']}", "pack the dataset again") from None
+            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")]))
+            raise DataError(f"{path} is damaged: {reason}", "pack the dataset again") from None
         if manifest.digest() != manifest.fingerprint:
             raise DataError(f"{path} does not match its own fingerprint {manifest.fingerprint[:12]}", "pack the dataset again")
         return manifest
@@ -213,7 +246,7 @@ class Dataset:
     def read(self, info: ShardInfo) -> bytes:
         """A shard's bytes, unchecked. Raises DataError naming the shard if they cannot be had."""
         try:
-            return self._location.read(info.name)
+            return self._location.read(info.name, info.bytes)
         except FileNotFoundError:
             raise self._missing(info) from None
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,12 +11,9 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from distmeta.data.copies import SeenPictures
-from distmeta.data.encode import pixels_digest
 from distmeta.data.images import decode_packed
 from distmeta.data.shards import Dataset, Shard, ShardInfo
 from distmeta.data.tars import members
-from distmeta.data.workers import usable_cpus
 from distmeta.errors import DataError
 
 _THREADS = 8  # each holds one shard in memory
@@ -37,15 +35,14 @@ class _Member(NamedTuple):
     label: bytes
 
 
-def verify(dataset: Dataset, quick: bool = False, seen: SeenPictures | None = None) -> Iterator[list[Finding]]:
+def verify(dataset: Dataset, quick: bool = False) -> Iterator[list[Finding]]:
     """For each shard, everything in it that is not as the manifest says, in the manifest's order; several are checked at once.
 
-    Sizes; unless `quick` also SHA-256, the tar's members and their names, labels, and that every image decodes, and `seen` hears of every
-    picture.
+    Sizes; unless `quick` also SHA-256, the tar's members and their names, labels, and that every image decodes.
     """
     remaining = iter(dataset.manifest.shards)
-    threads = min(_THREADS, usable_cpus())
-    check = partial(_check, dataset, quick, seen)
+    threads = min(_THREADS, os.cpu_count() or 1)
+    check = partial(_check, dataset, quick)
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
         pending: deque[Future[list[Finding]]] = deque(pool.submit(check, info) for info in islice(remaining, 2 * threads))
         while pending:
@@ -53,25 +50,23 @@ def verify(dataset: Dataset, quick: bool = False, seen: SeenPictures | None = No
             pending.extend(pool.submit(check, info) for info in islice(remaining, 1))
 
 
-def _check(dataset: Dataset, quick: bool, seen: SeenPictures | None, info: ShardInfo) -> list[Finding]:
+def _check(dataset: Dataset, quick: bool, info: ShardInfo) -> list[Finding]:
     findings = []
     try:
         size = dataset.size(info)
         if size != info.bytes:
             findings.append(Finding(info.name, "", f"{size} bytes; the manifest says {info.bytes}"))
         if not quick:
-            findings += _check_content(dataset, Shard(info, dataset.read(info)), seen)
+            findings += _check_content(dataset, Shard(info, dataset.read(info)))
     except DataError as error:
         findings.append(Finding(info.name, "", error.message))
     return findings
 
 
-def _check_content(dataset: Dataset, shard: Shard, seen: SeenPictures | None) -> Iterator[Finding]:
+def _check_content(dataset: Dataset, shard: Shard) -> Iterator[Finding]:
     info = shard.info
     if hashlib.sha256(shard.content[:]).hexdigest() != info.sha256:
         yield Finding(info.name, "", "does not match its SHA-256")
-    if not len(info.class_ids):
-        yield Finding(info.name, "", "holds no image")
     found: dict[str, _Member] = {}
     yield from _read_members(shard, found)
     suffix = dataset.manifest.image_format
@@ -86,21 +81,10 @@ def _check_content(dataset: Dataset, shard: Shard, seen: SeenPictures | None) ->
         image = found.get(f"{key}.{suffix}")
         if image and image[:2] != (info.offsets[member], info.sizes[member]):
             yield Finding(info.name, key, f"the image does not lie at byte {info.offsets[member]}, where the manifest says it does")
-    yield from _check_pictures(dataset, shard, seen)
-
-
-def _check_pictures(dataset: Dataset, shard: Shard, seen: SeenPictures | None) -> Iterator[Finding]:
-    whole, digests = [], []
-    for member in range(len(shard.info.class_ids)):
         try:
-            pixels = decode_packed(shard.image(member), dataset.manifest.preprocessing, "the image")
+            decode_packed(shard.image(member), dataset.manifest.preprocessing, "the image")
         except DataError as error:
-            yield Finding(shard.info.name, f"{member:08d}", error.message)
-            continue
-        whole.append(member)
-        digests.append(pixels_digest(pixels.transpose(1, 2, 0)))
-    if seen is not None:
-        seen.add(shard.info.class_ids[whole], digests)
+            yield Finding(info.name, key, error.message)
 
 
 def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:

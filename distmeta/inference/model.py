@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from distmeta.data.decode import ValueRange, read_file
+from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.images import Pixels, Preprocessing, channels_last, decode, pixels_of
 from distmeta.errors import ConfigError, DataError
 from distmeta.learners import build_learner
@@ -51,11 +51,6 @@ class Model(NamedTuple):
         """The number of classes it adapts to, None for any."""
         return None if self.learner.any_way else self.description["task"]["way"]
 
-    def with_value_range(self, value_range: ValueRange) -> "Model":
-        """The same model, for which other values are black and white in images that do not have 8 bits."""
-        preprocessing = self.description["preprocessing"] | {"value_range": value_range}
-        return self._replace(description=self.description | {"preprocessing": preprocessing})
-
     def check_classes(self, count: int, origin: str) -> None:
         """Raises DataError unless the model can tell `count` classes apart; `origin` says where they were found."""
         if self.way is not None and count != self.way:
@@ -84,7 +79,7 @@ class Model(NamedTuple):
             learner.inner_steps_eval = inner_steps
         inputs = network_input(images, self.preprocessing, next(iter(self.meta_params.values())))
         targets = torch.tensor([classes.index(label) for label in labels], device=inputs.device)
-        return Adapted(self.description, learner, learner.adapt(self.meta_params, inputs, targets), classes)
+        return Adapted(self.description, learner, learner.adapt(self.meta_params, EpisodeBatch.of_support(inputs, targets)), classes)
 
 
 class Adapted(nn.Module):
@@ -200,8 +195,11 @@ def _pixels(image: Picture, preprocessing: Preprocessing, origin: str) -> Pixels
     if isinstance(image, bytes):
         return decode(image, preprocessing, origin)
     if isinstance(image, str | Path):
-        return decode(read_file(Path(image)), preprocessing, str(image))
-    return pixels_of(image if isinstance(image, Image.Image) else _picture(np.asarray(image), origin), preprocessing, origin)
+        try:
+            return decode(Path(image).read_bytes(), preprocessing, str(image))
+        except OSError as error:
+            raise DataError(f"{image} cannot be read: {error.strerror}", "give the path of an image") from None
+    return pixels_of(image if isinstance(image, Image.Image) else _picture(np.asarray(image), origin), preprocessing)
 
 
 def _picture(pixels: NDArray[Any], origin: str) -> Image.Image:

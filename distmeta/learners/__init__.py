@@ -33,7 +33,7 @@ def settings_of(name: str) -> set[str]:
         for base in LEARNERS[name].__mro__
         if "__init__" in vars(base) and base is not object
         for parameter, kind in inspect.signature(base).parameters.items()
-        if kind.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter not in ("model", "seed", "bfloat16")
+        if kind.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter not in ("model", "objective", "seed", "bfloat16")
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,21 @@ class Forward:
             return outputs, {}
         means = {f"{name}.running_mean": module.batch_mean for name, module in self._running.items() if module.training}
         return outputs, means | {f"{name}.running_var": module.batch_var for name, module in self._running.items() if module.training}
+
+
+class Network(NamedTuple):
+    """The network under one set of parameters: inputs (T, M, …) → outputs (T, M, N), or features (T, M, D).
+
+    `params` are bare if `forward` computes one task, else {name: (T, …)}; `phase` and `outer` are those of `Forward`.
+    """
+
+    forward: Forward
+    params: Params
+    phase: int = 0
+    outer: bool = False
+
+    def __call__(self, inputs: Tensor, method: Method = "forward") -> Tensor:
+        return self.forward(self.params, inputs, self.phase, method, self.outer)
 
 
 class Head(Forward):

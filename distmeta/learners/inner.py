@@ -9,22 +9,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distmeta.data.episodes import EpisodeBatch
+from distmeta.data.episodes import Batch
 from distmeta.errors import ConfigError
-from distmeta.learners.forward import Forward
-from distmeta.learners.loss import task_losses
+from distmeta.learners.forward import Forward, Network
+from distmeta.learners.objective import Cost, Objective
 from distmeta.learners.params import Params, detached, leaves
 
 Rate = Callable[[Params, str, int], float | Tensor]
 
 
 class InnerLoop(NamedTuple):
-    """`rate(params, name, step)` is α for one parameter at one inner step; `adapted` names the parameters that the inner loop changes.
+    """`objective` gives the losses of a task's data; `rate(params, name, step)` is α for one parameter at one inner step.
 
+    `adapted` names the parameters that the inner loop changes.
     loss_weights (steps + 1): how much the query loss after 0, 1, … inner steps counts in the meta-loss.
     """
 
     forward: Forward
+    objective: Objective
     rate: Rate
     adapted: Sequence[str]
     loss_weights: Sequence[float]
@@ -34,16 +36,15 @@ class InnerLoop(NamedTuple):
     def steps(self) -> int:
         return len(self.loss_weights) - 1
 
-    def step(self, params: Params, fast_weights: Params, inputs: Tensor, targets: Tensor, step: int, create_graph: bool) -> Params:
+    def step(self, params: Params, fast_weights: Params, batch: Batch, step: int, create_graph: bool) -> Params:
         """φ ← φ - α ∇L_support(φ) (MAML, arXiv:1703.03400, equation 1); `params` holds what `fast_weights` does not."""
-        losses = task_losses(self.forward(params | fast_weights, inputs, 2 * step), targets)
+        losses = self.objective.support(Network(self.forward, params | fast_weights, 2 * step), batch, step).losses
         gradients = gradients_of(losses, fast_weights, create_graph)
         return {name: value - self.rate(params, name, step) * gradients[name] for name, value in fast_weights.items()}
 
-    def query(self, params: Params, fast_weights: Params, batch: EpisodeBatch, step: int) -> tuple[Tensor, Tensor]:
-        """Query losses (T,) after `step` inner steps, and the outputs (T, M, N)."""
-        outputs = self.forward(params | fast_weights, batch.query_images, 2 * step + 1, outer=True)
-        return task_losses(outputs, batch.query_labels), outputs
+    def query(self, params: Params, fast_weights: Params, batch: Batch, step: int) -> Cost:
+        """The queries' cost after `step` inner steps."""
+        return self.objective.query(Network(self.forward, params | fast_weights, 2 * step + 1, outer=True), batch, step)
 
 
 def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> Params:
@@ -57,43 +58,51 @@ def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> 
     return dict(zip(wanted, found, strict=True))
 
 
-def unrolled(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: EpisodeBatch) -> tuple[Params, Tensor, Tensor]:
-    """Meta-gradients by params[wanted], meta-losses (T,) and the last query outputs, through a graph that holds every inner step."""
+class MetaGradients(NamedTuple):
+    """Of T tasks: the meta-gradients {name: (T, …)}, the meta-losses (T,) and the scores (T,) after the last inner step, if any."""
+
+    gradients: Params
+    losses: Tensor
+    scores: Tensor | None
+
+
+def unrolled(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: Batch) -> MetaGradients:
+    """Meta-gradients by params[wanted], through a graph that holds every inner step."""
     fast_weights = {name: params[name] for name in loop.adapted}
     meta_losses: Tensor | float = 0.0
+    scores = None
     for step, weight in enumerate(loop.loss_weights):
         if weight:
-            losses, outputs = loop.query(params, fast_weights, batch, step)
+            losses, scores = loop.query(params, fast_weights, batch, step)
             meta_losses = meta_losses + weight * losses
         if step < loop.steps:
-            fast_weights = loop.step(params, fast_weights, batch.support_images, batch.support_labels, step, not loop.first_order)
+            fast_weights = loop.step(params, fast_weights, batch, step, not loop.first_order)
     assert isinstance(meta_losses, Tensor)
-    return gradients_of(meta_losses, {name: params[name] for name in wanted}), meta_losses, outputs.detach()
+    return MetaGradients(gradients_of(meta_losses, {name: params[name] for name in wanted}), meta_losses, scores)
 
 
-def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: EpisodeBatch) -> tuple[Params, Tensor, Tensor]:
+def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: Batch) -> MetaGradients:
     """What `unrolled` gives, holding the graph of one inner step only: memory grows by the size of φ a step, not by the activations.
 
     Going back, v = ∂L/∂φ_(k+1) becomes ∂L/∂φ_k = v - H_k(α v) by differentiating inner step k once more: one Hessian-vector product.
     """
-    support = batch.support_images, batch.support_labels
     visited = [{name: params[name].detach() for name in loop.adapted}]
     for step in range(loop.steps):
-        visited.append(detached(loop.step(params, leaves(visited[-1]), *support, step, create_graph=False)))
+        visited.append(detached(loop.step(params, leaves(visited[-1]), batch, step, create_graph=False)))
     others = {name: params[name] for name in wanted if name not in visited[0]}
     total = {name: torch.zeros_like(value) for name, value in others.items()}
     meta_losses: Tensor | float = 0.0
     cotangents: list[Tensor] = []
-    last_outputs = None
+    last_scores = None
     for step in range(loop.steps, -1, -1):
         fast_weights, weight = leaves(visited.pop()), loop.loss_weights[step]
         ends: list[Tensor] = []
         if cotangents:
-            ends += loop.step(params, fast_weights, *support, step, create_graph=True).values()
+            ends += loop.step(params, fast_weights, batch, step, create_graph=True).values()
         if weight:
-            losses, outputs = loop.query(params, fast_weights, batch, step)
+            losses, scores = loop.query(params, fast_weights, batch, step)
             meta_losses = meta_losses + weight * losses.detach()
-            last_outputs = outputs.detach() if last_outputs is None else last_outputs
+            last_scores = scores if last_scores is None else last_scores
             ends, cotangents = [*ends, weight * losses.sum()], [*cotangents, losses.new_ones(())]
         inputs = fast_weights | others
         found = torch.autograd.grad(ends, list(inputs.values()), cotangents, allow_unused=True, materialize_grads=True)
@@ -101,5 +110,4 @@ def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: 
         cotangents = [gradients[name] for name in fast_weights]
         total = {name: value + gradients[name] for name, value in total.items()}
     assert isinstance(meta_losses, Tensor)
-    assert last_outputs is not None
-    return total | dict(zip(loop.adapted, cotangents, strict=True)), meta_losses, last_outputs
+    return MetaGradients(total | dict(zip(loop.adapted, cotangents, strict=True)), meta_losses, last_scores)

@@ -7,22 +7,21 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distmeta.data.episodes import EpisodeBatch, LabelledBatch
+from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, frozen, support_statistics
-from distmeta.learners.loss import correct
+from distmeta.learners.inner import MetaGradients
+from distmeta.learners.objective import CrossEntropy, Objective
 from distmeta.learners.params import Params, initial_params, leaves, persistent_buffers
 
-Batch = EpisodeBatch | LabelledBatch
 TaskBatching = Literal["loop", "vmap", "auto"]
 
 
 class SlotMetrics(NamedTuple):
-    """Per slot: mean loss (B,) float, correctly classified images (B,) and images classified (B,), both integers (0 in regression)."""
+    """Per slot: mean loss (B,) and training score (B,) in float64, NaN where the objective has none."""
 
     loss: Tensor
-    correct: Tensor
-    total: Tensor
+    score: Tensor
 
 
 class Logits(NamedTuple):
@@ -32,18 +31,10 @@ class Logits(NamedTuple):
     inductive: Tensor
 
 
-class TaskGradients(NamedTuple):
-    """What T tasks give: the gradient of each with respect to each meta-parameter {name: (T, …)}, losses (T,), and the outputs
-    (T, M, N) and targets by which training accuracy is counted."""
-
-    gradients: Params
-    losses: Tensor
-    outputs: Tensor
-    targets: Tensor
-
-
 class Learner(ABC):
     """Base of all learners. `model` is only the network's shape: every tensor a learner computes with is in meta_params.
+
+    `objective` gives the losses of tasks (default: cross-entropy, for classification).
 
     task_batching says how the slots of a step are computed: one after another ("loop"), `tasks_per_chunk` at a time ("vmap"), or by what is
     faster here ("auto": vmap on CUDA and for networks without convolutions). `seed` decides dropout noise. With `bfloat16` training
@@ -57,14 +48,21 @@ class Learner(ABC):
     """Inner steps in evaluation and prediction."""
 
     def __init__(
-        self, model: nn.Module, seed: int = 0, bfloat16: bool = False, task_batching: TaskBatching = "auto", tasks_per_chunk: int = 4
+        self,
+        model: nn.Module,
+        objective: Objective | None = None,
+        seed: int = 0,
+        bfloat16: bool = False,
+        task_batching: TaskBatching = "auto",
+        tasks_per_chunk: int = 4,
     ) -> None:
-        self.model = model
+        self.objective = objective or CrossEntropy()
+        self.model = self.objective.network(model)
         self.seed = seed
         self.bfloat16 = bfloat16
         self.task_batching = task_batching
         self.tasks_per_chunk = tasks_per_chunk
-        self.statistics = persistent_buffers(model)
+        self.statistics = persistent_buffers(self.model)
 
     def trained(self, params: Params) -> Params:
         """Those of meta_params that a gradient is taken of: all but running statistics."""
@@ -86,22 +84,18 @@ class Learner(ABC):
         """
         batched = self.batches_tasks(next(iter(meta_params.values())).device)
         size = self.tasks_per_chunk if batched else 1
-        for start in range(0, len(batch.slots), size):
-            chunk = _chunk(batch, start, size)
-            kept = min(size, len(batch.slots) - start)
+        for start in range(0, len(batch), size):
+            # Past the end the last task stands again, so that every chunk is computed alike.
+            chunk = batch.take([min(position, len(batch) - 1) for position in range(start, start + size)])
+            kept = min(size, len(batch) - start)
             params = _task_params(meta_params, size if batched else None)
             forward = Forward(self.model, batched, (self.seed, batch.step, chunk.slots[0]), self.bfloat16)
             found = self.task_gradients(params, forward, chunk)
             gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
-            images = 0 if found.targets.is_floating_point() else found.targets.shape[1]
-            yield (
-                torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)[:kept],
-                SlotMetrics(
-                    found.losses.detach()[:kept],
-                    correct(found.outputs, found.targets)[:kept],
-                    found.losses.new_full((kept,), images).long(),
-                ),
-            )
+            losses = found.losses.detach()
+            scores = torch.full_like(losses, torch.nan) if found.scores is None else found.scores.detach()
+            flat = torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)
+            yield flat[:kept], SlotMetrics(losses[:kept], scores.double()[:kept])
 
     def batches_tasks(self, device: torch.device) -> bool:
         """Whether slots are computed several at a time on `device`."""
@@ -110,17 +104,17 @@ class Learner(ABC):
         return self.task_batching == "vmap"
 
     @abstractmethod
-    def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
+    def task_gradients(self, params: Params, forward: Forward, batch: Any) -> MetaGradients:
         """The meta-gradients of the T tasks of `batch`; `params` are meta_params ({name: (T, …)} if `forward` is batched), as leaves."""
 
     @abstractmethod
-    def adaptation(self, meta_params: Params, inputs: Tensor, targets: Tensor, steps: int | None = None) -> Iterator[Params]:
-        """The network after 0, 1, … `steps` (inner_steps_eval if None) inner steps on a support set, inputs (M, …), targets (M, …)."""
+    def adaptation(self, meta_params: Params, episode: Any, steps: int | None = None) -> Iterator[Params]:
+        """The network after 0, 1, … `steps` (inner_steps_eval if None) inner steps on the support data of one task, a batch of one."""
 
-    def adapt(self, meta_params: Params, inputs: Tensor, targets: Tensor) -> Params:
+    def adapt(self, meta_params: Params, episode: EpisodeBatch) -> Params:
         """What `predict` needs for one task: the network after the last inner step, with the support set's norm statistics."""
-        *_, adapted = self.adaptation(meta_params, inputs, targets)
-        return self.with_statistics(adapted, inputs)
+        *_, adapted = self.adaptation(meta_params, episode)
+        return self.with_statistics(adapted, episode.support_images[0])
 
     @torch.no_grad()
     def with_statistics(self, adapted: Params, inputs: Tensor) -> Params:
@@ -158,13 +152,6 @@ class Learner(ABC):
     def forward(self) -> Forward:
         """The network for one task, without dropout."""
         return Forward(self.model, batched=False)
-
-
-def _chunk(batch: Batch, start: int, size: int) -> Any:
-    """Tasks start … start+size-1; past the end the last task stands again, so that every chunk is computed alike."""
-    indices = [min(i, len(batch.slots) - 1) for i in range(start, start + size)]
-    step, slots, *tensors = batch
-    return type(batch)(step, [slots[i] for i in indices], *(tensor[indices] for tensor in tensors))
 
 
 def _task_params(meta_params: Params, tasks: int | None) -> Params:

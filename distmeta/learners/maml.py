@@ -1,17 +1,18 @@
 """MAML and its family: learners whose meta-gradient goes through the inner loop (Finn, Abbeel & Levine 2017, arXiv:1703.03400)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from distmeta.data.episodes import EpisodeBatch
+from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Forward, Head
-from distmeta.learners.inner import InnerLoop, checkpointed, unrolled
-from distmeta.learners.learner import TaskGradients
+from distmeta.learners.inner import InnerLoop, MetaGradients, checkpointed, unrolled
+from distmeta.learners.objective import Supervised
 from distmeta.learners.params import Params, leaves
 
 _ENGINES = {"unrolled": unrolled, "checkpointed": checkpointed}
@@ -31,10 +32,10 @@ class MAML(FineTuning):
         super().__init__(model, **fine_tuning)
         self.gradient = gradient
 
-    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
-        loop = InnerLoop(forward, self.rate, self.adapted, self.loss_weights(batch.step), self.first_order)
+    def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
+        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, self.loss_weights(batch.step), self.first_order)
         engine = unrolled if self.first_order else _ENGINES[self.gradient]
-        return TaskGradients(*engine(loop, params, list(self.trained(params)), batch), batch.query_labels)
+        return engine(loop, params, list(self.trained(params)), batch)
 
     def loss_weights(self, step: int) -> list[float]:
         """How much the query loss after 0, 1, … inner steps counts at training step `step`."""
@@ -50,7 +51,7 @@ class FOMAML(MAML):
 class ANIL(MAML):
     """Almost no inner loop: only the network's head is adapted (Raghu et al. 2020, arXiv:1909.09157, section 4).
 
-    Features do not change in the inner loop, so they are computed once, and in training differentiated once.
+    Features of given examples do not change in the inner loop, so they are computed once, and in training differentiated once.
     """
 
     def __init__(self, model: nn.Module, **maml: Any) -> None:
@@ -61,26 +62,28 @@ class ANIL(MAML):
     def adapted(self) -> list[str]:
         return [name for name in super().adapted if name.startswith("head.")]
 
-    def descent(
-        self, forward: Forward, params: Params, fast_weights: Params, inputs: Tensor, targets: Tensor, steps: int
-    ) -> Iterator[Params]:
-        with torch.no_grad():
-            features = forward(params, inputs, method="features")
-        yield from super().descent(Head(self.model, forward.batched), params, fast_weights, features, targets, steps)
+    def descent(self, forward: Forward, params: Params, fast_weights: Params, batch: Batch, steps: int) -> Iterator[Params]:
+        if isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised):
+            with torch.no_grad():
+                batch = replace(batch, support_images=forward(params, batch.support_images, method="features"))
+            forward = Head(self.model, forward.batched)
+        yield from super().descent(forward, params, fast_weights, batch, steps)
 
-    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
+    def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
+        if not (isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised)):
+            return super().task_gradients(params, forward, batch)
         ends = {
             "support": forward(params, batch.support_images, 0, "features"),
             "queries": forward(params, batch.query_images, 1, "features", outer=True),
         }
         held = leaves(ends) | {name: params[name] for name in self.adapted}
         head = Head(self.model, forward.batched)
-        on_features = batch._replace(support_images=held["support"], query_images=held["queries"])
-        loop = InnerLoop(head, self.rate, self.adapted, self.loss_weights(batch.step))
-        found, losses, outputs = _ENGINES[self.gradient](loop, held, list(held), on_features)
+        on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
+        loop = InnerLoop(head, self.objective, self.rate, self.adapted, self.loss_weights(batch.step))
+        found, losses, scores = _ENGINES[self.gradient](loop, held, list(held), on_features)
         body = {name: value for name, value in self.trained(params).items() if name not in self.adapted}
         gradients = torch.autograd.grad(list(ends.values()), list(body.values()), [found.pop(end) for end in ends])
-        return TaskGradients(found | dict(zip(body, gradients, strict=True)), losses, outputs, batch.query_labels)
+        return MetaGradients(found | dict(zip(body, gradients, strict=True)), losses, scores)
 
 
 class MetaSGD(MAML):
@@ -94,7 +97,7 @@ class MetaSGD(MAML):
         return params | {f"inner_lr.{name}": torch.full_like(params[name], self.inner_lr) for name in self.adapted}
 
     def rate(self, params: Params, name: str, step: int) -> Tensor:
-        return params[f"inner_lr.{name}"]
+        return self.decay(step) * params[f"inner_lr.{name}"]
 
 
 class MAMLPlusPlus(MAML):

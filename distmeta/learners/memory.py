@@ -7,7 +7,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distmeta.learners.learner import Batch, Learner
+from distmeta.data.episodes import Batch
+from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 
 
@@ -47,8 +48,7 @@ def predicted_bytes(learner: Learner, meta_params: Params, batch: Batch) -> int:
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake_params: Params = {name: mode.from_tensor(value) for name, value in meta_params.items()}
-        step, slots, *tensors = batch
-        fake_batch = type(batch)(step, slots, *(mode.from_tensor(tensor) for tensor in tensors))
+        fake_batch = batch.map(mode.from_tensor)
         with _Peak() as peak:
             learner.slot_gradients(fake_params, fake_batch)
     return peak.peak

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from distmeta.data.episodes import EpisodeBatch, LabelledBatch
 from distmeta.learners.forward import Forward, frozen
-from distmeta.learners.inner import gradients_of
-from distmeta.learners.learner import Learner, TaskGradients
-from distmeta.learners.loss import task_losses
+from distmeta.learners.inner import MetaGradients, gradients_of
+from distmeta.learners.learner import Learner
+from distmeta.learners.objective import Cost, Supervised
 from distmeta.learners.params import Params
 
 IMAGES_PER_SLOT = 32  # of Classifier-Baseline, unless told otherwise
@@ -34,20 +35,24 @@ class MetricLearner(Learner):
     def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
         """(T, M, N) for features (T, M, D) and centroids (T, N, D)."""
 
-    def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
+    def cost(self, outputs: Tensor, targets: Tensor) -> Cost:
+        assert isinstance(self.objective, Supervised)  # only classification has centroids
+        return self.objective.cost(outputs, targets)
+
+    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> MetaGradients:
         # As many places as there are support images: how many of them are classes is not asked, which would wait for a GPU.
         places = batch.support_labels.shape[1]
         centroids, present = class_means(forward(params, batch.support_images, 0, "features", outer=True), batch.support_labels, places)
         outputs = self.logits(params, forward(params, batch.query_images, 1, "features", outer=True), centroids)
         outputs = outputs.masked_fill(~present.unsqueeze(1), float("-inf"))
-        losses = task_losses(outputs, batch.query_labels)
-        return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.query_labels)
+        losses, scores = self.cost(outputs, batch.query_labels)
+        return MetaGradients(gradients_of(losses, self.trained(params)), losses, scores)
 
     @torch.no_grad()
-    def adaptation(self, meta_params: Params, inputs: Tensor, targets: Tensor, steps: int | None = None) -> Iterator[Params]:
+    def adaptation(self, meta_params: Params, episode: EpisodeBatch, steps: int | None = None) -> Iterator[Params]:
         with frozen(self.model, running_only=True):
-            features = self.forward()(meta_params, inputs[None], method="features")
-        centroids, _ = class_means(features, targets[None], int(targets.max()) + 1)
+            features = self.forward()(meta_params, episode.support_images, method="features")
+        centroids, _ = class_means(features, episode.support_labels, int(episode.support_labels.max()) + 1)
         yield meta_params | {_CENTROIDS: centroids[0]}
 
     def outputs(self, adapted: Params, queries: Tensor) -> Tensor:
@@ -110,10 +115,9 @@ class ClassifierBaseline(MetricLearner):
     def initial_params(self, seed: int) -> Params:
         return Learner.initial_params(self, seed)
 
-    def task_gradients(self, params: Params, forward: Forward, batch: Any) -> TaskGradients:
-        outputs = forward(params, batch.images, outer=True)
-        losses = task_losses(outputs, batch.labels)
-        return TaskGradients(gradients_of(losses, self.trained(params)), losses, outputs.detach(), batch.labels)
+    def task_gradients(self, params: Params, forward: Forward, batch: LabelledBatch) -> MetaGradients:  # type: ignore[override]
+        losses, scores = self.cost(forward(params, batch.images, outer=True), batch.labels)
+        return MetaGradients(gradients_of(losses, self.trained(params)), losses, scores)
 
     def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
         return self._SCALE * cosine(features, centroids)

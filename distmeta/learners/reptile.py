@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from distmeta.data.episodes import EpisodeBatch
+from distmeta.data.episodes import Batch
 from distmeta.learners.finetune import FineTuning
-from distmeta.learners.forward import Forward
-from distmeta.learners.inner import gradients_of
-from distmeta.learners.learner import TaskGradients
-from distmeta.learners.loss import task_losses
+from distmeta.learners.forward import Forward, Network
+from distmeta.learners.inner import MetaGradients, gradients_of
 from distmeta.learners.params import Params, detached, leaves
 
 _DECAY, _EPSILON = 0.999, 1e-8  # Adam's; its first moment is left out, as Reptile's authors do (β1 = 0)
@@ -31,27 +29,20 @@ class Reptile(FineTuning):
         self.inner_optimizer = inner_optimizer
         self.inner_batch = inner_batch
 
-    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> TaskGradients:
-        inputs = torch.cat([batch.support_images, batch.query_images], 1)
-        targets = torch.cat([batch.support_labels, batch.query_labels], 1)
+    def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
         start = {name: params[name] for name in self.adapted}
-        *_, fast_weights = self.descent(forward, params, start, inputs, targets, self.inner_steps)
+        *_, fast_weights = self.descent(forward, params, start, self.objective.pooled(batch), self.inner_steps)
         with torch.no_grad():
-            outputs = forward(params | fast_weights, batch.query_images, 2 * self.inner_steps)
-        losses = task_losses(outputs, batch.query_labels)
+            losses, scores = self.objective.query(Network(forward, params | fast_weights, 2 * self.inner_steps), batch, self.inner_steps)
         gradients = {name: (params[name] - fast_weights[name]).detach() for name in self.adapted}
-        return TaskGradients(gradients, losses, outputs, batch.query_labels)
+        return MetaGradients(gradients, losses, scores)
 
-    def descent(
-        self, forward: Forward, params: Params, fast_weights: Params, inputs: Tensor, targets: Tensor, steps: int
-    ) -> Iterator[Params]:
-        order = _alternating(targets)
-        size = min(self.inner_batch or len(order), len(order))
+    def descent(self, forward: Forward, params: Params, fast_weights: Params, batch: Batch, steps: int) -> Iterator[Params]:
         squares = {name: torch.zeros_like(value) for name, value in fast_weights.items()}
         for step in range(steps):
-            chosen = order[torch.arange(step * size, (step + 1) * size) % len(order)]
             fast_weights = leaves(fast_weights)
-            losses = task_losses(forward(params | fast_weights, inputs[:, chosen], 2 * step), targets[:, chosen])
+            part = self.objective.part(batch, step, self.inner_batch)
+            losses = self.objective.support(Network(forward, params | fast_weights, 2 * step), part, step).losses
             gradients = gradients_of(losses, fast_weights)
             if self.inner_optimizer == "adam":
                 squares = {name: _DECAY * squares[name] + (1 - _DECAY) * gradients[name].square() for name in squares}
@@ -59,12 +50,3 @@ class Reptile(FineTuning):
                 gradients = {name: gradients[name] / ((squares[name] / unbiased).sqrt() + _EPSILON) for name in squares}
             fast_weights = detached({name: value - self.inner_lr * gradients[name] for name, value in fast_weights.items()})
             yield fast_weights
-
-
-def _alternating(targets: Tensor) -> Tensor:
-    """An order of a task's examples (M,) in which classes take turns; all tasks have their labels in the same places."""
-    if targets.is_floating_point():
-        return torch.arange(targets.shape[1])
-    labels = targets[0]
-    turns = (labels[:, None] == labels).tril(-1).sum(1)  # how many of its class stand before an example
-    return (turns * len(labels) + labels).argsort(stable=True)

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from distmeta.models import native
 from distmeta.models.layers import Positive, image_shape
 from distmeta.models.norm import has_bias, make_norm
 
@@ -43,6 +44,9 @@ class Conv4(nn.Module):
 
 
 class PooledBlock(nn.Module):
+    library: native.Library | None = None
+    """Native kernels for this block: see `distmeta.models.native.use`."""
+
     def __init__(self, inputs: int, outputs: int, norm: str) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=has_bias(norm))
@@ -50,6 +54,8 @@ class PooledBlock(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.library is not None and native.applies(self.library, images, self.conv, self.norm, self.pool):
+            return native.compute(self.library, images, self.conv, self.norm)
         # Pooling first is the same function (ReLU is monotone) on a quarter of the elements.
         return self.pool(self.norm(self.conv(images))).relu()
 

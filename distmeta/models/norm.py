@@ -66,10 +66,15 @@ class RunningBatchNorm2d(BatchNorm2d):
     persistent = True
 
     def normalise(self, images: Tensor) -> Gradients:
-        _, self.batch_mean, inverse_std = found = super().normalise(images)
+        found = super().normalise(images)
+        self.tell(*found[1:])
+        return found
+
+    def tell(self, mean: Tensor, inverse_std: Tensor) -> None:
+        """Set `batch_mean` and `batch_var` from what images were normalised by."""
+        self.batch_mean = mean
         # No pass over the images: exact to rounding in variance + eps, which is all that a norm needs of a variance.
         self.batch_var = (inverse_std**-2 - self.eps).clamp_min(0)
-        return found
 
 
 class GroupNorm(nn.GroupNorm):

@@ -1,6 +1,5 @@
 """Is model B better than model A? Both were tested on the same episodes, so their differences, episode by episode, say it most sharply."""
 
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -10,7 +9,7 @@ from scipy.stats import ttest_rel
 
 from distmeta.errors import RegistryError
 from distmeta.registry.versions import download
-from distmeta.training.evaluate import BY_EPISODE
+from distmeta.training.model_folder import ModelFolder
 
 _EPISODES = ("episodes", "seed", "way", "shot", "queries")  # what decides a test's episodes, beside the dataset
 
@@ -62,9 +61,9 @@ def _tested(uri: str, model_uri: str) -> tuple[dict[str, Any], list[float]]:
     """What decides the episodes that a model was tested on, and its figure on each."""
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
-        rows = json.loads((Path(scratch) / BY_EPISODE).read_text())
+        rows = ModelFolder(Path(scratch)).read_test_episodes()
     test = description["test"]
     figure = "squared error" if "mse_by_step" in test else "inductive accuracy"
     # The columns are transductive and inductive accuracy, or the error after 0, 1, … inner steps: in both the last is the one.
     about = {"figure": figure, "dataset": description["fingerprint"][:12]} | {key: test.get(key) for key in _EPISODES}
-    return about, [row[-1] for row in rows]
+    return about, [math.nan if row[-1] is None else row[-1] for row in rows]

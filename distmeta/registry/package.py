@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import logging
 import shutil
 import tempfile
@@ -19,31 +18,26 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Map
 from PIL import Image
 
-from distmeta.training.checkpoint import MODEL, WEIGHTS
-from distmeta.training.evaluate import BY_EPISODE
+from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 
-FILES = (WEIGHTS, MODEL, BY_EPISODE)  # of a model, without its code
 ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
 _PACKAGE = Path(__file__).parent.parent
 # The floors 0 to 2 that adapting needs, and the model itself.
 _CARRIED = [
-    *("__init__.py", "errors.py", "seeds.py", "data/__init__.py", "data/decode.py", "data/images.py", "data/episodes.py"),
+    *("__init__.py", "masking.py", "errors.py", "seeds.py", "data/__init__.py", "data/images.py", "data/episodes.py"),
     *("models", "learners", "inference/__init__.py", "inference/model.py"),
 ]
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg")
 
 
-def write_package(folder: Path, best: Path, description: dict[str, Any], by_episode: list[list[float]]) -> None:
-    """Write the model whose weights lie in `best` into `folder`, new, as `mlflow.pyfunc.load_model` and our own verbs read it.
+def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], by_episode: Rows) -> None:
+    """Write the model whose weights `best` holds into `folder`, new, as `mlflow.pyfunc.load_model` and our own verbs read it.
 
     A model of images becomes a pyfunc; one of regression, which has no images to send, is its data alone.
     """
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch) / "data"
-        data.mkdir()
-        (data / WEIGHTS).write_bytes((best / WEIGHTS).read_bytes())
-        (data / MODEL).write_text(json.dumps(description, indent=1))
-        (data / BY_EPISODE).write_text(json.dumps(by_episode))
+        best.write_published(data, description, by_episode)
         if description["preprocessing"] is None:
             shutil.copytree(data, folder / ARTIFACTS)
             return
@@ -53,7 +47,7 @@ def write_package(folder: Path, best: Path, description: dict[str, Any], by_epis
             mlflow.pyfunc.save_model(
                 folder,
                 python_model=str(_PACKAGE / "registry" / "pyfunc.py"),
-                artifacts={Path(name).stem: str(data / name) for name in FILES},
+                artifacts={Path(name).stem: str(data / name) for name in PUBLISHED},
                 code_paths=[str(_carried(Path(scratch)))],
                 signature=_signature(description["learner"].get("inner_steps_eval")),
                 input_example=_example(description),

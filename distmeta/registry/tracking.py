@@ -4,7 +4,6 @@ Sending a record again changes nothing: a metric's timestamp is its step, and ML
 timestamp and value.
 """
 
-import json
 import os
 import tempfile
 import threading
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -25,12 +23,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from distmeta.config import Config
-from distmeta.errors import RegistryError, RunError, Unanswered
-from distmeta.training.folder import write_whole
-from distmeta.training.metrics import Record, read_metrics
+from distmeta.config import Config, flat
+from distmeta.errors import RegistryError, Unanswered
+from distmeta.masking import masked
+from distmeta.training.metrics import Record
+from distmeta.training.run_folder import CONFIG, RunFolder
 
-RUN_FILE = "mlflow.json"
 _BATCH = 500  # metrics in one call; MLflow takes up to 1000
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -42,12 +40,6 @@ def tracking_uri(uri: str | None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def without_credentials(uri: str) -> str:
-    """`uri` without user and password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
     """Turn what MLflow and its stores raise inside the block into RegistryError naming the server, Unanswered unless it refused."""
@@ -57,21 +49,21 @@ def answers(uri: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
         kind = RegistryError if refused else Unanswered
-        raise kind(f"MLflow at {without_credentials(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI") from None
+        raise kind(f"MLflow at {masked(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI") from None
 
 
 def client(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def start_run(config: Config, run_folder: Path, tags: dict[str, str]) -> str:
+def start_run(config: Config, run_folder: RunFolder, tags: dict[str, str]) -> str:
     """The MLflow run of this run folder, begun if there is none yet; its whole config as parameters.
 
     Raises RegistryError; but a run that MLflow has, and that goes on, does not need an answer.
     """
     uri = tracking_uri(config.tracking.uri)
     if begun(run_folder, uri):
-        run_id = read_record(run_folder)["run_id"]
+        run_id = run_folder.read_mlflow()["run_id"]
         with suppress(Unanswered), answers(uri):
             client(uri).set_terminated(run_id, "RUNNING")
         return run_id
@@ -79,38 +71,22 @@ def start_run(config: Config, run_folder: Path, tags: dict[str, str]) -> str:
         mlflow = client(uri)
         run = mlflow.create_run(_experiment(mlflow, uri, config.tracking.experiment), run_name=run_folder.name)
         run_id = run.info.run_id
-        params = [Param(key, str(value)[:6000]) for key, value in flat(config.model_dump(exclude={"tracking": {"uri"}})).items()]
-        mlflow.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
-        mlflow.log_text(run_id, (run_folder / "config.yaml").read_text(), "config.yaml")
-    write_record(run_folder, {"uri": without_credentials(uri), "run_id": run_id})
+        params = [Param(key, str(value)[:6000]) for key, value in flat(config.shown()).items() if key != "tracking.uri"]
+        mlflow.log_batch(run_id, params=params, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
+        mlflow.log_text(run_id, run_folder.config_text(), CONFIG)
+    run_folder.write_mlflow({"uri": masked(uri), "run_id": run_id})
     return run_id
 
 
-def begun(run_folder: Path, uri: str) -> bool:
+def begun(run_folder: RunFolder, uri: str) -> bool:
     """Whether the run in this folder has an MLflow run at `uri`."""
-    return (run_folder / RUN_FILE).exists() and read_record(run_folder)["uri"] == without_credentials(uri)
+    return run_folder.has_mlflow_run and run_folder.read_mlflow()["uri"] == masked(uri)
 
 
-def read_record(run_folder: Path) -> dict[str, str]:
-    """What the folder knows of its MLflow run: `uri` without credentials, `run_id`, and `model`, its address, once it is published.
-
-    Raises RunError if there is no such record.
-    """
-    try:
-        record = json.loads((run_folder / RUN_FILE).read_text())
-        return record | {key: record[key] for key in ("uri", "run_id")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run_folder} has no MLflow run: {RUN_FILE}: {error}", "distmeta train CONFIG --resume begins it") from None
-
-
-def write_record(run_folder: Path, record: dict[str, str]) -> None:
-    write_whole(run_folder / RUN_FILE, json.dumps(record))
-
-
-def recorded_uri(run_folder: Path) -> str:
+def recorded_uri(run_folder: RunFolder) -> str:
     """Where the folder's MLflow run is; MLFLOW_TRACKING_URI, if it is the same but for credentials. Raises RunError."""
-    recorded, usual = read_record(run_folder)["uri"], tracking_uri(None)
-    return usual if without_credentials(usual) == recorded else recorded
+    recorded, usual = run_folder.read_mlflow()["uri"], tracking_uri(None)
+    return usual if masked(usual) == recorded else recorded
 
 
 def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
@@ -124,14 +100,6 @@ def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
     return mlflow.create_experiment(name, artifact_location=location)
 
 
-def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    result: dict[str, Any] = {}
-    for key, value in content.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result
-
-
 def metrics_of(record: Record) -> list[Metric]:
     """The numbers of one step's record; `validation.accuracy` and the like carry the section's name."""
     step = record["step"]
@@ -139,7 +107,7 @@ def metrics_of(record: Record) -> list[Metric]:
     return [Metric(key, float(value), step, step) for key, value in named.items() if isinstance(value, int | float)]
 
 
-def send_metrics(uri: str, run_id: str, run_folder: Path) -> int:
+def send_metrics(uri: str, run_id: str, run_folder: RunFolder) -> int:
     """Send the records of the run folder's metrics files that MLflow lacks; the last step that it holds then. Raises RegistryError."""
     with answers(uri):
         mlflow = client(uri)
@@ -155,11 +123,11 @@ def _last_held(mlflow: MlflowClient, run_id: str) -> int:
     return max((metric.step for metric in mlflow.get_metric_history(run_id, "outer_lr")), default=0)
 
 
-def _sending(mlflow: MlflowClient, run_id: str, run_folder: Path, after: int) -> Iterator[int]:
+def _sending(mlflow: MlflowClient, run_id: str, run_folder: RunFolder, after: int) -> Iterator[int]:
     """Send the records later than step `after`, whole ones in each call; gives the last step sent so far after each call."""
     batch: list[Metric] = []
     last = after
-    for record in read_metrics(run_folder, after):
+    for record in run_folder.metrics.read(after):
         metrics = metrics_of(record)
         if batch and len(batch) + len(metrics) > _BATCH:
             mlflow.log_batch(run_id, metrics=batch, synchronous=True)
@@ -178,7 +146,7 @@ class Mirror:
     What it has not sent when the block ends is left to `send_metrics`.
     """
 
-    def __init__(self, uri: str, run_id: str, run_folder: Path) -> None:
+    def __init__(self, uri: str, run_id: str, run_folder: RunFolder) -> None:
         self._client = client(uri)
         self._run_id = run_id
         self._run_folder = run_folder
@@ -248,7 +216,7 @@ def fetch_file(uri: str, run_id: str, name: str) -> bytes | None:
 def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
     """Raises RegistryError."""
     with answers(uri):
-        client(uri).log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        client(uri).log_batch(run_id, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
 
 
 def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

@@ -14,8 +14,6 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from distmeta import __version__
@@ -25,11 +23,11 @@ from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.models import MODELS
-from distmeta.registry.package import ARTIFACTS, FILES, write_package
-from distmeta.registry.tracking import RUN_FILE, answers, client
-from distmeta.training.checkpoint import MODEL, WEIGHTS, sha256
-from distmeta.training.evaluate import BY_EPISODE, RESULT
-from distmeta.training.folder import folder_at
+from distmeta.registry.package import ARTIFACTS, write_package
+from distmeta.registry.tracking import answers, client
+from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
+from distmeta.training.run_folder import RunFolder
+from distmeta.training.sealed import sha256
 
 CHAMPION = "champion"
 _PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
@@ -80,7 +78,7 @@ def _registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | Non
         return None
 
 
-def publish(uri: str, run_folder: Path, name: str | None = None, alias: str | None = None, again: bool = True) -> Published:
+def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str | None = None, again: bool = True) -> Published:
     """Register the best model of a finished run as a new version of `name` (<dataset>-<way>way-<shot>shot, if None).
 
     Unless `again`, a version that the run has there already is taken: an attempt may have been cut off after it was made.
@@ -99,10 +97,10 @@ def publish(uri: str, run_folder: Path, name: str | None = None, alias: str | No
         version = None if again else _version_of(mlflow_client, name, run_id)
         if version is None:
             folder = Path(scratch) / "model"
-            write_package(folder, run_folder / "best", description, by_episode)
+            write_package(folder, run_folder.best, description, by_episode)
             mlflow_client.log_artifacts(run_id, str(folder), "model")
             source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
-            hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in FILES}
+            hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in PUBLISHED}
             version = mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes)
         champion = _is_champion(mlflow_client, held, version)
         for given in ([CHAMPION] if champion else []) + ([alias] if alias else []):
@@ -116,17 +114,17 @@ def _version_of(mlflow_client: MlflowClient, name: str, run_id: str) -> ModelVer
     return min(versions, key=lambda version: int(version.version), default=None)
 
 
-def _finished(run_folder: Path) -> tuple[dict[str, Any], list[list[float]], str, dict[str, str]]:
+def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[str, str]]:
     """Of a finished run: the best model's description with its test, the test's figures by episode, the MLflow run's id, and the tags."""
+    result, by_episode = run_folder.read_result(), run_folder.read_test_episodes()
+    description = run_folder.best.read_description() | {"test": result["test"], "distmeta": __version__}
     try:
-        result, by_episode, held, best = (
-            json.loads((run_folder / name).read_text()) for name in (RESULT, BY_EPISODE, RUN_FILE, f"best/{MODEL}")
-        )
-        description = best | {"test": result["test"], "distmeta": __version__}
-        return description, by_episode, held["run_id"], _identity(description) | _version_tags(description)
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{run_folder} holds no finished run: {reason}", "give the run_folder of a run that ended with its test") from None
+        tags = _identity(description) | _version_tags(description)
+    except KeyError as error:
+        raise RunError(
+            f"{run_folder} holds no finished run: it lacks {error}", "give the run_folder of a run that ended with its test"
+        ) from None
+    return description, by_episode, run_folder.read_mlflow()["run_id"], tags
 
 
 def default_name(description: dict[str, Any]) -> str:
@@ -233,7 +231,7 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
         raise RegistryError(f"{model_uri} was not published by distmeta", "distmeta models lists those that were")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for file in FILES:
+        for file in PUBLISHED:
             with answers(uri):
                 address = f"{version.source}/{ARTIFACTS}/{file}"
                 found = mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=uri)
@@ -241,9 +239,9 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
                 raise RegistryError(f"{file} of {model_uri} is not what was published (SHA-256 differs)", _PUBLISH_AGAIN)
             shutil.copy(found, folder / file)
     try:
-        return json.loads((folder / MODEL).read_text())
-    except ValueError as error:
-        raise RegistryError(f"{model_uri} cannot be read: {error!r}", _PUBLISH_AGAIN) from None
+        return ModelFolder(folder).read_description()
+    except RunError as error:
+        raise RegistryError(f"{model_uri} cannot be read: {error.message}", _PUBLISH_AGAIN) from None
 
 
 def load_model(uri: str, model_uri: str, own_network: str | None = None) -> Model:
@@ -254,8 +252,8 @@ def load_model(uri: str, model_uri: str, own_network: str | None = None) -> Mode
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
         try:
-            return _built(model_uri, description, load_file(Path(scratch) / WEIGHTS), own_network)
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, ConfigError) as error:
+            return _built(model_uri, description, ModelFolder(Path(scratch)).load_params(), own_network)
+        except (KeyError, TypeError, ValueError, RuntimeError, RunError, ConfigError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
 
 
@@ -275,14 +273,14 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
     return Model(model_uri, description, learner, weights)
 
 
-def run_of(uri: str, version: ModelVersion) -> tuple[str, Path]:
+def run_of(uri: str, version: ModelVersion) -> tuple[str, RunFolder]:
     """Of the run that a model version came from: its id in MLflow, and the folder it wrote, wherever that was. Raises RegistryError."""
     with answers(uri):
         run = client(uri).get_run(version.run_id or "")
     folder = run.data.tags.get("run_folder")
     if folder is None:
         raise RegistryError(f"the MLflow run of {version.name}/{version.version} names no run_folder", "give the run's folder itself")
-    return run.info.run_id, folder_at(folder)
+    return run.info.run_id, RunFolder(folder)
 
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:

@@ -2,9 +2,7 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +11,13 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from distmeta.errors import RunError
 from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines, matrix
 from distmeta.report.study import PicturedEpisode, Study
-from distmeta.training.checkpoint import MODEL, machine_of, newest
-from distmeta.training.evaluate import RESULT
-from distmeta.training.folder import write_whole
-from distmeta.training.metrics import Record, read_metrics, restarts
+from distmeta.training.metrics import Record
+from distmeta.training.run_folder import RunFolder
+from distmeta.training.storage import write_whole
 
-REPORT = "report.html"
 _PARTS = {
     "data": "waiting for episodes",
     "adapt": "adapting, and its gradients",
@@ -42,24 +37,20 @@ class Plot(NamedTuple):
     caption: str
 
 
-def write_report(run_folder: Path, study: Study | None, why_not: str = "") -> Path:
-    """Write run_folder/report.html; `why_not` says what kept us from a study, if there is none. Raises RunError for an unfinished run."""
-    try:
-        result, best, dataset = (json.loads((run_folder / name).read_text()) for name in (RESULT, f"best/{MODEL}", "dataset.json"))
-        config = (run_folder / "config.yaml").read_text()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run_folder} holds no finished run: {error}", "give the run_folder of a run that ended with its test") from None
-    records = list(read_metrics(run_folder))
-    checkpoint = newest(run_folder)
+def write_report(run_folder: RunFolder, study: Study | None, why_not: str = "") -> None:
+    """Write the run's report; `why_not` says what kept us from a study, if there is none. Raises RunError for an unfinished run."""
+    result, best = run_folder.read_result(), run_folder.best.read_description()
+    records = list(run_folder.metrics.read())
+    checkpoint = run_folder.newest_checkpoint()
     environment = Environment(loader=PackageLoader("distmeta.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True)
     page = environment.get_template("page.html").render(
         run=run_folder.name,
         test=result["test"],
         result=result,
         best=best,
-        dataset=dataset,
+        dataset=run_folder.read_dataset(),
         summary=_summary(result["test"]),
-        facts=_facts(records, best, restarts(run_folder)),
+        facts=_facts(records, best, run_folder.restarts()),
         learning=list(_learning(records)),
         adaptation=_adaptation(result["test"], study, best["task"]["way"]),
         episodes=[_pictures(episode, study) for episode in study.pictured] if study else [],
@@ -67,11 +58,10 @@ def write_report(run_folder: Path, study: Study | None, why_not: str = "") -> Pa
         studied=len(study.trained) if study else 0,
         why_not=why_not,
         time=_time(records),
-        machine=machine_of(checkpoint) if checkpoint else {},
-        config=config,
+        machine=checkpoint.written_on() if checkpoint else {},
+        config=run_folder.config_text(),
     )
-    write_whole(run_folder / REPORT, page)
-    return run_folder / REPORT
+    write_whole(run_folder.report, page)
 
 
 def _summary(test: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """What a report shows that a run did not measure: test episodes adapted step by step, and who was taken for whom."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -56,11 +55,11 @@ def study(learner: Learner, meta_params: Params, random_init: Params, stream: Ep
     chances: Counter[tuple[str, str]] = Counter()
     parameter = next(iter(meta_params.values()))
     for batch in stream.evaluation(list(range(episodes))):
-        for index, episode in _each(batch.like(parameter)):
+        for episode in batch.like(parameter).each():
             probabilities = _by_step(learner, meta_params, episode)
             rows["trained"].append(_accuracies(probabilities, episode))
             rows["random"].append(_accuracies(_by_step(learner, random_init, episode), episode))
-            names, categories = _names(stream, index)
+            names, categories = _names(stream, episode.slots[0])
             _count(probabilities[-1].argmax(1), episode.query_labels[0], categories, taken, chances)
             if len(pictured) < _PICTURED:
                 pictured.append(_picture(episode, probabilities[-1], names))
@@ -69,17 +68,11 @@ def study(learner: Learner, meta_params: Params, random_init: Params, stream: Ep
     return Study(trained, untrained, pictured, confused, stream.preprocessing.mean, stream.preprocessing.std)
 
 
-def _each(batch: EpisodeBatch) -> Iterable[tuple[int, EpisodeBatch]]:
-    for position, index in enumerate(batch.slots):
-        yield index, EpisodeBatch(0, [index], *(tensor[position : position + 1] for tensor in batch[2:]))
-
-
 def _by_step(learner: Learner, params: Params, episode: EpisodeBatch) -> list[Tensor]:
     """Probabilities (M, N) of the queries, each by itself, after 0, 1, … inner steps."""
-    support, labels = episode.support_images[0], episode.support_labels[0]
     return [
-        learner.predict(learner.with_statistics(adapted, support), episode.query_images[0]).inductive.softmax(1)
-        for adapted in learner.adaptation(params, support, labels)
+        learner.predict(learner.with_statistics(adapted, episode.support_images[0]), episode.query_images[0]).inductive.softmax(1)
+        for adapted in learner.adaptation(params, episode)
     ]
 
 

@@ -1,10 +1,9 @@
 """Reaching a Ray cluster, quietly, and asking whether it can place what a run wants."""
 
 import logging
-import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +19,8 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError
-from distmeta.training.folder import appending, on_disk
+from distmeta.scale.places import amounts_text, places_on
+from distmeta.training.storage import appending, on_disk
 
 
 @contextmanager
@@ -29,14 +29,21 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
 
     With `dashboard`, raises ClusterError if the cluster has none.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    outside = os.environ.get("RAY_ADDRESS")
+    address = address or outside
     if address is None:
         os.environ["RAY_AUTH_MODE"] = "disabled"  # our own instance listens on loopback only
     try:
-        context = ray.init(address=address or "local", include_dashboard=None if address else dashboard, logging_level=logging.ERROR)
+        context = ray.init(
+            address=address or "local",
+            include_dashboard=None if address else dashboard,
+            logging_level=logging.ERROR,
+            runtime_env={"worker_process_setup_hook": _address_setter()},
+        )
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ClusterError(f"no Ray cluster answers at {address or 'this machine'}: {reason}", "check --address or RAY_ADDRESS") from None
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
         if dashboard and not context.dashboard_url:
             raise ClusterError(
@@ -46,6 +53,22 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if outside is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = outside
+
+
+def _address_setter() -> Callable[[], None]:
+    """What every process that Ray starts for us runs first: it sets RAY_ADDRESS to the cluster that the process belongs to.
+
+    Without RAY_ADDRESS, Ray's own helpers (its state API) take the cluster that `ray start` was last called for on the machine.
+    """
+
+    def set_address() -> None:  # a local function, because Ray sends its code: helpers of Ray then start without importing distmeta
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+    return set_address
 
 
 def storage(folder: Path) -> dict[str, Any]:
@@ -94,24 +117,30 @@ def gpus_per_worker(train: TrainConfig, device: str) -> float:
     return (1.0 if train.gpus_per_worker is None else train.gpus_per_worker) if device == "cuda" else 0.0
 
 
+def worker_needs(train: TrainConfig, device: str) -> dict[str, float]:
+    """What Ray reserves for each worker: kind of resource → amount."""
+    gpus = gpus_per_worker(train, device)
+    return {"CPU": train.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+
+
 def check_capacity(train: TrainConfig, device: str) -> int:
     """How many workers the cluster's nodes can hold at once. Raises ClusterError, with the arithmetic, if that is fewer than a run's."""
-    need = {"CPU": train.cpus_per_worker, "GPU": gpus_per_worker(train, device)}
+    need = worker_needs(train, device)
     places = 0
     arithmetic = []
     for node in ray.nodes():
         if node["Alive"]:
-            here = min(math.floor(node["Resources"].get(kind, 0) / each + 1e-9) for kind, each in need.items() if each)
+            here = places_on(node["Resources"], need)
             places += here
             arithmetic.append(
                 f"{node['Resources'].get('CPU', 0):g} CPUs"
-                + (f" and {node['Resources'].get('GPU', 0):g} GPUs" if need["GPU"] else "")
+                + (f" and {node['Resources'].get('GPU', 0):g} GPUs" if "GPU" in need else "")
                 + f" hold {here}"
             )
     if train.fewest > places:
-        each = " and ".join(f"{amount:g} {kind}" for kind, amount in need.items() if amount)
         raise ClusterError(
-            f"train.workers={train.workers} of {each} each, but this cluster places {places} (nodes: {'; '.join(arithmetic)})",
+            f"train.workers={train.workers} of {amounts_text(need)} each, "
+            f"but this cluster places {places} (nodes: {'; '.join(arithmetic)})",
             f"set train.workers={places}, or lower train.cpus_per_worker"
             if places
             else "lower train.cpus_per_worker or train.gpus_per_worker",

@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from distmeta.data.shards import Dataset
 from distmeta.errors import DataError, DistmetaError
 from distmeta.learners.allocator import ALLOCATOR
-from distmeta.registry.tracking import answers, client, without_credentials
+from distmeta.masking import masked
+from distmeta.registry.tracking import answers, client
 from distmeta.scale.cluster import connected
 
 _LEAST_DISK_GB, _LEAST_SHARED_GB = 2, 0.5
@@ -110,7 +111,7 @@ def _cluster(address: str | None) -> str:
 def _registry(uri: str) -> str:
     with answers(uri):
         found = len(client(uri).search_registered_models(max_results=1000))
-    return f"{without_credentials(uri)}: {found} registered models"
+    return f"{masked(uri)}: {found} registered models"
 
 
 def _dataset(location: str) -> str:

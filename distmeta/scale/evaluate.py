@@ -18,7 +18,8 @@ from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
 from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
-from distmeta.training.evaluate import accuracy_of, count_correct
+from distmeta.training.accuracy import Accuracy
+from distmeta.training.evaluate import evaluation_of, scores
 
 PART = 25  # episodes of a task: some seconds of work, which is what is done again if a worker is lost
 
@@ -45,22 +46,22 @@ def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own
     parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]
     with connected(address):
         on_gpu = bool(ray.cluster_resources().get("GPU"))
-        task = _count.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
+        task = _score.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
         weights, own = ray.put(model.meta_params), (own_network, os.getcwd())
         going = {task.remote(model.uri, model.description, weights, asked, indices, own): indices for indices in parts}
-        counts = torch.zeros(episodes, 4, dtype=torch.int64)
+        by_episode = torch.zeros(episodes, 4, dtype=torch.float64)
         while going:
             (done, *_), _ = ray.wait(list(going))
-            counts[going.pop(done)] = _got(done)
+            by_episode[going.pop(done)] = _got(done)
             yield {}
     norm = model.description["norm"]
-    trained, random_init = (accuracy_of(columns, model.learner, stream, norm) for columns in counts.split(2, dim=1))
+    trained, random_init = (evaluation_of(Accuracy(), part, model.learner, stream, norm) for part in by_episode.split(2, dim=1))
     yield trained.as_dict() | random_init.as_baseline()
 
 
 @ray.remote
-def _count(uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int], own: tuple[str | None, str]) -> Tensor:
-    """Correct queries of these episodes (len(indices), 4): by the model, and by its random initialisation.
+def _score(uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int], own: tuple[str | None, str]) -> Tensor:
+    """Scores of these episodes (len(indices), 4): by the model, and by its random initialisation.
 
     `own`: the import path of the user's own network, if it is one, and the folder where it is found.
     """
@@ -74,7 +75,7 @@ def _count(uri: str, description: dict[str, Any], weights: Params, asked: Asked,
     model.learner.model.to(device)
     drawn = model.learner.initial_params(torch_seed(asked.seed, "initial weights"))
     random_init = {name: value.to(weights[name]) for name, value in drawn.items()}
-    return torch.cat([count_correct(model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
+    return torch.cat([scores(Accuracy(), model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
 
 
 def _got(done: Any) -> Tensor:

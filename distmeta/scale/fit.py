@@ -10,8 +10,7 @@ from ray.train import ControllerError, TrainingFailedError
 from distmeta.config import Config
 from distmeta.errors import ClusterError, DistmetaError, RunError
 from distmeta.scale.progress import raised
-from distmeta.training import checkpoint as checkpoints
-from distmeta.training.folder import folder_at
+from distmeta.training.run_folder import RunFolder
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody mends it
 
@@ -43,24 +42,21 @@ def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> 
         return None
     cause = _cause(fit.error)
     restarts = "" if isinstance(fit.error, ControllerError) else f" after {config.train.max_failures} restarts"
-    return unwritable(cause, config) or ClusterError(
+    run_folder = RunFolder(config.run_folder)
+    return unwritable(cause, run_folder) or ClusterError(
         f"training failed{restarts}: {(str(cause).strip().splitlines() or [type(cause).__name__])[-1]}",
-        f"see {folder_at(config.run_folder) / 'log.txt'}; --resume goes on from {reached(config)}",
+        f"see {run_folder.log}; --resume goes on from {run_folder.reached()}",
     )
 
 
-def unwritable(error: BaseException, config: Config) -> RunError | None:
+def unwritable(error: BaseException, run_folder: RunFolder) -> RunError | None:
     """What the user should hear of `error`, a worker's or Ray's controller's, if it says that the run folder cannot be written."""
     # Object storage gives no number.
     if not isinstance(error, OSError) or not (error.errno in _UNWRITABLE or isinstance(error, PermissionError)):
         return None
-    return RunError(f"the run cannot be written: {error}", f"make room, or give it rights; --resume then goes on from {reached(config)}")
-
-
-def reached(config: Config) -> str:
-    """The newest checkpoint's name, for people."""
-    newest = checkpoints.newest(folder_at(config.run_folder))
-    return newest.name if newest else "its beginning"
+    return RunError(
+        f"the run cannot be written: {error}", f"make room, or give it rights; --resume then goes on from {run_folder.reached()}"
+    )
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -4,12 +4,15 @@ import time
 from typing import Any, TextIO
 
 import ray
+from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from distmeta import errors
+from distmeta.masking import printable
 
+STARTING = "starting workers"
 _UPDATE_EVERY_S = 0.25
 _LINE_EVERY_S = 10.0
 
@@ -19,7 +22,7 @@ class Board:
     """Holds the latest status, whether to stop, and the failure if a worker had one."""
 
     def __init__(self) -> None:
-        self.status: dict[str, Any] = {"phase": "starting workers", "step": 0}
+        self.status: dict[str, Any] = {"phase": STARTING, "step": 0}
         self.stop = False
         self.failure: tuple[str, str, str] | None = None
 
@@ -37,10 +40,23 @@ class Board:
         return self.status, self.failure
 
 
-def new_board() -> Any:
-    """A board on the node of the process that asks, so that no other node takes it along when it goes."""
+def new_board(name: str | None = None) -> Any:
+    """A board on the node of the process that asks, so that no other node takes it along when it goes.
+
+    It ends when its last handle goes. With a `name`, other processes of this job find it by `ray.get_actor`.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return Board.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+class Restarts(UserCallback):
+    """Runs in Ray Train's controller: if workers fail, the board says that they start again."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._board.update.remote({"phase": STARTING})
 
 
 class Reporter:
@@ -107,7 +123,7 @@ class Display:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print("\n".join(map(printable, text.splitlines())), highlight=False, soft_wrap=True, markup=False)
 
     def show(self, status: dict[str, Any]) -> None:
         figures = "  ".join(filter(None, [_figure(status, key, form) for key, form in _FIGURES]))

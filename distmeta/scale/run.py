@@ -1,6 +1,5 @@
 """One training run from the driver's side: check everything, launch, watch, mirror to MLflow, publish."""
 
-import json
 import math
 import os
 import signal
@@ -13,11 +12,8 @@ from typing import Any
 
 import ray
 import torch
-import yaml
 
 from distmeta.assembly.build import (
-    BESIDE,
-    INIT,
     check_outputs,
     learner_of,
     model_description,
@@ -26,18 +22,17 @@ from distmeta.assembly.build import (
     worker_bytes,
 )
 from distmeta.assembly.domain import Domain, domain_of
-from distmeta.config import Config, validate
+from distmeta.assembly.sync import conclude
+from distmeta.config import Config, flat
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.learners.learner import Learner
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
-from distmeta.scale.fit import Fit, failure, reached
+from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import Display, new_board
-from distmeta.scale.sync import conclude
 from distmeta.scale.worker import trainer
-from distmeta.training import checkpoint as checkpoints
-from distmeta.training.evaluate import RESULT
-from distmeta.training.folder import check_writable, folder_at, is_empty, remove, replacing, write_whole
+from distmeta.training.checkpoint import machine
+from distmeta.training.run_folder import RunFolder
 
 _POLL_S = 0.5
 # What may differ between a run and its continuation: none of it changes the result.
@@ -62,7 +57,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     name = config.tracking.model or versions.default_name(description)
     with (
         run_folder_of(config, domain, resume) as run_folder,
-        quiet(run_folder / "log.txt") as terminal,
+        quiet(run_folder.log) as terminal,
         Display(terminal, config.outer.steps) as display,
     ):
         display.show({"phase": "asking MLflow", "step": 0})
@@ -74,8 +69,8 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
                 raise
             display.say(f"{error.message}\nthe run goes on, and sends what it has when MLflow answers")
         fetch_models(config, domain, learner, uri)
-        if not (run_folder / RESULT).exists():
-            display.say(f"run folder {run_folder}; Ray's log is {run_folder / 'log.txt'}")
+        if not run_folder.has_ended:
+            display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
             _train(config, domain, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
         return conclude(run_folder, uri, config.tracking.model)
@@ -100,7 +95,7 @@ def absolute(config: Config) -> Config:
     cache = config.data.cache
     cache = cache.model_copy(update={"folder": cache.folder and path(cache.folder)})
     data = config.data.model_copy(update={"shards": config.data.shards and path(config.data.shards), "cache": cache})
-    return config.model_copy(update={"run_folder": str(folder_at(config.run_folder)), "data": data})
+    return config.model_copy(update={"run_folder": str(RunFolder(config.run_folder)), "data": data})
 
 
 def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> None:
@@ -108,18 +103,17 @@ def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> 
 
     Raises RegistryError if one is not there, ConfigError if it does not fit.
     """
-    run_folder = folder_at(config.run_folder)
-    wanted = {run_folder / BESIDE / str(number): origin for number, origin in enumerate(config.data.eval.beside)}
+    run_folder = RunFolder(config.run_folder)
+    wanted = [(run_folder.beside(number), origin) for number, origin in enumerate(config.data.eval.beside)]
     if config.init_from is not None:
-        wanted[run_folder / INIT] = config.init_from
-    for folder, origin in wanted.items():
-        if not checkpoints.is_whole(folder):
-            with replacing(folder, checkpoints.SEAL) as new:
+        wanted.append((run_folder.init_from, config.init_from))
+    for folder, origin in wanted:
+        if not folder.is_whole:
+            with folder.filling() as new:
                 versions.download(uri, origin, new)
-                checkpoints.seal(new)
     started_from(config, learner.initial_params(0), learner.statistics)
     for number, origin in enumerate(config.data.eval.beside):
-        published_learner(run_folder / BESIDE / str(number), domain, origin, torch.zeros(()))
+        published_learner(run_folder.beside(number), domain, origin, torch.zeros(()))
 
 
 def check_slots(config: Config) -> None:
@@ -134,22 +128,21 @@ def check_slots(config: Config) -> None:
 
 def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
     """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one."""
-    run_folder = folder_at(config.run_folder)
-    held = run_folder / "config.yaml"
-    if not held.exists():
-        if not is_empty(run_folder):
+    run_folder = RunFolder(config.run_folder)
+    if not run_folder.holds_run:
+        if not run_folder.is_empty:
             raise ConfigError(f"run_folder {run_folder} holds other files", "give --set run_folder=NEW")
         return
     if not resume:
-        newest = checkpoints.newest(run_folder)
+        newest = run_folder.newest_checkpoint()
         where = f"with checkpoint {newest.name}" if newest else "without a checkpoint yet"
         raise ConfigError(
             f"run_folder {run_folder} holds a run already, {where}", "continue it with --resume, or give --set run_folder=NEW"
         )
-    old, new = (tracking.flat(c.model_dump()) for c in (validate(yaml.safe_load(held.read_text()), str(held)), config))
+    old, new = (flat(c.shown()) for c in (run_folder.read_config(), config))
     keys = sorted((old.keys() | new.keys()) - _FREE)
     differing = [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
-    fingerprint = json.loads((run_folder / "dataset.json").read_text())["fingerprint"]
+    fingerprint = run_folder.read_dataset()["fingerprint"]
     if fingerprint != domain.fingerprint:
         differing.append(f"data fingerprint {fingerprint[:12]} → {domain.fingerprint[:12]}")
     if differing:
@@ -157,22 +150,22 @@ def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
 
 
 @contextmanager
-def run_folder_of(config: Config, domain: Domain, resume: bool) -> Iterator[Path]:
+def run_folder_of(config: Config, domain: Domain, resume: bool) -> Iterator[RunFolder]:
     """The run's folder, new or one that may go on; a new one does not stay if the run is refused before it began. Raises ConfigError."""
-    run_folder = folder_at(config.run_folder)
-    check_writable(run_folder)
-    new = is_empty(run_folder)
+    run_folder = RunFolder(config.run_folder)
+    run_folder.check_writable()
+    new = run_folder.is_empty
     try:
         check_run_folder(config, domain, resume)
         yield run_folder
     except BaseException:
-        if new and not (run_folder / "config.yaml").exists():
-            remove(run_folder)
+        if new and not run_folder.holds_run:
+            run_folder.remove()
         raise
 
 
 def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
-    run_folder = folder_at(config.run_folder)
+    run_folder = RunFolder(config.run_folder)
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
         device = resolve_device(config.train)
@@ -180,7 +173,8 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
         check_capacity(config.train, device)
         slots = math.ceil(config.outer.meta_batch_size / config.train.fewest)
         predicted = worker_bytes(config, domain, device, slots)
-        display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
+        if predicted is not None:
+            display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
         run_id = _begin(config, domain)
         board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):
@@ -201,23 +195,20 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
 
 def _begin(config: Config, domain: Domain) -> str:
     """Write what the run is into its folder, and begin its MLflow run."""
-    config_file = folder_at(config.run_folder) / "config.yaml"
-    began = config_file.exists()
+    run_folder = RunFolder(config.run_folder)
+    began = run_folder.holds_run
     write_description(config, domain)
     try:
-        return tracking.start_run(config, config_file.parent, tags_of(config, domain))
+        return tracking.start_run(config, run_folder, tags_of(config, domain))
     except DistmetaError:
         if not began:
-            config_file.unlink()
+            run_folder.remove_config()
         raise
 
 
 def write_description(config: Config, domain: Domain) -> None:
     """Write what the run is into its folder, the config last: a folder with a config is a folder with a run."""
-    run_folder, uri = folder_at(config.run_folder), config.tracking.uri
-    shown = config.tracking.model_copy(update={"uri": uri and tracking.without_credentials(uri)})
-    write_whole(run_folder / "dataset.json", json.dumps(_identity(domain)))
-    write_whole(run_folder / "config.yaml", config.model_copy(update={"tracking": shown}).to_yaml())
+    RunFolder(config.run_folder).write_description(config, _identity(domain))
 
 
 def _identity(domain: Domain) -> dict[str, str]:
@@ -226,8 +217,8 @@ def _identity(domain: Domain) -> dict[str, str]:
 
 def tags_of(config: Config, domain: Domain) -> dict[str, str]:
     """What MLflow is told of the run beside its config."""
-    folders = {"run_folder": config.run_folder, "checkpoints": str(folder_at(config.run_folder) / "checkpoints")}
-    return _identity(domain) | folders | checkpoints.machine(config.train.threads_per_worker)
+    folders = {"run_folder": config.run_folder, "checkpoints": str(RunFolder(config.run_folder).checkpoints)}
+    return _identity(domain) | folders | machine(config.train.threads_per_worker)
 
 
 def _watch(fit: Fit, board: Any, display: Display) -> None:
@@ -257,6 +248,7 @@ def _watch(fit: Fit, board: Any, display: Display) -> None:
 def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
     """What kept the run from its result, if anything did."""
     found = failure(fit, reported, config)
-    if found is None and not (folder_at(config.run_folder) / RESULT).exists():
-        return Stopped(f"stopped as asked, at {reached(config)} of {config.outer.steps}", "give --resume to go on")
+    run_folder = RunFolder(config.run_folder)
+    if found is None and not run_folder.has_ended:
+        return Stopped(f"stopped as asked, at {run_folder.reached()} of {config.outer.steps}", "give --resume to go on")
     return found

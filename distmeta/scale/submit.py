@@ -28,13 +28,13 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
 import distmeta
-from distmeta.config import Config
+from distmeta.config import Config, secrets_of
 from distmeta.data.shards import MANIFEST
 from distmeta.errors import ClusterError, ConfigError, Stopped
-from distmeta.registry.tracking import without_credentials
+from distmeta.masking import masked
 from distmeta.scale.job import COMPARED, VERSIONS
+from distmeta.training.run_folder import CONFIG
 
-CONFIG = "config.yaml"
 LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
 _CONNECT_S = 8.0
 _NOT_YET = r"(?s).*No available agent"  # a head that has just started
@@ -75,7 +75,7 @@ def _answers(address: str, job_id: str | None = None) -> Iterator[None]:
 
 
 def check_reachable(config: Config) -> None:
-    """Raises ConfigError if the config names places on this machine only, which a job would lose or not find, or holds a password."""
+    """Raises ConfigError if the config names places on this machine only, which a job would lose or not find."""
     places = {"run_folder": config.run_folder, "data.shards": config.data.shards, "data.cache.folder": config.data.cache.folder}
     for key, place in places.items():
         if place is not None and "://" not in place and not place.startswith("pipe:") and not Path(place).is_absolute():
@@ -83,10 +83,15 @@ def check_reachable(config: Config) -> None:
                 f"{key}={place} is relative: in a job it would lie in a folder that goes with the job",
                 f"give an absolute path that all nodes share, or a URL: --set {key}=…",
             )
-    uri = config.tracking.uri
-    if uri is not None and without_credentials(uri) != uri:
+
+
+def check_secrets(arguments: list[str], config: Config | None) -> None:
+    """Raises ConfigError if the config or an argument holds a secret: everybody on the cluster can read what a job is."""
+    places = [*(secrets_of(config) if config else ()), *(argument for argument in arguments if masked(argument) != argument)]
+    if places:
         raise ConfigError(
-            "tracking.uri holds a password, which a job would show to everybody on the cluster", "set MLFLOW_TRACKING_… on its nodes"
+            f"{places[0]} holds a secret, which a job would show to everybody on the cluster",
+            "keep credentials on the nodes: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_… for s3, ~/.netrc for curl -n",
         )
 
 
@@ -152,6 +157,7 @@ def _isolation() -> list[str]:
 
 def submit(address: str, arguments: list[str], config: Config | None, includes: list[Path], job_id: str | None = None) -> str:
     """Start `distmeta ARGUMENTS` as a job and return its id; a config is shipped as config.yaml. Raises ClusterError or ConfigError."""
+    check_secrets(arguments, config)
     if config is not None:
         check_reachable(config)
     jobs = client(address)

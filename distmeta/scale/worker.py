@@ -1,6 +1,5 @@
 """One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
 
-import json
 import os
 import resource
 import sys
@@ -18,24 +17,24 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from distmeta.assembly.build import BESIDE, initial_params, learner_of, model_description, outer_of, published_learner, started_from
+from distmeta.assembly.build import initial_params, learner_of, model_description, outer_of, published_learner, started_from
 from distmeta.assembly.domain import domain_of
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
-from distmeta.scale.cluster import gpus_per_worker, storage
+from distmeta.scale.cluster import storage, worker_needs
 from distmeta.scale.fit import unwritable
 from distmeta.scale.preemption import Notices, Terminated
-from distmeta.scale.progress import Reporter
+from distmeta.scale.progress import Reporter, Restarts
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint
-from distmeta.training.evaluate import BY_EPISODE, RESULT, Evaluation, Stream, block, paired_difference
-from distmeta.training.folder import folder_at, write_whole
+from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, paired_difference
 from distmeta.training.loop import Plan, Progress, train
-from distmeta.training.metrics import MetricsWriter, Record, note_start
+from distmeta.training.metrics import MetricsWriter, Record
 from distmeta.training.reduce import PeerFailure, Request, agree
+from distmeta.training.run_folder import RunFolder
 
 CHECKPOINTS_KEPT = 2
 _RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing costs a restart from the last checkpoint
@@ -51,7 +50,7 @@ class Worker:
         self.device = device
         self.dtype: torch.dtype = getattr(torch, config.train.weights)
         self.reporter = reporter
-        self.run_folder = folder_at(config.run_folder)
+        self.run_folder = RunFolder(config.run_folder)
         self.domain = domain_of(config)
         self.learner = learner_of(config, self.domain, device, self.dtype)
         self.description = model_description(config, self.domain, self.learner)
@@ -73,20 +72,20 @@ class Worker:
 
         Raises RunError if this machine is of another kind than rank 0's, or than the one that wrote the checkpoint.
         """
-        here, folder = machines[self.rank], checkpoints.newest(self.run_folder)
+        here, folder = machines[self.rank], self.run_folder.newest_checkpoint()
         if not allow_other_hardware:
             check_machine(here, machines[0], f"worker {self.rank} runs on another kind of machine than worker 0")
             if folder is not None:
-                check_machine(here, checkpoints.machine_of(folder), f"{folder} was written on another kind of machine")
+                check_machine(here, folder.written_on(), f"{folder} was written on another kind of machine")
         if folder is not None:
-            found = checkpoints.load(folder)
+            found = folder.load()
             self.outer.load(found.meta_params, found.optimizer)
             self.progress = Progress(found.step, **found.progress)
             if since == found.step:
                 self.progress.best_step, self.progress.best_score = 0, None
         if self.rank == 0:
-            note_start(self.run_folder, self.progress.step)
-            self.metrics = MetricsWriter(self.run_folder, self.progress.step)
+            self.run_folder.note_start(self.progress.step)
+            self.metrics = MetricsWriter(self.run_folder.metrics, self.progress.step)
 
     def run(self, test: bool, until: int | None = None) -> None:
         """Train, to the last step or to step `until`; at the end, `test` the best step."""
@@ -115,15 +114,15 @@ class Worker:
         """The final test, of the best step's meta_params, beside the same network adapted from its random initialisation."""
         if self.rank == 0:
             self.reporter.tell(phase="testing")
-        kept = checkpoints.load_params(self.run_folder / "best" / checkpoints.WEIGHTS)
+        kept = self.run_folder.best.load_params()
         best = {name: torch.empty_like(value).copy_(kept[name]) for name, value in self.outer.meta_params.items()}
         stream, episodes, norm = self.domain.evaluation("test"), self.config.data.eval.episodes, self.config.model.norm
         result, random_init = (self._evaluate(self.learner, params, norm, stream, episodes) for params in (best, self.random_init))
         beside = {}
         for number, origin in enumerate(self.config.data.eval.beside):
-            folder = self.run_folder / BESIDE / str(number)
+            folder = self.run_folder.beside(number)
             other = self._evaluate(*published_learner(folder, self.domain, origin, next(iter(best.values()))), stream, episodes)
-            beside[origin] = other.as_dict() | paired_difference(result, other)
+            beside[origin] = other.as_dict() | paired_difference(result, other, result.measurement.headline)
         if self.rank == 0:
             content = {
                 "steps": self.progress.step,
@@ -131,11 +130,10 @@ class Worker:
                 "weights_sha256": weights_sha256(self.outer.meta_params),
                 "test": result.as_dict() | random_init.as_baseline() | ({"beside": beside} if beside else {}),
             }
-            write_whole(self.run_folder / BY_EPISODE, json.dumps(result.by_episode.tolist()))
-            write_whole(self.run_folder / RESULT, json.dumps(content, indent=1))
+            self.run_folder.write_result(content, result.rows())
 
     def _evaluate(self, learner: Learner, params: Params, norm: str, stream: Stream, episodes: int) -> Evaluation:
-        return self.domain.evaluate(learner, params, stream, episodes, norm, self.rank, self.workers)
+        return evaluate(self.domain.metric, learner, params, stream, episodes, norm, self.rank, self.workers)
 
     def log(self, record: Record) -> None:
         if self.metrics is None:
@@ -155,13 +153,13 @@ class Worker:
 
     def validate(self, meta_params: Params) -> Evaluation:
         validation = self._evaluate(self.learner, meta_params, self.config.model.norm, self.validation, self.config.data.eval.val_episodes)
-        self._validation_figure = validation.headline()
+        self._validation_figure = {"validation": validation.score} if validation.score > 0 else {"validation_error": -validation.score}
         return validation
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:
-            found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.score}
-            checkpoints.save_best(meta_params, self.description | found, self.run_folder)
+            found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
+            self.run_folder.save_best(step, meta_params, self.description | found)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Metrics first, then the checkpoint: whoever finds a checkpoint finds the metrics up to it."""
@@ -228,7 +226,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
     If storage refuses to be written, that is told and left to Ray: the workers that it starts then find it told, and end.
     """
-    config = Config.model_validate(settings["config"])
+    config = Config.model_validate(ray.get(settings["config"]))
     since, until = settings["part"]
     sys.path.append(settings["import_from"])
     torch.set_num_threads(config.train.threads_per_worker)
@@ -237,6 +235,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     reporter = Reporter(settings["board"])
     if reporter.failed():
         return
+    if ray.train.get_context().get_world_rank() == 0:
+        reporter.tell(phase="loading data")
     failure: DistmetaError | None = None
     worker: Worker | None = None
     try:
@@ -259,7 +259,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     except DistmetaError as error:
         reporter.fail(error)
     except OSError as error:
-        if (told := unwritable(error, config)) is not None:
+        if (told := unwritable(error, RunFolder(config.run_folder))) is not None:
             reporter.fail(told)
         raise
 
@@ -279,12 +279,11 @@ def trainer(
     `import_from`: the folder where networks given by import path are found. `part`: the step from which its settings are these, and the
     one where it ends, if not the last.
     """
-    train_config, run_folder = config.train, folder_at(config.run_folder)
-    checkpoints.thin_out(run_folder, CHECKPOINTS_KEPT)
-    # Ray's own list of them: torn by a kill or a full disk, or naming one that somebody removed, it would end every run that goes on.
-    (run_folder / "checkpoints" / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).unlink(missing_ok=True)
-    gpus = gpus_per_worker(train_config, train_config.device)
-    resources = {"CPU": train_config.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    train_config, run_folder = config.train, RunFolder(config.run_folder)
+    # With Ray's own list of them: if it is torn, or names one that is no longer there, Ray refuses to resume.
+    run_folder.thin_out(CHECKPOINTS_KEPT, index=CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+    resources = worker_needs(train_config, train_config.device)
+    gpus = "GPU" in resources
     # Ray has no arguments for these.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train_config.collective_timeout_s)
@@ -292,7 +291,7 @@ def trainer(
     return TorchTrainer(
         run_worker,
         train_loop_config={
-            "config": config.model_dump(),
+            "config": ray.put(config.model_dump()),  # a reference: Ray writes a run's arguments to its logs and its dashboard
             "board": board,
             "allow_other_hardware": allow_other_hardware,
             "import_from": import_from,
@@ -301,17 +300,18 @@ def trainer(
         },
         scaling_config=ScalingConfig(
             num_workers=train_config.workers,  # type: ignore[arg-type]
-            use_gpu=gpus > 0,
+            use_gpu=gpus,
             resources_per_worker=resources,
             accelerator_type=train_config.accelerator_type,
             elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(
-            name="checkpoints",
-            **storage(run_folder),
+            name=run_folder.checkpoints.name,
+            **storage(run_folder.checkpoints.parent),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=train_config.max_failures),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
+            callbacks=[Restarts(board)],  # type: ignore[list-item]
         ),
     )

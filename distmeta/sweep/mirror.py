@@ -52,7 +52,7 @@ class SweepMirror:
 
     def _follow(self, trial: Trial, last: bool) -> None:
         folder = trial.folder(self._records.folder)
-        if trial.number in self._done or not (folder / "config.yaml").exists():
+        if trial.number in self._done or not folder.holds_run:
             return
         if trial.number not in self._children:
             config = self._records.config_of(trial)

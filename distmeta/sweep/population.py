@@ -17,8 +17,7 @@ from distmeta.config import Config, Values
 from distmeta.errors import ConfigError
 from distmeta.seeds import generator
 from distmeta.sweep.records import Records
-from distmeta.sweep.trials import FAILURE, Trial
-from distmeta.training import checkpoint as checkpoints
+from distmeta.sweep.trials import Trial
 
 _CHANGEABLE = ("learner.", "data.augment.", "outer.lr", "outer.weight_decay", "outer.clip_norm", "outer.clip_value")
 _FACTORS = (0.8, 1.25)
@@ -69,8 +68,8 @@ class Population(Records):
         return [trial for trial in self.trials if trial.state == "running"]
 
     def _reached(self, trial: Trial) -> int:
-        newest = checkpoints.newest(trial.folder(self.folder))
-        return int(newest.name.rpartition("-")[2]) if newest else 0
+        newest = trial.folder(self.folder).newest_checkpoint()
+        return newest.step if newest else 0
 
     @property
     def runs_left(self) -> int:
@@ -104,7 +103,7 @@ class Population(Records):
         self._training.discard(trial.number)
         self._at[trial.number] = self._reached(trial)
         at = self._at[trial.number]
-        if (trial.folder(self.folder) / FAILURE).exists() or at == self._steps or (died and at != trial.until):
+        if trial.folder(self.folder).read_failure() is not None or at == self._steps or (died and at != trial.until):
             return super()._ending(trial, died)
         return ("running", "") if at == trial.until else ("failed", f"it ended at step {at} of {trial.until}")
 
@@ -123,8 +122,7 @@ class Population(Records):
             trial.save(self.folder)
 
     def _follow(self, trial: Trial, donor: Trial, step: int) -> None:
-        held = donor.folder(self.folder) / "checkpoints" / checkpoints.folder_name(step)
-        checkpoints.take_over(held, trial.folder(self.folder))
+        trial.folder(self.folder).checkpoint(step).copy(donor.folder(self.folder).checkpoint(step))
         random = generator(self.config.seed, "near", step, trial.number)
         trial.params = {key: near(values, donor.params.get(key), random) for key, values in self.settings.space.items()}
         trial.history.append({"step": step, "params": trial.params, "from": donor.number})

@@ -1,21 +1,23 @@
 """What a sweep knows of its trials: those so far, on disk and in memory, the next one, and their ranking."""
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config, SweepConfig, value_of, with_values
 from distmeta.sweep.search import Search
-from distmeta.sweep.trials import FAILURE, Trial, load_trials
-from distmeta.training import checkpoint as checkpoints
-from distmeta.training.folder import folder_at
+from distmeta.sweep.trials import Trial, load_trials
+from distmeta.training.run_folder import RunFolder
 
 
-def trial_config(config: Config, params: dict[str, Any], run_folder: Path | None = None) -> Config:
+def trial_config(config: Config, params: dict[str, Any], run_folder: RunFolder | None = None) -> Config:
     """The run of a trial: `config` with `params`, and no sweep."""
     alone = config.model_copy(update={"sweep": None, "run_folder": str(run_folder or config.run_folder)})
     return with_values(alone, params, "sweep.space")
+
+
+def driver_restarts(config: Config) -> int:
+    """How often Ray Tune starts a trial's driver again; once at least, for the watchdog."""
+    return max(1, config.train.max_failures)
 
 
 class Records:
@@ -25,9 +27,12 @@ class Records:
         self.config = config
         assert config.sweep is not None
         self.settings: SweepConfig = config.sweep
-        self.folder = folder_at(config.run_folder)
+        self.folder = RunFolder(config.run_folder)
         self.trials = load_trials(self.folder)
         self._search = Search(self.settings, config.seed)
+        for trial in self.trials:
+            if trial.unplaced:
+                trial.state, trial.unplaced, trial.ended = "running", False, None
         self._resumed = [trial for trial in self.trials if trial.state == "running"]
         for trial in self.ended:
             self._learn(trial)
@@ -71,13 +76,13 @@ class Records:
 
     def _ending(self, trial: Trial, died: bool) -> tuple[Any, str]:
         run_folder = trial.folder(self.folder)
-        if (run_folder / FAILURE).exists():
-            return "failed", json.loads((run_folder / FAILURE).read_text())["message"]
-        newest = checkpoints.newest(run_folder)
-        if newest is not None and newest.name == checkpoints.folder_name(self.config.outer.steps):
+        if (reason := run_folder.read_failure()) is not None:
+            return "failed", reason
+        newest = run_folder.newest_checkpoint()
+        if newest is not None and newest.step == self.config.outer.steps:
             return "finished", f"all {self.config.outer.steps} steps"
         if died:
-            return "failed", f"its driver was lost {self.config.train.max_failures + 1} times"
+            return "failed", f"its driver was lost {driver_restarts(self.config) + 1} times"
         curve = trial.curve(self.folder)
         if not curve:
             return "failed", "it ended before its first validation"

@@ -3,25 +3,20 @@
 Nothing here reads what Ray Tune writes: its records are pickles.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import ray
 from ray import tune
 
-from distmeta.config import Config
-from distmeta.errors import DistmetaError
+from distmeta.config import Config, with_values
 from distmeta.scale.fit import Fit, failure
-from distmeta.scale.progress import new_board
+from distmeta.scale.progress import STARTING
 from distmeta.scale.worker import trainer
-from distmeta.training.folder import folder_at, write_whole
-from distmeta.training.metrics import Record, read_metrics
+from distmeta.training.metrics import Record
+from distmeta.training.run_folder import RunFolder
 
-RECORD = "trial.json"
-FAILURE = "failure.json"
 _POLL_S = 0.5
 
 
@@ -32,9 +27,9 @@ class Point(NamedTuple):
     score: float
 
 
-def validations(run_folder: Path, after: int = -1) -> list[Record]:
+def validations(run_folder: RunFolder, after: int = -1) -> list[Record]:
     """The validations of a run in order of steps, those later than `after`."""
-    return [record["validation"] | {"step": record["step"]} for record in read_metrics(run_folder, after) if "validation" in record]
+    return [record["validation"] | {"step": record["step"]} for record in run_folder.metrics.read(after) if "validation" in record]
 
 
 @dataclass
@@ -42,7 +37,8 @@ class Trial:
     """One trial. `params` is dotted key → value; `began` and `ended` are seconds since 1970; `reason` says why it ended.
 
     `until` is the step where it was stopped: its workers live on for a moment, and what they add does not count. Of a population: it trains
-    now from step `since` to step `until`, and `history` holds its params so far, each from a step on.
+    now from step `since` to step `until`, and `history` holds its params so far, each from a step on. `unplaced`: it failed because the
+    cluster had no place for it, so a resumed sweep runs it again.
     """
 
     number: int
@@ -54,36 +50,40 @@ class Trial:
     since: int = 0
     until: int | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    unplaced: bool = False
 
-    def folder(self, sweep_folder: Path) -> Path:
-        return sweep_folder / "trials" / f"trial-{self.number:03d}"
+    def folder(self, sweep_folder: RunFolder) -> RunFolder:
+        return sweep_folder.trial(self.number)
 
-    def save(self, sweep_folder: Path) -> None:
-        write_whole(self.folder(sweep_folder) / RECORD, json.dumps(asdict(self)))
+    def save(self, sweep_folder: RunFolder) -> None:
+        self.folder(sweep_folder).write_trial(asdict(self))
 
-    def curve(self, sweep_folder: Path) -> list[Point]:
+    def curve(self, sweep_folder: RunFolder) -> list[Point]:
         points = (Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder)))
         return [point for point in points if self.until is None or point.step <= self.until]
 
-    def best(self, sweep_folder: Path) -> Point | None:
+    def best(self, sweep_folder: RunFolder) -> Point | None:
         """Its best validation with the params that it has now, if there is one: that of the model in its run folder."""
         return max((point for point in self.curve(sweep_folder) if point.step > self.since), key=lambda point: point.score, default=None)
 
 
-def load_trials(sweep_folder: Path) -> list[Trial]:
+def load_trials(sweep_folder: RunFolder) -> list[Trial]:
     """Every trial that was ever begun, by number."""
-    found = [Trial(**json.loads(path.read_text())) for path in sweep_folder.glob(f"trials/trial-*/{RECORD}")]
-    return sorted(found, key=lambda trial: trial.number)
+    return sorted((Trial(**record) for record in sweep_folder.read_trials()), key=lambda trial: trial.number)
 
 
-def run_trial(settings: dict[str, Any]) -> None:
+def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     """What Ray Tune runs for a trial: a distributed run that goes on from its newest checkpoint, and tells its validations as they come.
 
+    `secrets` holds what the config in `settings`, which Ray Tune writes to its logs, has masked.
     An error that would come again is written to the trial's folder instead of being raised: Ray Tune tries again what is raised.
     """
-    config = Config.model_validate(settings["config"])
-    folder, last_step = folder_at(config.run_folder), config.outer.steps
-    board = new_board()
+    config = with_values(Config.model_validate(settings["config"]), secrets, "the sweep's config")
+    folder, last_step = RunFolder(config.run_folder), config.outer.steps
+    if folder.read_failure() is not None:  # the watchdog wrote it
+        return
+    board = ray.get_actor(settings["board"])
+    board.update.remote({"phase": STARTING, "driver": ray.get_runtime_context().current_actor})
     part = settings["since"], settings["until"]
     fit = Fit(trainer(config, board, settings["allow_other_hardware"], settings["import_from"], test=False, part=part))
     told = -1
@@ -95,7 +95,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     if error is None:
         _tell(validations(folder, told), told)
     else:
-        write_failure(folder, error)
+        folder.write_failure(error)
 
 
 def _tell(found: list[Record], told: int) -> int:
@@ -103,7 +103,3 @@ def _tell(found: list[Record], told: int) -> int:
         tune.report({"step": validation["step"], "score": validation["score"]})
         told = validation["step"]
     return told
-
-
-def write_failure(folder: Path, error: DistmetaError) -> None:
-    write_whole(folder / FAILURE, json.dumps({"message": error.message, "remedy": error.remedy}))

@@ -18,13 +18,15 @@ from rich.table import Table
 from rich.text import Text
 
 from distmeta.config import SweepConfig
+from distmeta.masking import printable
 from distmeta.sweep.trials import Trial
+from distmeta.training.run_folder import RunFolder
 
 _LINE_EVERY_S = 10.0
 _COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "running": "#5b6770"}
 
 
-def parameters(trial: Trial, sweep_folder: Path) -> dict[str, Any]:
+def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
     """A trial as a row of the answer: its params, how it ended, and its best validation with them (score, step)."""
     curve, best = trial.curve(sweep_folder), trial.best(sweep_folder)
     seconds = None if trial.ended is None or trial.began is None else round(trial.ended - trial.began, 1)
@@ -44,7 +46,7 @@ def parameters(trial: Trial, sweep_folder: Path) -> dict[str, Any]:
 class TrialTable:
     """A table that is drawn anew on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
 
-    def __init__(self, terminal: TextIO, sweep_folder: Path, settings: SweepConfig) -> None:
+    def __init__(self, terminal: TextIO, sweep_folder: RunFolder, settings: SweepConfig) -> None:
         console = Console(file=terminal)
         self._console = console if console.is_terminal else Console(file=terminal, width=200)
         self._folder = sweep_folder
@@ -62,13 +64,16 @@ class TrialTable:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print("\n".join(map(printable, text.splitlines())), highlight=False, soft_wrap=True, markup=False)
 
-    def show(self, trials: list[Trial]) -> None:
+    def show(self, trials: list[Trial], waiting: dict[int, str]) -> None:
+        """`waiting`: number of each running trial that does not train yet → what it waits for."""
         before = {number for number, row in self._rows.items() if row["state"] != "running"}
         for trial in list(trials):
             if trial.number not in before:  # what ended does not change
-                self._rows[trial.number] = parameters(trial, self._folder)
+                self._rows[trial.number] = row = parameters(trial, self._folder)
+                if row["state"] == "running":
+                    row["reason"] = waiting.get(trial.number, "")
         if self._console.is_terminal:
             self._live.update(trial_table(list(self._rows.values()), self._settings), refresh=True)
             return
@@ -83,7 +88,9 @@ class TrialTable:
         states = [row["state"] for row in self._rows.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in _COLORS if state in states)
         scores = [row["score"] for row in self._rows.values() if row["score"] is not None]
-        return f"{len(states)} of {self._settings.total} trials begun: {counts}" + (f"; best {max(scores):.4g}" if scores else "")
+        best = f"; best {max(scores):.4g}" if scores else ""
+        waiting = [f"; trial {row['number']} {row['reason']}" for row in self._rows.values() if row["state"] == "running" and row["reason"]]
+        return f"{len(states)} of {self._settings.total} trials begun: {counts}{best}{''.join(waiting)}"
 
 
 def trial_table(rows: list[dict[str, Any]], settings: SweepConfig) -> Table:
@@ -112,18 +119,18 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def draw(trials: list[Trial], sweep_folder: Path, settings: SweepConfig) -> list[Path]:
+def draw(trials: list[Trial], sweep_folder: RunFolder, settings: SweepConfig) -> list[Path]:
     """Write by_parameter.png, parallel.png and over_time.png into the sweep's folder."""
     matplotlib.use("agg")
     rows = [row for row in (parameters(trial, sweep_folder) for trial in trials) if row["score"] is not None]
     figures = {
-        "by_parameter.png": _by_parameter(rows, list(settings.space), settings),
-        "parallel.png": _parallel(rows, list(settings.space), settings),
-        "over_time.png": _over_time(trials, sweep_folder),
+        "by_parameter": _by_parameter(rows, list(settings.space), settings),
+        "parallel": _parallel(rows, list(settings.space), settings),
+        "over_time": _over_time(trials, sweep_folder),
     }
     paths = []
     for name, figure in figures.items():
-        paths.append(sweep_folder / name)
+        paths.append(sweep_folder.picture(name))
         with paths[-1].open("wb") as file:
             figure.savefig(file, format="png", dpi=130)
     return paths
@@ -220,7 +227,7 @@ def _parallel(rows: list[dict[str, Any]], keys: list[str], settings: SweepConfig
     return figure
 
 
-def _over_time(trials: list[Trial], sweep_folder: Path) -> Figure:
+def _over_time(trials: list[Trial], sweep_folder: RunFolder) -> Figure:
     """When each trial ran, and the validations of all of them over their steps."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     bars, curves = figure.subplots(1, 2)

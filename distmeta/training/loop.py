@@ -1,12 +1,14 @@
 """The outer loop, top to bottom."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from distmeta.data.episodes import Batch
 from distmeta.errors import DistmetaError, RunError
-from distmeta.learners.learner import Batch, Learner
+from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, flatten
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation
@@ -102,13 +104,14 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
             gradient_norm = outer.update(reduced.meta_gradient, progress.step)
         progress.step += 1
         count_bad(progress, plan, reduced, hooks)
-        record = step_record(progress, reduced, gradient_norm, outer)
+        record = step_record(progress, reduced, gradient_norm, outer, learner.objective.score)
         timer.mark("update")
         if progress.step % plan.validate_every == 0 or progress.step == plan.steps:
             validation = hooks.validate(outer.meta_params)
-            record["validation"] = validation.as_dict() | {"score": validation.score}
+            record["validation"] = validation.as_dict() | {"score": validation.stored_score}
             if progress.best_score is None or validation.score > progress.best_score:
-                progress.best_step, progress.best_score = progress.step, validation.score
+                progress.best_step = progress.step
+                progress.best_score = validation.stored_score
                 hooks.keep_best(outer.meta_params, progress.step, validation)
             timer.mark("validate")
         hooks.log(record | timer.take())
@@ -162,13 +165,11 @@ def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) ->
         )
 
 
-def step_record(progress: Progress, reduced: Reduced, gradient_norm: float | None, outer: OuterUpdate) -> Record:
-    """What the metrics file says of a step. `ranks[s]` is the worker that computed slot s."""
+def step_record(progress: Progress, reduced: Reduced, gradient_norm: float | None, outer: OuterUpdate, score: str | None) -> Record:
+    """What the metrics file says of a step. `ranks[s]` is the worker that computed slot s; `score` names the mean of the slots' scores."""
     record: Record = {"step": progress.step, "outer_lr": outer.lr(progress.step - 1)}
     if reduced.meta_gradient is None:
         return record | {"bad_slot": reduced.bad_slot}
-    classified = reduced.total.sum().item()
-    accuracy = {"accuracy": reduced.correct.sum().item() / classified} if classified else {}
-    return (
-        record | {"meta_loss": reduced.losses.mean().item()} | accuracy | {"gradient_norm": gradient_norm, "ranks": reduced.ranks.tolist()}
-    )
+    mean = reduced.scores.mean().item()
+    scored = {score: mean if math.isfinite(mean) else None} if score else {}
+    return record | {"meta_loss": reduced.losses.mean().item()} | scored | {"gradient_norm": gradient_norm, "ranks": reduced.ranks.tolist()}

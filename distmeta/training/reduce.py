@@ -190,15 +190,15 @@ class Contribution(NamedTuple):
     @classmethod
     def failed(cls, failure: DistmetaError, into: SlotSum) -> "Contribution":
         nothing = torch.zeros(0, device=into.device)
-        return cls([], into, SlotMetrics(nothing, nothing, nothing), failure)
+        return cls([], into, SlotMetrics(nothing, nothing), failure)
 
 
 class Reduced(NamedTuple):
     """What all workers hold after a step, equal on each.
 
     meta_gradient (P,): mean over all slots, or None if some slot's was not finite (`bad_slot`, the lowest such) or if the step has to be
-    computed `again`, now that its `largest` magnitude is known. losses (B,), correct (B,), total (B,), ranks (B,): every slot's metrics and
-    which worker computed it. `request`: the most that anybody asked for.
+    computed `again`, now that its `largest` magnitude is known. losses (B,), scores (B,), ranks (B,): every slot's metrics (NaN: no score)
+    and which worker computed it. `request`: the most that anybody asked for.
     """
 
     meta_gradient: Tensor | None
@@ -206,8 +206,7 @@ class Reduced(NamedTuple):
     again: bool
     largest: float
     losses: Tensor
-    correct: Tensor
-    total: Tensor
+    scores: Tensor
     ranks: Tensor
     request: Request
 
@@ -269,17 +268,17 @@ def reduce(
     largest, bad_slot, asked = agreed[0], int(-agreed[1]), Request(int(agreed[4]))
     nothing = torch.zeros(meta_batch_size)
     if bad_slot < meta_batch_size:
-        return Reduced(None, bad_slot, False, largest, nothing, nothing, nothing, nothing, asked)
+        return Reduced(None, bad_slot, False, largest, nothing, nothing, nothing, asked)
     if not summed.fits(largest):
-        return Reduced(None, None, True, largest, nothing, nothing, nothing, nothing, asked)
+        return Reduced(None, None, True, largest, nothing, nothing, nothing, asked)
     integers = _metric_integers(contribution, meta_batch_size, rank)
     everything = sum_over_workers(summed.with_metrics(integers, largest), workers)
     total, metrics = summed.split(everything)
-    losses, correct, images, ranks, seen = metrics.view(5, meta_batch_size).cpu()
+    losses, scores, ranks, seen = metrics.view(4, meta_batch_size).cpu()
     if not bool((seen == 1).all()):
         raise RunError(f"slots {(seen != 1).nonzero().flatten().tolist()} were not computed exactly once", "report this as a bug")
     meta_gradient = total.div_(meta_batch_size).to(summed.dtype)
-    return Reduced(meta_gradient, None, False, largest, losses.double() * _LOSS_UNIT, correct, images, ranks, asked)
+    return Reduced(meta_gradient, None, False, largest, losses.double() * _LOSS_UNIT, scores.contiguous().view(torch.float64), ranks, asked)
 
 
 def _fingerprint(meta_params: Params) -> int:
@@ -300,13 +299,12 @@ def _add_scaled(total: Tensor, gradients: Tensor, exponent: int) -> None:
 
 
 def _metric_integers(contribution: Contribution, meta_batch_size: int, rank: int) -> Tensor:
-    """loss in units of 2^-32, correct, total, rank and 1, each in its slot's place: int64 (5 * meta_batch_size,)."""
-    columns = torch.zeros(5, meta_batch_size, dtype=torch.int64, device=contribution.sum.device)
-    loss, correct, total = contribution.metrics
+    """loss in units of 2^-32, score bit for bit, rank and 1, each in its slot's place: int64 (4 * meta_batch_size,)."""
+    columns = torch.zeros(4, meta_batch_size, dtype=torch.int64, device=contribution.sum.device)
+    loss, score = contribution.metrics
     slots = contribution.slots
     columns[0, slots] = (loss.double().clamp(-_LOSS_LIMIT, _LOSS_LIMIT) / _LOSS_UNIT).round().long()
-    columns[1, slots] = correct
-    columns[2, slots] = total
-    columns[3, slots] = rank
-    columns[4, slots] = 1
+    columns[1, slots] = score.double().view(torch.int64)  # no other worker adds to it, so a NaN stays one
+    columns[2, slots] = rank
+    columns[3, slots] = 1
     return columns.flatten()

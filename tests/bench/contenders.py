@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.learners import build_learner
 from distmeta.learners.learner import Learner
+from distmeta.learners.objective import CrossEntropy, SquaredError
 from distmeta.learners.params import Params, flatten
 from distmeta.models import build_model
 
@@ -56,7 +57,8 @@ INNER_LR = 0.01
 def learner_of(work: Work) -> Learner:
     shape, outputs, norm = ((1,), 1, "none") if work.regression else ((3, work.size, work.size), work.way, "batch")
     model = build_model(work.network, shape, outputs, norm, **work.own).to(getattr(torch, work.dtype))
-    return build_learner("maml", model, inner_lr=INNER_LR, inner_steps=work.inner_steps, **work.settings)
+    objective = SquaredError() if work.regression else CrossEntropy()
+    return build_learner("maml", model, objective=objective, inner_lr=INNER_LR, inner_steps=work.inner_steps, **work.settings)
 
 
 def episodes(work: Work) -> EpisodeBatch:
@@ -78,7 +80,8 @@ def ours(work: Work) -> Step:
 
 def tasks_of(work: Work) -> Iterator[tuple[Tensor, ...]]:
     """(support inputs, support targets, query inputs, query targets) of each task."""
-    return zip(*episodes(work)[2:], strict=True)
+    batch = episodes(work)
+    return zip(batch.support_images, batch.support_labels, batch.query_images, batch.query_labels, strict=True)
 
 
 def plain_network(work: Work) -> nn.Module:

@@ -95,10 +95,10 @@ def show(names: list[str], out: Path) -> None:
 
 def seconds(run_folder: Path) -> float:
     """Time of all training steps, from the metrics files."""
-    from distmeta.training.metrics import read_metrics
+    from distmeta.training.run_folder import RunFolder
 
     parts = ("time/data", "time/adapt", "time/wait", "time/reduce")
-    return sum(record.get(part, 0.0) for record in read_metrics(run_folder) for part in parts)
+    return sum(record.get(part, 0.0) for record in RunFolder(run_folder).metrics.read() for part in parts)
 
 
 if __name__ == "__main__":

@@ -179,8 +179,7 @@ class RayWorker:
         self.meta_params = self.learner.initial_params(0)
         self.largest: float | None = None
         slots = list(block(work.tasks, rank, workers))
-        step, _, *tensors = episodes(work)
-        self.batch = type(episodes(work))(step, slots, *(tensor[slots] for tensor in tensors))
+        self.batch = episodes(work).take(slots)
 
     def address(self) -> str:
         import socket

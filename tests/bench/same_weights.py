@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from failures import at_checkpoint, workers_of
 from ray.cluster_utils import Cluster
 
-from distmeta.training.metrics import restarts
+from distmeta.training.run_folder import RunFolder
 
 STEPS, EVERY = 200, 20
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -80,7 +80,7 @@ class Place:
         if process.returncode:
             sys.exit(f"{what}: {(self.folder / f'{name}.txt').read_text()}")
         result = json.loads(out.splitlines()[-1])
-        return Row(what, result["weights_sha256"], restarts(self.folder / name), recovery_s, time.monotonic() - began)
+        return Row(what, result["weights_sha256"], RunFolder(self.folder / name).restarts(), recovery_s, time.monotonic() - began)
 
     def left_alone(self, workers: int) -> Row:
         began, name = time.monotonic(), f"workers-{workers}"
@@ -94,7 +94,7 @@ class Place:
             there = workers_of(psutil.Process())
             there[victim % len(there)].kill()
             since = time.monotonic()
-            while len(restarts(self.folder / name)) < number + 1:
+            while len(RunFolder(self.folder / name).restarts()) < number + 1:
                 time.sleep(0.05)
             recovery_s.append(time.monotonic() - since)
 

@@ -158,8 +158,7 @@ def operations(work: Work) -> int:
     learner, batch = learner_of(work), episodes(work)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
         params = {name: mode.from_tensor(value) for name, value in learner.initial_params(0).items()}
-        step, slots, *tensors = batch
-        learner.slot_gradients(params, type(batch)(step, slots, *(mode.from_tensor(tensor) for tensor in tensors)))
+        learner.slot_gradients(params, batch.map(mode.from_tensor))
     return counter.get_total_flops()
 
 

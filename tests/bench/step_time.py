@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distmeta.training.metrics import Record, read_metrics
+from distmeta.training.metrics import Record
+from distmeta.training.run_folder import RunFolder
 
 PARTS = {
     "adapt": "adapting, meta-gradients",
@@ -47,7 +48,7 @@ def records(packed: Path, folder: Path, workers: int, steps: int) -> list[Record
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-c", "from distmeta.cli import main; main()", "train", str(config), *sets]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return list(read_metrics(folder / "run"))[WARM_UP:]
+    return list(RunFolder(folder / "run").metrics.read())[WARM_UP:]
 
 
 def main() -> None:

@@ -1,16 +1,18 @@
-"""Where a run is kept: a folder on a file system, or one in object storage, both spoken to in pathlib's words."""
+"""Folders on a file system and in object storage, both spoken to in pathlib's words."""
 
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
 from upath import UPath
 
-from distmeta.errors import ConfigError
+from distmeta import files
+from distmeta.errors import ConfigError, RunError
 
 _S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}}
 
@@ -65,6 +67,33 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def read_json(path: Path, *keys: str) -> Any:
+    """What the JSON file at `path` holds: an object with `keys`, if any are given.
+
+    Raises FileNotFoundError, or RunError if the file is damaged, or is not what this version of distmeta writes there.
+    """
+    try:
+        content = files.read_json(path, finite=False)
+    except ValueError as error:
+        raise damaged(path, error) from None
+    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if lacking:
+        raise unknown_content(path, f"it lacks {', '.join(lacking)}")
+    return content
+
+
+def damaged(path: Path, error: ValueError) -> RunError:
+    return RunError(f"{path} is damaged: {error}", "restore it from a copy, or begin the run again in a new run_folder")
+
+
+def unknown_content(path: Path, reason: str) -> RunError:
+    """The error for a file of a run folder that is whole but not what this version of distmeta writes there."""
+    return RunError(
+        f"{path} cannot be read by distmeta {version('distmeta')}: {reason}",
+        "update distmeta if a newer one wrote it; else restore it from a copy",
+    )
 
 
 def remove(folder: Path) -> None:

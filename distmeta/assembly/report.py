@@ -1,46 +1,40 @@
 """The report of a run: its config opened, its best model tried on test episodes, the page written."""
 
-import json
 from pathlib import Path
 
 import torch
-import yaml
 
 from distmeta.assembly.build import initial_params, learner_of
-from distmeta.assembly.domain import Classification
-from distmeta.config import Config, validate
+from distmeta.assembly.classification import Classification
+from distmeta.config import Config
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
 from distmeta.learners.allocator import keep_memory
-from distmeta.registry.tracking import RUN_FILE, fetch_file
+from distmeta.registry.tracking import fetch_file
 from distmeta.registry.versions import look_up, run_of
-from distmeta.report.page import REPORT, write_report
+from distmeta.report.page import write_report
 from distmeta.report.study import Study, study
-from distmeta.training.checkpoint import WEIGHTS, load_params
-from distmeta.training.folder import write_whole
+from distmeta.training.run_folder import REPORT, RunFolder
+from distmeta.training.storage import write_whole
 
 EPISODES = 50  # of the test, looked at closely
 
 
-def report(run_folder: Path, shards: str | None = None) -> Path:
-    """Write run_folder/report.html; `shards` says where the dataset lies now, if not where the run found it. Raises RunError.
+def report(run_folder: RunFolder, shards: str | None = None) -> Path:
+    """Write the run's report and return its path; `shards` says where the dataset lies now, if not where the run found it. Raises RunError.
 
     Without its dataset a report says so, and shows what the run itself measured.
     """
-    try:
-        config = validate(yaml.safe_load((run_folder / "config.yaml").read_text()), str(run_folder / "config.yaml"))
-    except OSError as error:
-        raise RunError(f"{run_folder} holds no run: {error}", "give a run_folder, or models:/NAME@ALIAS") from None
-    if config.data.functions is not None:
-        return write_report(run_folder, None)
+    config = run_folder.read_config()
     if shards is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
     try:
-        return write_report(run_folder, _study(config, run_folder))
+        write_report(run_folder, None if config.data.functions is not None else _study(config, run_folder))
     except RunError:
         raise
     except DistmetaError as error:
-        return write_report(run_folder, None, error.message)
+        write_report(run_folder, None, error.message)
+    return run_folder.report
 
 
 def report_of_model(uri: str, model_uri: str, shards: str | None = None) -> tuple[Path, bool]:
@@ -64,19 +58,16 @@ def report_of_model(uri: str, model_uri: str, shards: str | None = None) -> tupl
     return copy, False
 
 
-def _is_run(folder: Path, run_id: str) -> bool:
+def _is_run(folder: RunFolder, run_id: str) -> bool:
     """Whether the run with this id in MLflow wrote `folder`; another machine may have another run there."""
-    try:
-        return json.loads((folder / RUN_FILE).read_text())["run_id"] == run_id
-    except OSError:
-        return False
+    return folder.has_mlflow_run and folder.read_mlflow()["run_id"] == run_id
 
 
-def _study(config: Config, run_folder: Path) -> Study:
+def _study(config: Config, run_folder: RunFolder) -> Study:
     keep_memory()
     domain = Classification(config)
     learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
-    trained = load_params(run_folder / "best" / WEIGHTS)
+    trained = run_folder.best.load_params()
     episodes = min(EPISODES, config.data.eval.episodes)
     stream = domain.evaluation("test")
     assert isinstance(stream, EpisodeStream)

@@ -1,0 +1,119 @@
+"""Classification: episodes of images from the shards of a packed dataset."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distmeta.assembly.domain import Domain
+from distmeta.config import Config
+from distmeta.data.augment import Augment
+from distmeta.data.cache import ShardCache
+from distmeta.data.episodes import Batch, EpisodeBatch, LabelledBatch
+from distmeta.data.images import Preprocessing, channels_last
+from distmeta.data.labelled import LabelledStream
+from distmeta.data.location import Reading
+from distmeta.data.shards import Dataset, Split
+from distmeta.data.stream import EpisodeStream
+from distmeta.errors import ConfigError
+from distmeta.learners import LEARNERS
+from distmeta.learners.metric import IMAGES_PER_SLOT
+from distmeta.learners.objective import CrossEntropy
+from distmeta.training.accuracy import Accuracy
+from distmeta.training.evaluate import Stream
+
+
+class Classification(Domain):
+    """Episodes of images from the shards of a packed dataset.
+
+    `outputs` is how wide the network's head is: as an episode has classes or, trained on labelled batches, as the training split has.
+    """
+
+    objective = CrossEntropy()
+    metric = Accuracy()
+    classes = True
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.dataset = open_dataset(config)
+        self.name = self.dataset.manifest.dataset
+        self.fingerprint = self.dataset.manifest.fingerprint
+        packed = self.dataset.manifest.preprocessing
+        self.preprocessing: Preprocessing | None = packed.model_copy(update={"image_size": config.data.image_size or packed.image_size})
+        self.input_shape: tuple[int, ...] = (packed.channels, self.preprocessing.image_size, self.preprocessing.image_size)
+        self.labelled = LEARNERS[config.learner.name].trains_on == "labelled batches"
+        self.outputs = len(self.dataset.class_ids("train")) if self.labelled else config.data.way
+
+    def check(self) -> None:
+        """Raises ConfigError if a split cannot serve its episodes, or these have more or fewer classes than the network's head."""
+        super().check()
+        data = self.config.data
+        if not self.labelled:
+            self.dataset.check_task("train", self.train_task)
+        self.dataset.check_task("val", self.eval_task, "data.eval")
+        self.dataset.check_task("test", self.eval_task, "data.eval")
+        if self.eval_task.way != data.way and not LEARNERS[self.config.learner.name].any_way:
+            raise ConfigError(
+                f"data.eval.way={data.eval.way} but data.way={data.way}: the network's head is as wide as data.way",
+                "leave data.eval.way out, or set both alike",
+            )
+
+    def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
+        """The slots' episodes, or labelled batches, from `start_step` on."""
+        return self._training_stream().training(slots, start_step)
+
+    def _training_stream(self) -> EpisodeStream | LabelledStream:
+        config, data = self.config, self.config.data
+        changes: Any = {"augment": Augment(**data.augment.model_dump()), "max_bad_fraction": data.max_bad_fraction}
+        if self.labelled:
+            slots_per_step = config.outer.meta_batch_size
+            return LabelledStream(self.dataset, "train", self._images_per_slot, slots_per_step, config.seed, data.image_size, **changes)
+        return EpisodeStream(self.dataset, "train", self.train_task, config.seed, data.image_size, **changes)
+
+    def example(self, slots: int) -> Batch:
+        """A batch of zeros, shaped as those that `training` gives."""
+        numbers, task = list(range(slots)), self.train_task
+        if self.labelled:
+            per_slot = self._images_per_slot
+            return LabelledBatch(0, numbers, self._blank(slots, per_slot), torch.zeros(slots, per_slot, dtype=torch.int64))
+        labels = torch.arange(task.way).expand(slots, task.way)
+        support, queries = (self._blank(slots, task.way * images) for images in (task.shot, task.queries))
+        return EpisodeBatch(0, numbers, support, labels.repeat_interleave(task.shot, 1), queries, labels.repeat_interleave(task.queries, 1))
+
+    def _blank(self, slots: int, images: int) -> Tensor:
+        return channels_last(torch.zeros(slots, images, *self.input_shape))
+
+    @property
+    def _images_per_slot(self) -> int:
+        return self.config.learner.images_per_slot or IMAGES_PER_SLOT
+
+    def describe(self, step: int, slot: int) -> str:
+        """What the training episode of (step, slot) is made of, for people."""
+        stream = self._training_stream()
+        if isinstance(stream, LabelledStream):
+            return "labelled images"
+        class_ids = stream.training_episode(step, slot).class_ids
+        return "classes " + ", ".join(self.dataset.manifest.classes[class_id].name for class_id in class_ids)
+
+    def evaluation(self, split: Split) -> Stream:
+        data = self.config.data
+        return EpisodeStream(
+            self.dataset,
+            split,
+            self.eval_task,
+            data.eval.seed,
+            data.image_size,
+            section="data.eval",
+            max_bad_fraction=data.max_bad_fraction,
+        )
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Raises ConfigError without data.shards, DataError if there is no packed dataset."""
+    data = config.data
+    if data.shards is None:
+        raise ConfigError("data.domain=classification reads a packed dataset, but data.shards is not set", "add data.shards")
+    cache = ShardCache(Path(data.cache.folder), round(data.cache.limit_gb * 1e9)) if data.cache.folder else None
+    return Dataset(data.shards, Reading(data.read_timeout_s, data.read_attempts), cache)

@@ -1,0 +1,96 @@
+"""Reinforcement learning: policies that adapt to a task of an environment by acting in it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from distmeta.assembly.domain import Domain, Settings
+from distmeta.config import AugmentConfig, Config, Fraction, PositiveFloat
+from distmeta.data.episodes import Batch, Task
+from distmeta.data.shards import Split
+from distmeta.envs import build_environment
+from distmeta.envs.environment import Environment
+from distmeta.envs.stream import TaskStream, fingerprint
+from distmeta.errors import ConfigError
+from distmeta.learners.finetune import INNER_STEPS
+from distmeta.learners.policy import policy_for
+from distmeta.learners.policy_gradient import PolicyGradient
+from distmeta.training.evaluate import Stream
+from distmeta.training.mean_return import MeanReturn
+
+
+class ReinforcementSettings(Settings):
+    environment: str = "navigation"
+    """Family of tasks: navigation, grid, half-cheetah-direction, half-cheetah-velocity, or gymnasium (with options.id)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the environment's constructor, such as horizon."""
+    discount: Fraction = 0.99
+    """γ: how much a reward counts that comes one step later."""
+    gae_decay: Fraction = 1.0
+    """λ of generalised advantage estimation: 1 trusts sampled returns, 0 the baseline."""
+    surrogate_decay: Fraction = 0.0
+    """λ of the surrogate loss: 0 is LVC, 1 is DiCE, which is unbiased and varies most."""
+    log_std: float = 0.0
+    """Logarithm of a Gaussian policy's standard deviation at first."""
+    std_floor: PositiveFloat = 1e-6
+    """Below this a Gaussian policy's standard deviation does not fall."""
+
+
+class Reinforcement(Domain):
+    """Tasks of one environment. An episode is a task and data.shot trajectories before the first inner step and after each."""
+
+    Settings = ReinforcementSettings
+    metric = MeanReturn()
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        settings: ReinforcementSettings = self.settings
+        self.environment: Environment = build_environment(settings.environment, **settings.options)
+        self.name = settings.environment
+        self.fingerprint = fingerprint(self.environment)
+        self.input_shape: tuple[int, ...] = (self.environment.observation_size,)
+        policy = policy_for(self.environment.actions, settings.log_std, settings.std_floor)
+        self.outputs = policy.outputs
+        self.objective = PolicyGradient(self.environment, policy, settings.discount, settings.gae_decay, settings.surrogate_decay)
+
+    @property
+    def train_task(self) -> Task:
+        return Task(1, self.config.data.shot, self.config.data.shot)
+
+    @property
+    def eval_task(self) -> Task:
+        shot = self.config.data.eval.shot or self.config.data.shot
+        return Task(1, shot, shot)
+
+    def check(self) -> None:
+        """Raises ConfigError if the learner classifies, a key of images is set, or fewer than two trajectories are asked for."""
+        super().check()
+        data = self.config.data
+        if data.image_size is not None or data.class_rotations or data.augment != AugmentConfig():
+            raise ConfigError(f"environment {self.name} has no images", "leave data.image_size, data.class_rotations and data.augment out")
+        for task, key in ((self.train_task, "data.shot"), (self.eval_task, "data.eval.shot")):
+            if task.shot < 2:
+                raise ConfigError(f"{key}={task.shot}: a baseline needs more than one trajectory", f"set {key} to 2 or more, such as 20")
+        self.environment.check()
+
+    def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
+        return self._stream("train", self.train_task.shot, self._steps, self.config.seed).training(slots, start_step)
+
+    def evaluation(self, split: Split) -> Stream:
+        steps = self.config.learner.inner_steps_eval or self._steps
+        return self._stream(split, self.eval_task.shot, steps, self.config.data.eval.seed)
+
+    @property
+    def _steps(self) -> int:
+        return self.config.learner.inner_steps or INNER_STEPS
+
+    def _stream(self, split: Split, trajectories: int, steps: int, seed: int) -> TaskStream:
+        return TaskStream(self.environment, split, trajectories, steps + 1, seed)
+
+    def example(self, slots: int) -> Batch | None:
+        return next(self.training(range(slots), 0)) if self.environment.tensor_program else None
+
+    def describe(self, step: int, slot: int) -> str:
+        named = self._stream("train", 1, 0, self.config.seed).described(step, slot)
+        return ", ".join([self.name, *(f"{field}={value:.3f}" for field, value in named.items())])

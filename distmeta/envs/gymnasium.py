@@ -1,0 +1,241 @@
+"""Gymnasium environments as families of tasks (the extra `distmeta[rl]`), each trajectory in an instance of its own."""
+
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from distmeta.envs.environment import Continuous, Discrete, Environment, Step
+from distmeta.errors import ConfigError, DataError
+from distmeta.seeds import generator
+
+_SEEDS = 2**31
+_REPLAYED = 20  # steps of the two rollouts that are compared
+
+
+@dataclass
+class Playing:
+    """The state of T × N trajectories: an instance for each, whether it has ended, and what was last observed (T, N, O)."""
+
+    instances: list[Any]
+    ended: list[bool]
+    observations: Tensor
+
+
+class GymnasiumEnvironment(Environment):
+    """Any Gymnasium environment with vectors as observations, and vectors or one of n choices as actions.
+
+    `id` is registered with Gymnasium, or the import path of a class ("my_package.my_module.MyEnv"); `arguments` are its own. If it has
+    `draw_task(random) -> array`, `set_task(array)` and `task_fields`, it is a family of tasks, else a single one. Instances are reused: a
+    trajectory starts by `reset(seed=…)`, after which an instance must behave as a new one does. One that does not is refused by `check`,
+    unless it is declared with `deterministic: false`: its runs cannot be repeated bit for bit.
+    """
+
+    version = 1
+    tensor_program = False
+
+    def __init__(
+        self,
+        id: str,
+        horizon: Annotated[int, Field(ge=1)] = 200,
+        arguments: dict[str, Any] | None = None,
+        deterministic: bool = True,
+    ) -> None:
+        self.id = id
+        self.horizon = horizon
+        self.deterministic = deterministic
+        self._arguments = arguments or {}
+        self._make = _maker(id)
+        self._pool: list[Any] = [self._new()]
+        first = self._pool[0]
+        self.actions = _actions(id, first.action_space)
+        self.observation_size = _observation_size(id, first.observation_space)
+        self.task_fields = tuple(getattr(first.unwrapped, "task_fields", ()))
+        self._starts_at = int(getattr(first.action_space, "start", 0))
+
+    @property
+    def name(self) -> str:
+        arguments = "".join(f" {key}={value}" for key, value in sorted(self._arguments.items()))
+        return f"gymnasium {self.id} horizon={self.horizon}{arguments}{'' if self.deterministic else ' deterministic=False'}"
+
+    def draw(self, random: np.random.Generator) -> NDArray[np.float64]:
+        if not self.task_fields:
+            return np.zeros(0)
+        return np.asarray(self._pool[0].unwrapped.draw_task(random), np.float64)
+
+    def draw_starts(self, random: np.random.Generator, trajectories: int) -> NDArray[np.float64]:
+        return random.integers(_SEEDS, size=(trajectories, 1)).astype(np.float64)
+
+    def start(self, tasks: Tensor, starts: Tensor) -> Playing:
+        seeds = starts.long().flatten().tolist()
+        while len(self._pool) < len(seeds):
+            self._pool.append(self._new())
+        instances = self._pool[: len(seeds)]
+        observed = []
+        for index, (instance, seed) in enumerate(zip(instances, seeds, strict=True)):
+            if self.task_fields:
+                self.set_task(instance, tasks[index // starts.shape[1]].double().cpu().numpy())
+            observed.append(np.ravel(instance.reset(seed=seed)[0]))
+        observations = torch.from_numpy(np.stack(observed)).to(tasks).view(*starts.shape[:2], -1)
+        return Playing(instances, [False] * len(seeds), observations)
+
+    def observe(self, state: Playing) -> Tensor:
+        return state.observations
+
+    def step(self, tasks: Tensor, state: Playing, actions: Tensor) -> Step:
+        shape, count = state.observations.shape[:2], len(state.instances)
+        taken = self._taken(actions.reshape(count, *actions.shape[2:]).cpu().numpy())
+        observed = state.observations.reshape(count, -1).double().cpu().numpy().copy()  # what was observed before stays
+        of_tasks = tasks.double().cpu().numpy()
+        facts = np.zeros((3, count))
+        for index, instance in enumerate(state.instances):
+            if not state.ended[index]:
+                observation, reward, *ends, info = instance.step(taken[index])
+                observed[index] = np.ravel(observation)
+                facts[:, index] = self.reward(of_tasks[index // shape[1]], float(reward), info), *ends
+                state.ended[index] = any(ends)
+        if not (np.isfinite(observed).all() and np.isfinite(facts).all()):
+            raise DataError(f"environment {self.id} returned an observation or reward that is not finite", "fix it, or clip its actions")
+        rewards, terminated, truncated = (torch.from_numpy(fact).to(tasks).view(shape) for fact in facts)
+        observations = torch.from_numpy(observed).to(tasks).view(*shape, -1)
+        return Step(Playing(state.instances, state.ended, observations), rewards, terminated.bool(), truncated.bool())
+
+    def set_task(self, instance: Any, task: NDArray[np.float64]) -> None:
+        instance.unwrapped.set_task(task)
+
+    def reward(self, task: NDArray[np.float64], reward: float, info: dict[str, Any]) -> float:
+        """The reward of a step in a task. Default: Gymnasium's own."""
+        return reward
+
+    def check(self) -> None:
+        """Raises ConfigError if a reused instance does not replay what a new one did."""
+        if self.deterministic:
+            new, reused = self._new(), self._new()
+            self._replay(reused, seed=1)
+            if not np.array_equal(self._replay(new, seed=0), self._replay(reused, seed=0)):
+                raise ConfigError(
+                    f"environment {self.id} does not repeat itself: a reset instance and a new one differ under the same seed and actions",
+                    "make reset(seed=…) restore everything, or set data.settings.options.deterministic=false and give up equal bits",
+                )
+
+    def _replay(self, instance: Any, seed: int) -> NDArray[np.float64]:
+        random = generator(seed, "environment check")
+        task = self.draw(random)
+        if self.task_fields:
+            self.set_task(instance, task)
+        seen = [np.ravel(instance.reset(seed=seed)[0])]
+        noise = self.actions.draw_noise(random, 1, _REPLAYED)[0]
+        chosen = noise if isinstance(self.actions, Continuous) else (noise[:, 0] * self.actions.number).astype(np.int64)
+        for action in self._taken(chosen):
+            observation, reward, terminated, truncated, _ = instance.step(action)
+            seen.append(np.append(np.ravel(observation), [reward, terminated, truncated]))
+            if terminated or truncated:
+                break
+        return np.concatenate(seen)
+
+    def _taken(self, actions: NDArray[Any]) -> Any:
+        """What instances are given for a policy's actions (M, size), or (M,) choices."""
+        if isinstance(self.actions, Continuous):
+            space = self._pool[0].action_space
+            return np.clip(actions, space.low, space.high).astype(space.dtype)
+        return [int(action) + self._starts_at for action in actions]
+
+    def _new(self) -> Any:
+        try:
+            return self._make(**self._arguments)
+        except Exception as error:  # whatever Gymnasium or the user's own class raises
+            raise ConfigError(
+                f"environment {self.id} cannot be made: {' '.join(str(error).split())}", "check data.settings.options.id and its arguments"
+            ) from None
+
+
+class HalfCheetahDirection(GymnasiumEnvironment):
+    """HalfCheetah-v5 that is to run forwards (+1) or backwards (-1) (Finn, Abbeel & Levine 2017, section 5.3).
+
+    The reward is the velocity in that direction minus 0.05 times the action's square, as in the code of MAML's authors.
+    """
+
+    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200) -> None:
+        super().__init__("HalfCheetah-v5", horizon, {"ctrl_cost_weight": 0.05})
+        self.task_fields = ("direction",)
+
+    @property
+    def name(self) -> str:
+        return f"half-cheetah-direction horizon={self.horizon}"
+
+    def draw(self, random: np.random.Generator) -> NDArray[np.float64]:
+        return random.choice([-1.0, 1.0], 1)
+
+    def set_task(self, instance: Any, task: NDArray[np.float64]) -> None:
+        """The task is in the reward alone."""
+
+    def reward(self, task: NDArray[np.float64], reward: float, info: dict[str, Any]) -> float:
+        return float(task[0] * info["x_velocity"] + info["reward_ctrl"])
+
+
+class HalfCheetahVelocity(HalfCheetahDirection):
+    """HalfCheetah-v5 that is to run at a speed drawn from [0, 2]; the reward is minus what is missing, and minus the same for actions."""
+
+    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200) -> None:
+        super().__init__(horizon)
+        self.task_fields = ("velocity",)
+
+    @property
+    def name(self) -> str:
+        return f"half-cheetah-velocity horizon={self.horizon}"
+
+    def draw(self, random: np.random.Generator) -> NDArray[np.float64]:
+        return random.uniform(0.0, 2.0, 1)
+
+    def reward(self, task: NDArray[np.float64], reward: float, info: dict[str, Any]) -> float:
+        return float(-abs(info["x_velocity"] - task[0]) + info["reward_ctrl"])
+
+
+def _maker(id: str) -> Callable[..., Any]:
+    """What makes an instance. Raises ConfigError naming the extra if Gymnasium is missing."""
+    try:
+        import gymnasium
+    except ImportError:
+        raise ConfigError(f"environment {id} needs Gymnasium, which is not installed", "pip install 'distmeta[rl]'") from None
+    _log_mujocos_warnings()
+    module, _, attribute = id.rpartition(".")
+    if not module:
+        return lambda **arguments: gymnasium.make(id, **arguments)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"environment {id} cannot be imported: {error}", "give the import path of a class of gymnasium.Env") from None
+
+
+def _log_mujocos_warnings() -> None:
+    """To Python's log. Otherwise MuJoCo prints them, and writes MUJOCO_LOG.TXT into the working folder."""
+    try:
+        import mujoco
+    except ImportError:
+        return
+    mujoco.set_mju_user_warning(logging.getLogger("mujoco").info)
+
+
+def _actions(id: str, space: Any) -> Continuous | Discrete:
+    import gymnasium
+
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return Discrete(int(space.n))
+    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
+        return Continuous(space.shape[0])
+    raise ConfigError(f"environment {id} has actions {space}; a policy needs a Box of one dimension or a Discrete", "wrap the environment")
+
+
+def _observation_size(id: str, space: Any) -> int:
+    import gymnasium
+
+    if isinstance(space, gymnasium.spaces.Box):
+        return int(np.prod(space.shape))
+    raise ConfigError(f"environment {id} has observations {space}; a policy needs a Box", "wrap the environment")

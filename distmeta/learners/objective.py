@@ -1,0 +1,101 @@
+"""What a task's parameters cost: the loss of its support and query data, which a domain gives to its learner."""
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from distmeta.data.episodes import EpisodeBatch
+from distmeta.learners.forward import Network
+
+
+class Cost(NamedTuple):
+    """Losses (T,) of T tasks and, where the objective names one, their scores (T,): what people watch while a run trains."""
+
+    losses: Tensor
+    scores: Tensor | None = None
+
+
+class Objective(ABC):
+    """How a learner hears of its tasks. Support data is asked for at each φ, so that it may depend on φ: a policy acts, then learns.
+
+    `network` maps inputs (T, M, …) to outputs (T, M, N) under one set of parameters for each of the T tasks of `batch`. Whatever is
+    drawn at random is a function of the batch and of `step` alone, for the same call may be made again.
+    """
+
+    score: ClassVar[str | None] = None
+    """Key of the mean training score in a run's metrics, such as "accuracy"; None: nothing is scored in training."""
+
+    @abstractmethod
+    def support(self, network: Network, batch: Any, step: int) -> Cost:
+        """What adapting descends: the support data's cost after `step` inner steps, differentiable by network.params (twice for MAML)."""
+
+    @abstractmethod
+    def query(self, network: Network, batch: Any, step: int) -> Cost:
+        """What the meta-gradient descends: the query data's cost after `step` inner steps."""
+
+    def pooled(self, batch: Any) -> Any:
+        """`batch` with all of a task's data as its support data, for learners that use no queries. Default: data depends on φ, as it is."""
+        return batch
+
+    def part(self, batch: Any, step: int, size: int | None) -> Any:
+        """`batch` with the `size` support examples of inner step `step` (all if None). Default: data depends on φ, as it is."""
+        return batch
+
+    def network(self, network: nn.Module) -> nn.Module:
+        """What is trained: `network` as config.model names it, or a module around it (a policy adds its noise). Default: `network`."""
+        return network
+
+
+class Supervised(Objective):
+    """Examples with targets, which are there before anything adapts: an `EpisodeBatch`."""
+
+    def support(self, network: Network, batch: EpisodeBatch, step: int) -> Cost:
+        return self.cost(network(batch.support_images), batch.support_labels)
+
+    def query(self, network: Network, batch: EpisodeBatch, step: int) -> Cost:
+        return self.cost(network(batch.query_images), batch.query_labels)
+
+    def pooled(self, batch: EpisodeBatch) -> EpisodeBatch:
+        images = torch.cat([batch.support_images, batch.query_images], 1)
+        return replace(batch, support_images=images, support_labels=torch.cat([batch.support_labels, batch.query_labels], 1))
+
+    def part(self, batch: EpisodeBatch, step: int, size: int | None) -> EpisodeBatch:
+        order = self.order(batch.support_labels)
+        count = min(size or len(order), len(order))
+        chosen = order[torch.arange(step * count, (step + 1) * count) % len(order)]
+        return replace(batch, support_images=batch.support_images[:, chosen], support_labels=batch.support_labels[:, chosen])
+
+    @abstractmethod
+    def cost(self, outputs: Tensor, targets: Tensor) -> Cost:
+        """From outputs (T, M, N) and targets (T, M, …), means over the M examples, so that inner_lr does not depend on M."""
+
+    def order(self, targets: Tensor) -> Tensor:
+        """The order (M,) in which examples make inner steps of fewer than all."""
+        return torch.arange(targets.shape[1])
+
+
+class CrossEntropy(Supervised):
+    """Classification: mean cross-entropy in nats; targets (T, M) are class numbers. Scored by accuracy."""
+
+    score = "accuracy"
+
+    def cost(self, outputs: Tensor, targets: Tensor) -> Cost:
+        losses = cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).mean(1)
+        return Cost(losses, (outputs.detach().argmax(-1) == targets).double().mean(1))
+
+    def order(self, targets: Tensor) -> Tensor:
+        """Classes take turns; all tasks have their labels in the same places."""
+        labels = targets[0]
+        turns = (labels[:, None] == labels).tril(-1).sum(1)  # how many of its class stand before an example
+        return (turns * len(labels) + labels).argsort(stable=True)
+
+
+class SquaredError(Supervised):
+    """Regression: mean squared error over the M examples and N values; targets (T, M, N)."""
+
+    def cost(self, outputs: Tensor, targets: Tensor) -> Cost:
+        return Cost((outputs - targets).square().flatten(1).mean(1))

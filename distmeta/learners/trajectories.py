@@ -1,0 +1,115 @@
+"""Trajectories under a policy, what each action was worth, and the policy gradient's surrogate loss.
+
+Shapes: T tasks, N trajectories, H steps, O components of an observation.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distmeta.envs.environment import Environment
+from distmeta.learners.forward import Network
+from distmeta.learners.policy import Policy
+
+_RIDGE = 1e-5  # of the baseline's fit, as in rllab's LinearFeatureBaseline
+_EPSILON = 1e-8  # beside the standard deviation of advantages
+
+
+class Trajectories(NamedTuple):
+    """observations (T, N, H + 1, O), the last one after the last step; actions (T, N, H, size) or (T, N, H) integers; rewards (T, N, H).
+
+    lived (T, N, H): 1.0 for each step up to the trajectory's end, 0.0 after it, where rewards are 0. bootstrapped (T, N, H): 1.0 at a step
+    that was truncated before the horizon.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    lived: Tensor
+    bootstrapped: Tensor
+
+    @property
+    def returns(self) -> Tensor:
+        """The undiscounted return of each trajectory, (T, N)."""
+        return self.rewards.sum(-1)
+
+
+@torch.no_grad()
+def rollout(environment: Environment, policy: Policy, network: Network, tasks: Tensor, starts: Tensor, noise: Tensor) -> Trajectories:
+    """Trajectories of `policy`, whose outputs `network` computes, in tasks (T, D).
+
+    They are functions of starts (T, N, S), noise (T, N, H, K) and the network's parameters alone.
+    """
+    state = environment.start(tasks, starts)
+    observations, actions, rewards, lived, bootstrapped = [environment.observe(state)], [], [], [], []
+    alive = torch.ones_like(noise[:, :, 0, 0])
+    for time in range(environment.horizon):
+        action = policy.act(network.params, network(observations[-1]), noise[:, :, time])
+        state, reward, terminated, truncated = environment.step(tasks, state, action)
+        observations.append(environment.observe(state))
+        actions.append(action)
+        rewards.append(reward * alive)
+        lived.append(alive)
+        cut = truncated & ~terminated if time + 1 < environment.horizon else torch.zeros_like(truncated)
+        bootstrapped.append(alive * cut)
+        alive = alive * ~(terminated | truncated)
+    return Trajectories(*(torch.stack(steps, 2) for steps in (observations, actions, rewards, lived, bootstrapped)))
+
+
+def advantages(trajectories: Trajectories, discount: float, gae_decay: float, normalise: bool = True) -> Tensor:
+    """What each action brought beyond a linear baseline, (T, N, H), 0 after a trajectory's end.
+
+    Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, equation 16) with γ = `discount` and λ = `gae_decay`. With
+    `normalise`, a task's advantages have mean 0 and standard deviation 1 over the steps that were lived.
+    """
+    rewards, lived, bootstrapped = (part.double() for part in (trajectories.rewards, trajectories.lived, trajectories.bootstrapped))
+    values = baseline_values(trajectories, discount)
+    arrives = torch.cat([lived[..., 1:], torch.zeros_like(lived[..., :1])], -1) + bootstrapped
+    surprise = (rewards + discount * values[..., 1:] * arrives - values[..., :-1]) * lived
+    found = surprise @ decay_matrix(discount * gae_decay, surprise).T * lived
+    if normalise:
+        count = lived.sum((1, 2), keepdim=True)
+        centred = (found - found.sum((1, 2), keepdim=True) / count) * lived
+        found = centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + _EPSILON)
+    return found.to(trajectories.rewards.dtype)
+
+
+def baseline_values(trajectories: Trajectories, discount: float) -> Tensor:
+    """The expected discounted return from each observation on, (T, N, H + 1) in float64, by a ridge regression for each task.
+
+    Features are the observation, its squares, and the first three powers of the time in horizons (Duan et al. 2016, arXiv:1604.06778,
+    section 5, with the horizon in place of 100 steps). In float64, because squares of squares leave float32 no digits to solve with.
+    """
+    rewards, lived, observations = trajectories.rewards.double(), trajectories.lived.double(), trajectories.observations.double()
+    horizon = rewards.shape[-1]
+    to_go = rewards @ decay_matrix(discount, rewards).T
+    time = torch.arange(horizon + 1, dtype=torch.float64, device=rewards.device) / horizon
+    powers = torch.stack([time**0, time, time**2, time**3], -1).expand(*observations.shape[:-1], 4)
+    features = torch.cat([observations, observations.square(), powers], -1)
+    fitted = (features[..., :-1, :] * lived.unsqueeze(-1)).flatten(1, 2)
+    normal = fitted.mT @ fitted + _RIDGE * torch.eye(fitted.shape[-1], dtype=fitted.dtype, device=fitted.device)
+    weights = torch.linalg.solve(normal, fitted.mT @ to_go.flatten(1).unsqueeze(-1))
+    return (features.flatten(1, 2) @ weights).view(observations.shape[:-1])
+
+
+def surrogate_loss(log_probs: Tensor, advantages: Tensor, lived: Tensor, decay: float) -> Tensor:
+    """A loss for each task (T,), whose derivatives are those of minus the return and whose value is 0. All arguments are (T, N, H).
+
+    Loaded DiCE (Farquhar, Whiteson & Foerster 2019, arXiv:1909.10549, equation 12). With l_s = log π of step s and
+    S_t = Σ_(s≤t) λ^(t-s) l_s, step t counts A_t (exp(S_t - [S_t]) - exp(S_t - l_t - [S_t - l_t])), where brackets stop the gradient. The
+    first derivative is the policy gradient whatever λ = `decay` is. The second one is unbiased at λ = 1, which is DiCE and varies most;
+    λ = 0 is LVC (Rothfuss et al. 2019, arXiv:1810.06784), which leaves out that an action changes what later actions are worth.
+    """
+    log_probs = log_probs * lived
+    until = log_probs @ decay_matrix(decay, log_probs)
+    before = until - log_probs
+    weights = (until - until.detach()).exp() - (before - before.detach()).exp()
+    return -(weights * advantages * lived).sum((1, 2)) / lived.sum((1, 2))
+
+
+def decay_matrix(decay: float, like: Tensor) -> Tensor:
+    """(H, H): decay^(t-s) at row s and column t ≥ s, else 0. `values @ it` sums each step's past, `values @ its transpose` its future."""
+    time = torch.arange(like.shape[-1], dtype=like.dtype, device=like.device)
+    ahead = time - time.unsqueeze(-1)
+    return torch.where(ahead >= 0, decay ** ahead.clamp(min=0), 0.0)

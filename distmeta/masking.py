@@ -1,0 +1,63 @@
+"""What may be secret, and what a terminal would obey, taken out of every text that is written, sent or printed."""
+
+import re
+from typing import Any
+
+_LONGEST = 10_000  # characters kept; a message is far shorter
+_NAME = (
+    r"(?:password|passwd|pwd|secret|token|signature|credentials?|auth|"
+    r"api[_-]?key|access[_-]?key(?:id)?|private[_-]?key|account[_-]?key)"
+)
+_VALUE = r"(?!\*\*\*)[^\s&'\"#;,)}\]]+"
+_KNOWN_BY_LOOKS = (
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
+    r"\b(?:ghp|gho|ghs|hf|glpat|xoxb|xoxp)[_-][A-Za-z0-9_-]{16,}",
+    r"\bsk-[A-Za-z0-9_-]{20,}",
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?s:.)*",
+)
+# What stands in front of a secret, and the secret. Tried one after another.
+_NAMED = (
+    (rf"[?&;](?:[\w.-]{{0,40}}{_NAME}[\w.-]{{0,40}}|sig|key|code|jwt|sas)=", _VALUE),
+    (rf"(?<![\w-])[\w.-]{{0,40}}{_NAME}['\"]?=['\"]?(?!true\b|false\b|none\b)", _VALUE),
+    (rf"['\"][\w.-]{{0,40}}{_NAME}['\"]: ?['\"]", r"(?!\*\*\*)[^'\"]+"),
+    (rf"(?<!\S)--[\w-]{{0,40}}{_NAME}\s+['\"]?", _VALUE),
+    (r"(?<!\S)(?:-u|-U|--user|--proxy-user)[\s=]*['\"]?", r"[^\s'\":]+:(?!//)(?!\*\*\*)[^\s'\"]+"),  # curl's user:password
+    (r"\b(?:[\w-]{0,40}-(?:token|key|secret)|cookie|authorization):\s*", r"(?!\s|\*\*\*)[^'\"\n]+"),  # headers
+    (r"\bBearer\s+", r"[\w.~+/=-]{8,}"),
+)
+_SECRETS = (
+    # user:password@ in a URL goes whole, also where the password holds a slash or an at sign. A port is no password.
+    (re.compile(r"(://)(?:[^\s/?#'\"]{1,500}|[^\s/@:?#'\"]{1,200}:(?!\d+(?:/|$))[^\s@'\"]{0,500})@"), r"\1"),
+    *((re.compile(f"({before})(?:{secret})", re.IGNORECASE), r"\1***") for before, secret in _NAMED),
+    *((re.compile(looks), "***") for looks in _KNOWN_BY_LOOKS),
+)
+# C0 and C1 control characters, marks that reorder text, halves of surrogate pairs.
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def masked(text: str) -> str:
+    """`text` without what may be secret: user and password of a URL go; values of signature, token and password parameters become ***.
+
+    Masking twice changes nothing more.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}…"
+    for pattern, kept in _SECRETS:
+        text = pattern.sub(kept, text)
+    return text
+
+
+def masked_tree(value: Any) -> Any:
+    """The same for every string in nested dictionaries and lists."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, dict):
+        return {masked_tree(key): masked_tree(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked_tree(inner) for inner in value]
+    return value
+
+
+def printable(text: str) -> str:
+    """`text` masked, and with escapes (\\x1b) for what a terminal would obey instead of show."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), masked(text))

@@ -1,0 +1,39 @@
+"""The metric of classification."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distmeta.data.episodes import EpisodeBatch, Task
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
+from distmeta.training.measurement import Measurement
+from distmeta.training.metric import Metric
+
+
+class Accuracy(Metric):
+    """Part of an episode's queries that are classified correctly: normalised together (transductive, as published), and each by the
+    support set alone (inductive)."""
+
+    name = "accuracy"
+    unit = "%"
+    scale = 100.0
+    digits = 1
+    axis = None
+    selected = 1
+    headline = 0
+
+    def columns(self, learner: Learner) -> list[str]:
+        return ["transductive", "inductive"]
+
+    def score(self, learner: Learner, meta_params: Params, episode: EpisodeBatch) -> Tensor:
+        logits = learner.predict(learner.adapt(meta_params, episode), episode.query_images[0])
+        return torch.stack([(kind.argmax(1) == episode.query_labels[0]).double().mean() for kind in logits])
+
+    def chance(self, task: Task) -> float:
+        return 1 / task.way
+
+    def keys(self, measurement: Measurement) -> dict[str, Any]:
+        (transductive, inductive), (ci95, ci95_inductive) = measurement.values, measurement.ci95
+        return {"accuracy": transductive, "ci95": ci95, "accuracy_inductive": inductive, "ci95_inductive": ci95_inductive}

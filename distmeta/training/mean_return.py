@@ -1,0 +1,47 @@
+"""The metric of reinforcement learning."""
+
+import torch
+from torch import Tensor
+
+from distmeta.envs.stream import TaskBatch
+from distmeta.learners.finetune import FineTuning
+from distmeta.learners.forward import Forward, Network
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
+from distmeta.learners.policy_gradient import PolicyGradient
+from distmeta.training.metric import Metric
+
+_TOGETHER = 20  # tasks played at once: a rollout of twenty takes three times as long as that of one
+
+
+class MeanReturn(Metric):
+    """A task's undiscounted return after 0, 1, … inner steps: the mean over trajectories, the very ones that the next step learns from."""
+
+    name = "return"
+    digits = 2
+    more_is_better = True
+
+    def score(self, learner: Learner, meta_params: Params, episode: TaskBatch) -> Tensor:
+        return self.scores(learner, meta_params, episode)[0]
+
+    def scores(self, learner: Learner, meta_params: Params, batch: TaskBatch) -> Tensor:  # type: ignore[override]
+        found = []
+        for start in range(0, len(batch), _TOGETHER):
+            # Past the end the last task is repeated: chunks of one size give each task the same bits in any company.
+            chunk = batch.take([min(position, len(batch) - 1) for position in range(start, start + _TOGETHER)])
+            found.append(_returns(learner, meta_params, chunk)[: len(batch) - start])
+        return torch.cat(found)
+
+
+def _returns(learner: Learner, meta_params: Params, batch: TaskBatch) -> Tensor:
+    """(T, steps + 1): the mean returns of T tasks after 0, 1, … inner steps."""
+    objective = learner.objective
+    assert isinstance(objective, PolicyGradient)
+    assert isinstance(learner, FineTuning)
+    forward = Forward(learner.model, batched=True)
+    params = {name: value.detach().expand(len(batch), *value.shape).clone() for name, value in meta_params.items()}
+    returns = [
+        objective.trajectories(Network(forward, adapted), batch, step).returns.mean(1)
+        for step, adapted in enumerate(learner.adaptations(forward, params, batch))
+    ]
+    return torch.stack(returns, 1).double()

@@ -1,0 +1,78 @@
+"""How good an adapted network is: what a domain says of its scores."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from distmeta.data.episodes import Batch, Task
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
+from distmeta.training.intervals import mean_and_ci95
+from distmeta.training.measurement import Measurement
+
+
+class Metric(ABC):
+    """Scores an episode in one or more columns and says what the numbers mean.
+
+    Unless a metric says otherwise, its columns are the scores after 0, 1, … inner steps, of which the last one counts.
+    """
+
+    name: ClassVar[str]
+    """Such as "accuracy"; with `unit`, what every reader of the numbers prints."""
+    unit: ClassVar[str] = ""
+    scale: ClassVar[float] = 1.0
+    """Numbers are shown times this: 100 for fractions shown in %."""
+    digits: ClassVar[int] = 3
+    """Decimals shown."""
+    more_is_better: ClassVar[bool] = True
+    axis: ClassVar[str | None] = "inner steps"
+    selected: ClassVar[int] = -1
+    """The column by which the best step, trial and model are chosen."""
+    headline: ClassVar[int] = -1
+    """The column to quote."""
+
+    @abstractmethod
+    def score(self, learner: Learner, meta_params: Params, episode: Any) -> Tensor:
+        """One number for each column (columns,), of a batch that holds one episode. A number that is not finite counts as the worst."""
+
+    def scores(self, learner: Learner, meta_params: Params, batch: Batch) -> Tensor:
+        """The same for every episode of a batch, (B, columns). Their bits must not depend on which others the batch holds."""
+        return torch.stack([self.score(learner, meta_params, episode).double() for episode in batch.each()])
+
+    def columns(self, learner: Learner) -> list[str]:
+        return [str(step) for step in range(learner.inner_steps_eval + 1)]
+
+    def chance(self, task: Task) -> float | None:
+        """What guessing would score; None if there is no such thing."""
+        return None
+
+    def keys(self, measurement: Measurement) -> dict[str, Any]:
+        """What stands beside the measurement in results, metrics and MLflow, under plain keys: numbers, or {column: number}.
+
+        The first two are the value to quote (or all of them) and its interval.
+        """
+        name = self.name.replace(" ", "_")
+        by_column = dict(zip(measurement.columns, measurement.values, strict=True))
+        return {f"{name}_by_step": by_column, f"{name}_ci95_by_step": dict(zip(measurement.columns, measurement.ci95, strict=True))}
+
+    def measure(self, learner: Learner, task: Task, by_episode: Tensor) -> Measurement:
+        """What scores (episodes, columns) come to."""
+        columns = self.columns(learner)
+        means = [mean_and_ci95(column.numpy()) for column in by_episode.double().unbind(1)]
+        return Measurement(
+            name=self.name,
+            unit=self.unit,
+            scale=self.scale,
+            digits=self.digits,
+            more_is_better=self.more_is_better,
+            axis=self.axis,
+            columns=columns,
+            selected=self.selected % len(columns),
+            headline=self.headline % len(columns),
+            values=[mean for mean, _ in means],
+            ci95=[ci95 for _, ci95 in means],
+            episodes=len(by_episode),
+            chance=self.chance(task),
+        )

@@ -1,0 +1,70 @@
+"""A model as files: weights in safetensors, what they are in JSON. Kept in a run folder, published to a registry, fetched from there."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialised
+from safetensors.torch import save as serialised
+
+from distmeta.errors import RunError
+from distmeta.learners.params import Params
+from distmeta.training.sealed import SealedFolder
+from distmeta.training.storage import read_json
+
+WEIGHTS = "meta_params.safetensors"
+MODEL = "model.json"
+TEST_EPISODES = "test_episodes.json"  # of a published model: the test's figures of every episode, for paired comparisons
+PUBLISHED = (WEIGHTS, MODEL, TEST_EPISODES)
+
+Rows = Sequence[Sequence[float | None]]
+"""A row of figures for each episode; None is a figure that is not finite."""
+
+
+class ModelFolder(SealedFolder):
+    """A model's weights and `description`, which says all that is needed to build its network and learner again."""
+
+    def save(self, meta_params: Params, description: dict[str, Any]) -> None:
+        with self.filling() as folder:
+            save_params(meta_params, folder / WEIGHTS)
+            (folder / MODEL).write_text(json.dumps(description, indent=1))
+
+    def load_params(self) -> Params:
+        """Raises RunError."""
+        return load_params(self.path / WEIGHTS)
+
+    def read_description(self) -> dict[str, Any]:
+        """Raises RunError if it is missing, damaged or not what this version of distmeta writes."""
+        return self._json(MODEL, "model", "learner", "norm")
+
+    def read_test_episodes(self) -> Rows:
+        """Of a published model: the figures of each of its test's episodes. Raises RunError."""
+        return self._json(TEST_EPISODES)
+
+    def _json(self, name: str, *keys: str) -> Any:
+        try:
+            return read_json(self.path / name, *keys)
+        except OSError as error:
+            raise RunError(f"{self} holds no model: {error}", "give the folder of a run that ended with its test") from None
+
+    def write_published(self, folder: Path, description: dict[str, Any], by_episode: Rows) -> None:
+        """Write the files of a published model into `folder`, new, on this machine: these weights, with a longer description."""
+        folder.mkdir()
+        (folder / WEIGHTS).write_bytes((self.path / WEIGHTS).read_bytes())
+        (folder / MODEL).write_text(json.dumps(description, indent=1))
+        (folder / TEST_EPISODES).write_text(json.dumps(by_episode))
+
+
+def save_params(params: Params, path: Path) -> None:
+    # Not save_file: its errors do not say that the disk is full in a way that can be asked for.
+    path.write_bytes(serialised({name: value.detach().contiguous() for name, value in params.items()}))
+
+
+def load_params(path: Path) -> Params:
+    """Raises RunError if the file does not hold tensors."""
+    try:
+        return deserialised(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path} cannot be read: {error}", "begin the run again in a new run_folder") from None

@@ -1,0 +1,302 @@
+"""A run's folder: the one class that knows what lies in it, and under which names."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distmeta import files
+from distmeta.config import Config, parse
+from distmeta.errors import ConfigError, DistmetaError, RunError
+from distmeta.learners.params import Params
+from distmeta.training import storage
+from distmeta.training.checkpoint import CheckpointFolder, folder_name
+from distmeta.training.metrics import MetricsFolder, read_lines
+from distmeta.training.model_folder import TEST_EPISODES, ModelFolder, Rows
+from distmeta.training.storage import read_json, unknown_content, write_whole
+
+CONFIG = "config.yaml"
+REPORT = "report.html"
+_DATASET = "dataset.json"
+_METRICS, _STARTS = "metrics", "starts.jsonl"
+_CHECKPOINTS = "checkpoints"
+_BEST, _POINTER = "best", "best.json"
+_INIT, _BESIDE = "init_from", "beside"
+_RESULT = "result.json"
+_LOG = "log.txt"
+_MLFLOW = "mlflow.json"
+_TRIALS, _TRIAL, _FAILURE = "trials", "trial.json", "failure.json"
+_RETRAINED = "retrained"
+_BEST_CONFIG, _TABLE = "best.yaml", "trials.json"
+_TUNE = ".ray/tune"
+_GROUPS = "placement_groups.json"
+_FINISHED = "give the run_folder of a run that ended with its test"
+
+
+class RunFolder:
+    """Where a run, or a sweep and its trials, are kept: a folder on a file system or in object storage.
+
+    | of every run | |
+    |---|---|
+    | config.yaml, dataset.json | what the run is; a folder with a config is a folder with a run |
+    | metrics/, starts.jsonl | each step's record; the steps from which workers began |
+    | checkpoints/step-000040/ | what it resumes from |
+    | best/step-000040/, best/best.json | the model of the best step; which of them counts |
+    | init_from/, beside/0/ | the registered models that it starts from, and is tested beside |
+    | result.json, test_episodes.json | the final test, and its figures of every episode |
+    | report.html, adaptation.png, log.txt, mlflow.json | for people; its run in MLflow |
+
+    | of a sweep, beside config, dataset, log and MLflow's run | |
+    |---|---|
+    | trials/trial-000/ | a run folder, with trial.json and, if it failed, failure.json |
+    | retrained/…/ | a run folder |
+    | best.yaml, trials.json, by_parameter.png, … | what the sweep found |
+    | .ray/tune | Ray Tune's own records, which nobody reads |
+    | placement_groups.json | the groups of Ray's that it has made |
+
+    Everything here raises RunError where a file is missing, damaged or not what this version of distmeta writes.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        """`location`: a path, or a URL that fsspec writes to (s3, gs). Raises ConfigError for any other."""
+        self.path = storage.folder_at(location) if isinstance(location, str) else location
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def check_writable(self) -> None:
+        """Raises ConfigError unless files can be written here."""
+        storage.check_writable(self.path)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing, or is not there."""
+        return storage.is_empty(self.path)
+
+    def remove(self) -> None:
+        storage.remove(self.path)
+
+    # What the run is.
+
+    @property
+    def holds_run(self) -> bool:
+        return (self.path / CONFIG).exists()
+
+    def write_description(self, config: Config, dataset: dict[str, str]) -> None:
+        """Write what the run is, the config last."""
+        write_whole(self.path / _DATASET, json.dumps(dataset))
+        write_whole(self.path / CONFIG, config.to_yaml())
+
+    def read_config(self) -> Config:
+        text = self.config_text()
+        try:
+            return parse(text, str(self.path / CONFIG))
+        except ConfigError as error:
+            raise unknown_content(self.path / CONFIG, error.message) from None
+
+    def config_text(self) -> str:
+        try:
+            return files.read_text(self.path / CONFIG)
+        except OSError as error:
+            raise RunError(f"{self} holds no run: {error}", "give the run_folder of a run") from None
+        except ValueError as error:
+            raise storage.damaged(self.path / CONFIG, error) from None
+
+    def remove_config(self) -> None:
+        """Of a run that could not begin."""
+        (self.path / CONFIG).unlink()
+
+    def read_dataset(self) -> dict[str, str]:
+        """ "dataset", its name, and "fingerprint"."""
+        return self._read(_DATASET, "dataset", "fingerprint")
+
+    # How it goes.
+
+    @property
+    def log(self) -> Path:
+        return self.path / _LOG
+
+    @property
+    def metrics(self) -> MetricsFolder:
+        return MetricsFolder(self.path / _METRICS)
+
+    def note_start(self, step: int) -> None:
+        """Remember that workers began to train at `step`: 0 the first time, later ones after a failure or by --resume."""
+        path = self.path / _STARTS
+        before = path.read_text() if path.exists() else ""
+        write_whole(path, before + json.dumps({"step": step}) + "\n")
+
+    def restarts(self) -> list[int]:
+        """The steps from which the run resumed, after its first start."""
+        path = self.path / _STARTS
+        return [record["step"] for record in read_lines(path)[1:]] if path.exists() else []
+
+    # What it resumes from.
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder that Ray Train commits checkpoints to."""
+        return self.path / _CHECKPOINTS
+
+    def checkpoint(self, step: int) -> CheckpointFolder:
+        return CheckpointFolder(self.checkpoints / folder_name(step))
+
+    def newest_checkpoint(self) -> CheckpointFolder | None:
+        """The newest whole one, if there is one."""
+        return next((folder for folder in self._newest_first() if folder.is_whole), None)
+
+    def reached(self) -> str:
+        """The newest checkpoint's name, for people."""
+        newest = self.newest_checkpoint()
+        return newest.name if newest else "its beginning"
+
+    def thin_out(self, keep: int, index: str) -> None:
+        """Remove all checkpoints but the newest `keep` whole ones (none, if none is whole), and the file `index` beside them."""
+        folders = self._newest_first()
+        kept = {folder.name for folder in islice((folder for folder in folders if folder.is_whole), keep)}
+        for folder in folders if kept else []:
+            if folder.name not in kept:
+                storage.remove(folder.path)
+        (self.checkpoints / index).unlink(missing_ok=True)
+
+    def _newest_first(self) -> list[CheckpointFolder]:
+        return [CheckpointFolder(path) for path in sorted(self.checkpoints.glob("step-*"), key=lambda path: path.name, reverse=True)]
+
+    # What it came to.
+
+    def save_best(self, step: int, meta_params: Params, description: dict[str, Any]) -> None:
+        """Keep the model of the best step so far. At any moment the one before or this one counts, whole."""
+        best, name = self.path / _BEST, folder_name(step)
+        if self.best.name == name:  # the step is repeated after a failure; the folder that counts is never touched
+            name += "-again"
+        ModelFolder(best / name).save(meta_params, description)
+        write_whole(best / _POINTER, json.dumps({"folder": name}))
+        for path in list(best.iterdir()):
+            if path.name not in (name, _POINTER):
+                storage.remove(path) if path.is_dir() else path.unlink()
+
+    @property
+    def best(self) -> ModelFolder:
+        """The model of the best step so far."""
+        best = self.path / _BEST
+        try:
+            return ModelFolder(best / read_json(best / _POINTER, "folder")["folder"])
+        except FileNotFoundError:
+            return ModelFolder(best)  # as distmeta 0.1 laid it out
+
+    @property
+    def init_from(self) -> ModelFolder:
+        return ModelFolder(self.path / _INIT)
+
+    def beside(self, number: int) -> ModelFolder:
+        """The registered model at this place of data.eval.beside."""
+        return ModelFolder(self.path / _BESIDE / str(number))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the final test was made."""
+        return (self.path / _RESULT).exists()
+
+    def write_result(self, result: dict[str, Any], by_episode: Rows) -> None:
+        write_whole(self.path / TEST_EPISODES, json.dumps(by_episode))
+        write_whole(self.path / _RESULT, json.dumps(result, indent=1))
+
+    def read_result(self) -> dict[str, Any]:
+        return self._read(_RESULT, "steps", "best_step", "weights_sha256", "test", missing="finished run", remedy=_FINISHED)
+
+    def read_test_episodes(self) -> Rows:
+        return self._read(TEST_EPISODES, missing="finished run", remedy=_FINISHED)
+
+    @property
+    def report(self) -> Path:
+        return self.path / REPORT
+
+    def picture(self, name: str) -> Path:
+        return self.path / f"{name}.png"
+
+    # Its run in MLflow.
+
+    @property
+    def has_mlflow_run(self) -> bool:
+        return (self.path / _MLFLOW).exists()
+
+    def read_mlflow(self) -> dict[str, str]:
+        """`uri` without credentials, `run_id`, and `model`, its address, once it is published."""
+        try:
+            return read_json(self.path / _MLFLOW, "uri", "run_id")
+        except (OSError, RunError) as error:
+            reason = error.message if isinstance(error, RunError) else str(error)
+            raise RunError(f"{self} has no MLflow run: {reason}", "distmeta train CONFIG --resume begins it") from None
+
+    def write_mlflow(self, record: dict[str, str]) -> None:
+        write_whole(self.path / _MLFLOW, json.dumps(record))
+
+    # Of a sweep, and of its trials.
+
+    @property
+    def trials_folder(self) -> Path:
+        return self.path / _TRIALS
+
+    def trial(self, number: int) -> "RunFolder":
+        return RunFolder(self.trials_folder / f"trial-{number:03d}")
+
+    def read_trials(self) -> list[dict[str, Any]]:
+        """What is recorded of every trial that was ever begun."""
+        return [read_json(path) for path in self.path.glob(f"{_TRIALS}/trial-*/{_TRIAL}")]
+
+    def write_trial(self, record: dict[str, Any]) -> None:
+        """Record this folder's trial, begun now if it was not."""
+        if storage.on_disk(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / _TRIAL, json.dumps(record))
+
+    def write_failure(self, error: DistmetaError) -> None:
+        """Remember why this folder's trial failed."""
+        write_whole(self.path / _FAILURE, json.dumps({"message": error.message, "remedy": error.remedy}))
+
+    def read_failure(self) -> str | None:
+        """Why this folder's trial failed, if it did."""
+        path = self.path / _FAILURE
+        return read_json(path, "message")["message"] if path.exists() else None
+
+    def forget_failure(self) -> None:
+        (self.path / _FAILURE).unlink(missing_ok=True)
+
+    def retrained(self, trial: int, steps: int) -> "RunFolder":
+        """The run of a trial's config over so many steps: a resume may find another winner, or change the steps."""
+        return RunFolder(self.path / _RETRAINED / f"trial-{trial:03d}-{steps}-steps")
+
+    def write_best_config(self, text: str) -> Path:
+        write_whole(self.path / _BEST_CONFIG, text)
+        return self.path / _BEST_CONFIG
+
+    def write_table(self, answer: dict[str, Any]) -> Path:
+        """Keep what the sweep came to."""
+        write_whole(self.path / _TABLE, json.dumps(answer, indent=1))
+        return self.path / _TABLE
+
+    @property
+    def tune(self) -> Path:
+        """Where Ray Tune keeps its records."""
+        return self.path / _TUNE
+
+    def remove_tune(self) -> None:
+        storage.remove(self.tune.parent)
+
+    def write_groups(self, ids: list[str]) -> None:
+        """Remember the placement groups that the sweep has made."""
+        write_whole(self.path / _GROUPS, json.dumps(ids))
+
+    def read_groups(self) -> list[str]:
+        path = self.path / _GROUPS
+        return read_json(path) if path.exists() else []
+
+    def _read(self, name: str, *keys: str, missing: str = "run", remedy: str = "give the run_folder of a run") -> Any:
+        try:
+            return read_json(self.path / name, *keys)
+        except OSError as error:
+            raise RunError(f"{self} holds no {missing}: {error}", remedy) from None

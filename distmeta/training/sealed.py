@@ -1,0 +1,64 @@
+"""Folders that count only whole: `checkpoint.json`, written last, holds size and SHA-256 of every other file."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distmeta.training.storage import replacing, write_whole
+
+SEAL = "checkpoint.json"
+
+
+class SealedFolder:
+    """A folder of files on a disk or in object storage, filled once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the folder has its `checkpoint.json` and every file that it names, unchanged."""
+        try:
+            files = json.loads((self.path / SEAL).read_text())["files"]
+            return all(
+                (self.path / name).stat().st_size == file["bytes"] and sha256(self.path / name) == file["sha256"]
+                for name, file in files.items()
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @contextmanager
+    def filling(self) -> Iterator[Path]:
+        """A new folder on this machine to fill with files; when the block ends it is sealed and takes this one's place.
+
+        If the block raises, nothing changes.
+        """
+        with replacing(self.path, SEAL) as new:
+            yield new
+            seal(new)
+
+    def copy(self, other: "SealedFolder") -> None:
+        """Take this folder's place with a copy of `other`, with the seal that `other` has."""
+        with replacing(self.path, SEAL) as new:
+            for file in other.path.iterdir():
+                (new / file.name).write_bytes(file.read_bytes())
+
+
+def seal(folder: Path) -> None:
+    """Write `checkpoint.json`, after which the folder is whole."""
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir()) if p.name != SEAL}
+    write_whole(folder / SEAL, json.dumps({"files": files}, indent=1))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

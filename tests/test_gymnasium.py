@@ -1,0 +1,199 @@
+"""Gymnasium environments: what fits is played like ours, what does not is refused with a reason."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from constant_network import Constant
+
+from distmeta.envs import build_environment
+from distmeta.envs.environment import Continuous, Discrete, Environment
+from distmeta.envs.stream import TaskStream
+from distmeta.errors import ConfigError, DataError
+from distmeta.learners.policy import policy_for
+from distmeta.learners.trajectories import Trajectories, rollout
+
+gymnasium = pytest.importorskip("gymnasium")
+HERE = __name__
+
+
+class Drift(gymnasium.Env):
+    """A number that actions move; a task is the number to be at. Ends after `ends` steps."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+    action_space: Any = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+    task_fields = ("target",)
+
+    def __init__(self, ends: int = 1000, truncates: int = 1000) -> None:
+        self.ends, self.truncates, self.target = ends, truncates, 0.0
+
+    def draw_task(self, random: np.random.Generator) -> np.ndarray:
+        return random.uniform(-1, 1, 1)
+
+    def set_task(self, task: np.ndarray) -> None:
+        self.target = float(task[0])
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.position, self.time = self.np_random.uniform(-0.1, 0.1), 0
+        return np.array([self.position], np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.position, self.time = self.position + 0.1 * float(np.ravel(action)[0]), self.time + 1
+        reward = -abs(self.position - self.target)
+        return np.array([self.position], np.float32), reward, self.time >= self.ends, self.time >= self.truncates, {}
+
+
+class Remembering(Drift):
+    """Does not forget its last trajectory when it is reset."""
+
+    memory = 0.0
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.memory += 1e-9
+        observation, reward, *rest = super().step(action)
+        return observation, reward + self.memory, *rest  # type: ignore[return-value]
+
+
+class Broken(Drift):
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        observation, _, *rest = super().step(action)
+        return observation, float("nan"), *rest  # type: ignore[return-value]
+
+
+class Worded(Drift):
+    observation_space = gymnasium.spaces.Text(5)
+
+
+class ManyHanded(Drift):
+    action_space = gymnasium.spaces.MultiDiscrete([2, 2])
+
+
+def made(name: str, horizon: int = 6, **options: Any) -> Environment:
+    return build_environment("gymnasium", id=f"{HERE}.{name}", horizon=horizon, **options)
+
+
+def played(environment: Environment, trajectories: int = 3, slots: tuple[int, ...] = (0, 1), bias: float = 0.0) -> Trajectories:
+    """Trajectories of a policy that only makes noise around `bias`."""
+    batch = next(TaskStream(environment, "train", trajectories, 1, 0).training(slots)).like(torch.zeros((), dtype=torch.float64))
+    policy = policy_for(environment.actions)
+    params = {name: value.double() for name, value in policy.own_params().items()}
+    outputs = torch.full((len(slots), trajectories, policy.outputs), bias, dtype=torch.float64)
+    return rollout(environment, policy, Constant(outputs, params), batch.tasks, batch.starts[:, 0], batch.noise[:, 0])  # type: ignore[arg-type]
+
+
+def test_a_family_of_the_users_own_is_played_task_by_task() -> None:
+    environment = made("Drift")
+    assert environment.actions == Continuous(1)
+    assert environment.task_fields == ("target",)
+    environment.check()
+    found = played(environment)
+    batch = next(TaskStream(environment, "train", 3, 1, 0).training([0, 1]))
+    assert found.observations.shape == (2, 3, 7, 1)
+    expected = -(found.observations[:, :, 1:, 0] - batch.tasks.view(2, 1, 1)).abs()
+    torch.testing.assert_close(found.rewards, expected, rtol=0, atol=1e-6)
+
+
+def test_reused_instances_give_the_bits_of_new_ones() -> None:
+    reused = made("Drift")
+    first, again, fresh = played(reused), played(reused), played(made("Drift"))
+    for one, two, three in zip(first, again, fresh, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+def test_a_trajectory_has_the_same_bits_alone_and_among_others() -> None:
+    alone, among = played(made("Drift"), slots=(1,)), played(made("Drift"), slots=(0, 1))
+    for one, many in zip(alone, among, strict=True):
+        assert torch.equal(one[0], many[1])
+
+
+@pytest.mark.parametrize(("arguments", "lived", "bootstrapped"), [({"ends": 4}, 4, 0), ({"truncates": 4}, 4, 1), ({"truncates": 6}, 6, 0)])
+def test_ends_and_cuts_are_told_apart(arguments: dict[str, int], lived: int, bootstrapped: int) -> None:
+    """An environment's own time limit before the horizon bootstraps; the horizon itself does not."""
+    found = played(made("Drift", arguments=arguments))
+    assert (found.lived.sum(-1) == lived).all()
+    assert (found.bootstrapped.sum(-1) == bootstrapped).all()
+    assert not found.rewards[..., lived:].any()
+
+
+def test_actions_are_clipped_to_the_environments_bounds() -> None:
+    found = played(made("Drift"), bias=100.0)
+    moved = found.observations[..., 1:, 0] - found.observations[..., :-1, 0]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=0, atol=1e-6)
+
+
+def test_a_discrete_environment_by_its_registered_id() -> None:
+    environment = build_environment("gymnasium", id="CartPole-v1", horizon=30)
+    environment.check()
+    assert environment.actions == Discrete(2)
+    found = played(environment)
+    assert torch.equal(found.returns, found.lived.sum(-1))
+    assert (found.lived.sum(-1) < 30).any()
+
+
+def test_an_environment_that_remembers_is_refused_unless_it_is_declared() -> None:
+    with pytest.raises(ConfigError, match="does not repeat itself"):
+        made("Remembering").check()
+    declared = made("Remembering", deterministic=False)
+    declared.check()
+    assert "deterministic=False" in declared.name
+
+
+@pytest.mark.parametrize(("name", "reason"), [("Worded", "has observations Text"), ("ManyHanded", "has actions MultiDiscrete")])
+def test_spaces_that_no_policy_fits_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        made(name)
+
+
+def test_a_reward_that_is_not_a_number_names_the_environment() -> None:
+    with pytest.raises(DataError, match=r"Broken returned an observation or reward that is not finite"):
+        played(made("Broken"))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"id": "NoSuch-v1"}, "cannot be made"),
+        ({"id": f"{HERE}.NoSuch"}, "cannot be imported"),
+        ({"id": f"{HERE}.Drift", "horizon": 0}, "horizon=0"),
+        ({"id": f"{HERE}.Drift", "speed": 3}, "has no option speed"),
+        ({}, "needs the option id"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_with_a_reason(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        build_environment("gymnasium", **options)
+
+
+def test_a_missing_extra_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ConfigError, match=r"pip install 'distmeta\[rl\]'"):
+        build_environment("half-cheetah-direction")
+
+
+@pytest.mark.parametrize(("name", "of_step"), [("half-cheetah-direction", "direction"), ("half-cheetah-velocity", "velocity")])
+def test_half_cheetahs_rewards_follow_its_task(name: str, of_step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the velocity that the first coordinate's differences give, on MuJoCo itself; which leaves no file behind."""
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    environment = build_environment(name, horizon=5)
+    environment.check()
+    assert environment.task_fields == (of_step,)
+    instance = gymnasium.make("HalfCheetah-v5")
+    batch = next(TaskStream(environment, "train", 1, 1, 0).training([0, 1])).like(torch.zeros((), dtype=torch.float64))
+    actions = torch.full((2, 1, 6), 0.5, dtype=torch.float64)
+    state = environment.start(batch.tasks, batch.starts[:, 0])
+    step = environment.step(batch.tasks, state, actions)
+    for task in range(2):
+        instance.reset(seed=int(batch.starts[task, 0, 0, 0]))
+        before = instance.unwrapped.data.qpos[0].item()
+        instance.step(np.full(6, 0.5, np.float32))
+        velocity = (instance.unwrapped.data.qpos[0].item() - before) / instance.unwrapped.dt
+        target = batch.tasks[task, 0].item()
+        gain = target * velocity if of_step == "direction" else -abs(velocity - target)
+        assert step.reward[task, 0].item() == pytest.approx(gain - 0.05 * 6 * 0.25, rel=1e-6)
+    assert not list(tmp_path.iterdir())

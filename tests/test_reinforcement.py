@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmeta.assembly.build import initial_params, learner_of
-from distmeta.assembly.domain import domain_of
 from distmeta.assembly.reinforcement import Reinforcement
+from distmeta.assembly.run import Run
 from distmeta.config import Config, validate
 from distmeta.envs.environment import Step
 from distmeta.envs.navigation import Navigation
@@ -52,11 +51,11 @@ def config(run_folder: Path | str = "unused", **sections: dict[str, Any]) -> Con
 def made(**sections: dict[str, Any]) -> tuple[Reinforcement, FineTuning, Params]:
     """Domain, learner and initial meta_params, in float64."""
     from_config = config(**sections)
-    domain = domain_of(from_config)
-    learner = learner_of(from_config, domain, dtype=torch.float64)
+    run = Run.of(from_config, dtype=torch.float64)
+    domain, learner = run.domain, run.learner
     assert isinstance(domain, Reinforcement)
     assert isinstance(learner, FineTuning)
-    return domain, learner, initial_params(from_config, domain, learner)
+    return domain, learner, run.start()
 
 
 def batch(domain: Reinforcement, slots: list[int]) -> TaskBatch:
@@ -137,9 +136,9 @@ def test_a_policy_that_is_not_finite_is_worse_than_any_other() -> None:
 
 def begun(from_config: Config) -> None:
     """What a run does before it starts workers."""
-    domain = domain_of(from_config)
-    domain.check()
-    learner_of(from_config, domain)
+    run = Run.of(from_config)
+    run.domain.check()
+    assert run.learner
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,7 @@
 
 from pathlib import Path
 
-import torch
-
-from distmeta.assembly.build import initial_params, learner_of
-from distmeta.assembly.classification import Classification
-from distmeta.config import Config
+from distmeta.assembly.run import Run
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
 from distmeta.learners.allocator import keep_memory
@@ -25,11 +21,8 @@ def report(run_folder: RunFolder, shards: str | None = None) -> Path:
 
     Without its dataset a report says so, and shows what the run itself measured.
     """
-    config = run_folder.read_config()
-    if shards is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
     try:
-        write_report(run_folder, None if config.data.functions is not None else _study(config, run_folder))
+        write_report(run_folder, _study(Run.in_folder(run_folder, shards)))
     except RunError:
         raise
     except DistmetaError as error:
@@ -63,12 +56,11 @@ def _is_run(folder: RunFolder, run_id: str) -> bool:
     return folder.has_mlflow_run and folder.read_mlflow()["run_id"] == run_id
 
 
-def _study(config: Config, run_folder: RunFolder) -> Study:
+def _study(this: Run) -> Study | None:
+    """A closer look at test episodes, if they are of images."""
+    stream = this.domain.evaluation("test")
+    if not isinstance(stream, EpisodeStream):
+        return None
     keep_memory()
-    domain = Classification(config)
-    learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
-    trained = run_folder.best.load_params()
-    episodes = min(EPISODES, config.data.eval.episodes)
-    stream = domain.evaluation("test")
-    assert isinstance(stream, EpisodeStream)
-    return study(learner, trained, initial_params(config, domain, learner), stream, episodes)
+    episodes = min(EPISODES, this.config.data.eval.episodes)
+    return study(this.learner, this.folder.best.load_params(), this.random_init(), stream, episodes)

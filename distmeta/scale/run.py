@@ -11,27 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
-from distmeta.assembly.build import (
-    check_outputs,
-    learner_of,
-    model_description,
-    published_learner,
-    started_from,
-    worker_bytes,
-)
-from distmeta.assembly.domain import Domain, domain_of
+from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
 from distmeta.config import Config, flat
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
-from distmeta.learners.learner import Learner
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import Display, new_board
 from distmeta.scale.worker import trainer
-from distmeta.training.checkpoint import machine
 from distmeta.training.run_folder import RunFolder
 
 _POLL_S = 0.5
@@ -51,39 +40,24 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
 
     With `resume`, go on from the newest whole checkpoint, or begin if there is none. Raises DistmetaError.
     """
-    config = absolute(config).model_copy(update={"sweep": None})
-    domain, learner = checked(config)
-    description = model_description(config, domain, learner)
-    name = config.tracking.model or versions.default_name(description)
-    with (
-        run_folder_of(config, domain, resume) as run_folder,
-        quiet(run_folder.log) as terminal,
-        Display(terminal, config.outer.steps) as display,
-    ):
+    this = Run.of(absolute(config).model_copy(update={"sweep": None}))
+    this.check()
+    config, run_folder = this.config, this.folder
+    with opened(this, resume), quiet(run_folder.log) as terminal, Display(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         try:
-            versions.check_name(uri, name, description)
+            versions.check_name(uri, this.model_name, this.description)
         except Unanswered as error:
             if not tracking.begun(run_folder, uri):
                 raise
             display.say(f"{error.message}\nthe run goes on, and sends what it has when MLflow answers")
-        fetch_models(config, domain, learner, uri)
+        this.fetch_models(uri)
         if not run_folder.has_ended:
             display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
-            _train(config, domain, uri, address, allow_other_hardware, display)
+            _train(this, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
         return conclude(run_folder, uri, config.tracking.model)
-
-
-def checked(config: Config) -> tuple[Domain, Learner]:
-    """What a run learns from and with. Raises ConfigError or DataError if it could not begin."""
-    domain = domain_of(config)
-    domain.check()
-    learner = learner_of(config, domain)
-    check_outputs(config, domain, learner)
-    check_slots(config)
-    return domain, learner
 
 
 def absolute(config: Config) -> Config:
@@ -98,37 +72,9 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"run_folder": str(RunFolder(config.run_folder)), "data": data})
 
 
-def fetch_models(config: Config, domain: Domain, learner: Learner, uri: str) -> None:
-    """Put the registered models that the run starts from or is tested beside into its folder, once, for aliases may move.
-
-    Raises RegistryError if one is not there, ConfigError if it does not fit.
-    """
-    run_folder = RunFolder(config.run_folder)
-    wanted = [(run_folder.beside(number), origin) for number, origin in enumerate(config.data.eval.beside)]
-    if config.init_from is not None:
-        wanted.append((run_folder.init_from, config.init_from))
-    for folder, origin in wanted:
-        if not folder.is_whole:
-            with folder.filling() as new:
-                versions.download(uri, origin, new)
-    started_from(config, learner.initial_params(0), learner.statistics)
-    for number, origin in enumerate(config.data.eval.beside):
-        published_learner(run_folder.beside(number), domain, origin, torch.zeros(()))
-
-
-def check_slots(config: Config) -> None:
-    """Raises ConfigError if there are more workers than episodes in a step."""
-    workers, episodes = config.train.most, config.outer.meta_batch_size
-    if workers > episodes:
-        raise ConfigError(
-            f"train.workers={workers} but outer.meta_batch_size={episodes}: {workers - episodes} workers would have nothing to do",
-            f"set train.workers={episodes} or raise outer.meta_batch_size",
-        )
-
-
-def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
+def check_run_folder(this: Run, resume: bool) -> None:
     """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one."""
-    run_folder = RunFolder(config.run_folder)
+    run_folder = this.folder
     if not run_folder.holds_run:
         if not run_folder.is_empty:
             raise ConfigError(f"run_folder {run_folder} holds other files", "give --set run_folder=NEW")
@@ -139,46 +85,49 @@ def check_run_folder(config: Config, domain: Domain, resume: bool) -> None:
         raise ConfigError(
             f"run_folder {run_folder} holds a run already, {where}", "continue it with --resume, or give --set run_folder=NEW"
         )
-    old, new = (flat(c.shown()) for c in (run_folder.read_config(), config))
+    old, new = (flat(c.shown()) for c in (run_folder.read_config(), this.config))
     keys = sorted((old.keys() | new.keys()) - _FREE)
     differing = [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     fingerprint = run_folder.read_dataset()["fingerprint"]
-    if fingerprint != domain.fingerprint:
-        differing.append(f"data fingerprint {fingerprint[:12]} → {domain.fingerprint[:12]}")
+    if fingerprint != this.domain.fingerprint:
+        differing.append(f"data fingerprint {fingerprint[:12]} → {this.domain.fingerprint[:12]}")
     if differing:
         raise ConfigError(f"run_folder {run_folder} holds another run: {', '.join(differing)}", "give --set run_folder=NEW for the new one")
 
 
 @contextmanager
-def run_folder_of(config: Config, domain: Domain, resume: bool) -> Iterator[RunFolder]:
-    """The run's folder, new or one that may go on; a new one does not stay if the run is refused before it began. Raises ConfigError."""
-    run_folder = RunFolder(config.run_folder)
+def opened(this: Run, resume: bool) -> Iterator[None]:
+    """The run's folder, new or one that may be resumed; a new one does not stay if the run is refused before it began.
+
+    Raises ConfigError.
+    """
+    run_folder = this.folder
     run_folder.check_writable()
     new = run_folder.is_empty
     try:
-        check_run_folder(config, domain, resume)
-        yield run_folder
+        check_run_folder(this, resume)
+        yield
     except BaseException:
         if new and not run_folder.holds_run:
             run_folder.remove()
         raise
 
 
-def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
-    run_folder = RunFolder(config.run_folder)
+def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
+    config, run_folder = this.config, this.folder
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
         device = resolve_device(config.train)
-        config = config.model_copy(update={"train": config.train.model_copy(update={"device": device})})
+        this = this.on(device)
         check_capacity(config.train, device)
         slots = math.ceil(config.outer.meta_batch_size / config.train.fewest)
-        predicted = worker_bytes(config, domain, device, slots)
+        predicted = this.worker_bytes(device, slots)
         if predicted is not None:
             display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
-        run_id = _begin(config, domain)
+        run_id = _begin(this)
         board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):
-            fit = Fit(trainer(config, board, allow_other_hardware, os.getcwd()))
+            fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd()))
             _watch(fit, board, display)
             used = ray.get(board.snapshot.remote())[0].get("memory_used")
             if used is not None:
@@ -193,32 +142,16 @@ def _train(config: Config, domain: Domain, uri: str, address: str | None, allow_
             raise error
 
 
-def _begin(config: Config, domain: Domain) -> str:
+def _begin(this: Run) -> str:
     """Write what the run is into its folder, and begin its MLflow run."""
-    run_folder = RunFolder(config.run_folder)
-    began = run_folder.holds_run
-    write_description(config, domain)
+    began = this.folder.holds_run
+    this.write_description()
     try:
-        return tracking.start_run(config, run_folder, tags_of(config, domain))
+        return tracking.start_run(this.config, this.folder, this.tags())
     except DistmetaError:
         if not began:
-            run_folder.remove_config()
+            this.folder.remove_config()
         raise
-
-
-def write_description(config: Config, domain: Domain) -> None:
-    """Write what the run is into its folder, the config last: a folder with a config is a folder with a run."""
-    RunFolder(config.run_folder).write_description(config, _identity(domain))
-
-
-def _identity(domain: Domain) -> dict[str, str]:
-    return {"dataset": domain.name, "fingerprint": domain.fingerprint}
-
-
-def tags_of(config: Config, domain: Domain) -> dict[str, str]:
-    """What MLflow is told of the run beside its config."""
-    folders = {"run_folder": config.run_folder, "checkpoints": str(RunFolder(config.run_folder).checkpoints)}
-    return _identity(domain) | folders | machine(config.train.threads_per_worker)
 
 
 def _watch(fit: Fit, board: Any, display: Display) -> None:

@@ -17,8 +17,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from distmeta.assembly.build import initial_params, learner_of, model_description, outer_of, published_learner, started_from
-from distmeta.assembly.domain import domain_of
+from distmeta.assembly.run import Run
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.allocator import ALLOCATOR
@@ -48,15 +47,10 @@ class Worker:
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.config = config
         self.device = device
-        self.dtype: torch.dtype = getattr(torch, config.train.weights)
         self.reporter = reporter
-        self.run_folder = RunFolder(config.run_folder)
-        self.domain = domain_of(config)
-        self.learner = learner_of(config, self.domain, device, self.dtype)
-        self.description = model_description(config, self.domain, self.learner)
-        self.random_init = initial_params(config, self.domain, self.learner)
-        start = started_from(config, self.random_init, self.learner.statistics)
-        self.outer = outer_of(config, {name: value.clone() for name, value in start.items()}, self.learner.statistics)
+        self.run = Run.of(config, device=device, dtype=getattr(torch, config.train.weights))
+        self.run_folder, self.domain, self.learner = self.run.folder, self.run.domain, self.run.learner
+        self.outer = self.run.outer()
         self.validation = self.domain.evaluation("val")
         self.progress = Progress()
         self.metrics: MetricsWriter | None = None
@@ -87,7 +81,7 @@ class Worker:
             self.run_folder.note_start(self.progress.step)
             self.metrics = MetricsWriter(self.run_folder.metrics, self.progress.step)
 
-    def run(self, test: bool, until: int | None = None) -> None:
+    def train(self, test: bool, until: int | None = None) -> None:
         """Train, to the last step or to step `until`; at the end, `test` the best step."""
         outer, train_config = self.config.outer, self.config.train
         slots = block(outer.meta_batch_size, self.rank, self.workers)
@@ -114,21 +108,19 @@ class Worker:
         """The final test, of the best step's meta_params, beside the same network adapted from its random initialisation."""
         if self.rank == 0:
             self.reporter.tell(phase="testing")
-        kept = self.run_folder.best.load_params()
-        best = {name: torch.empty_like(value).copy_(kept[name]) for name, value in self.outer.meta_params.items()}
+        best, random_init = self.run.best_params(self.outer.meta_params), self.run.random_init()
         stream, episodes, norm = self.domain.evaluation("test"), self.config.data.eval.episodes, self.config.model.norm
-        result, random_init = (self._evaluate(self.learner, params, norm, stream, episodes) for params in (best, self.random_init))
+        result, untrained = (self._evaluate(self.learner, params, norm, stream, episodes) for params in (best, random_init))
         beside = {}
         for number, origin in enumerate(self.config.data.eval.beside):
-            folder = self.run_folder.beside(number)
-            other = self._evaluate(*published_learner(folder, self.domain, origin, next(iter(best.values()))), stream, episodes)
+            other = self._evaluate(*self.run.beside(number), stream, episodes)
             beside[origin] = other.as_dict() | paired_difference(result, other, result.measurement.headline)
         if self.rank == 0:
             content = {
                 "steps": self.progress.step,
                 "best_step": self.progress.best_step,
                 "weights_sha256": weights_sha256(self.outer.meta_params),
-                "test": result.as_dict() | random_init.as_baseline() | ({"beside": beside} if beside else {}),
+                "test": result.as_dict() | untrained.as_baseline() | ({"beside": beside} if beside else {}),
             }
             self.run_folder.write_result(content, result.rows())
 
@@ -159,7 +151,7 @@ class Worker:
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:
             found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
-            self.run_folder.save_best(step, meta_params, self.description | found)
+            self.run_folder.save_best(step, meta_params, self.run.description | found)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Metrics first, then the checkpoint: whoever finds a checkpoint finds the metrics up to it."""
@@ -253,7 +245,7 @@ def run_worker(settings: dict[str, Any]) -> None:
             failure = error
         agree(failure, device, workers)
         assert worker is not None
-        worker.run(settings["test"], until)
+        worker.train(settings["test"], until)
     except PeerFailure:
         return
     except DistmetaError as error:

@@ -13,13 +13,12 @@ from ray.exceptions import RayError
 from ray.tune import FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from distmeta.assembly.build import learner_of, model_description
-from distmeta.assembly.domain import Domain, domain_of
+from distmeta.assembly.run import Run
 from distmeta.config import Config, SweepConfig, secrets_of
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
-from distmeta.scale.run import absolute, checked, fetch_models, run, run_folder_of, write_description
+from distmeta.scale.run import absolute, opened, run
 from distmeta.sweep.mirror import SweepMirror
 from distmeta.sweep.population import Population, check_changeable, check_generations
 from distmeta.sweep.records import Records, driver_restarts, trial_config
@@ -28,7 +27,6 @@ from distmeta.sweep.tuner import Asha, Interrupt, Source
 from distmeta.sweep.view import TrialTable, draw, parameters
 from distmeta.sweep.watchdog import Watchdog
 from distmeta.training.evaluate import Evaluation, evaluate, paired_difference
-from distmeta.training.run_folder import RunFolder
 
 _POLL_S = 0.5
 _DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: with one it could wait for ever for its own workers
@@ -40,16 +38,17 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
     With `resume`, go on from the records in the sweep's folder (config.run_folder): no trial that ended is repeated. Raises DistmetaError.
     """
     config = _as_sweep(absolute(config))
-    domain, learner = checked(config.model_copy(update={"sweep": None}))
+    this = Run.of(config)
+    this.check()
     check_space(config)
     uri = tracking.tracking_uri(config.tracking.uri)
-    description = model_description(config, domain, learner)
-    versions.check_name(uri, config.tracking.model or versions.default_name(description), description)
-    with run_folder_of(config, domain, resume) as folder, quiet(folder.log) as terminal:
+    versions.check_name(uri, this.model_name, this.description)
+    folder = this.folder
+    with opened(this, resume), quiet(folder.log) as terminal:
         records = Population(config) if _settings(config).search == "pbt" else Records(config)
         view = TrialTable(terminal, folder, _settings(config))
         if records.runs_left:
-            _run_trials(config, domain, records, view, uri, address, allow_other_hardware)
+            _run_trials(this, records, view, uri, address, allow_other_hardware)
         winner = _winner(records)
         best = _describe(records, winner, view)
     return _conclude(records, winner, best, uri, address, allow_other_hardware)
@@ -86,34 +85,31 @@ def check_space(config: Config) -> None:
     """Raises ConfigError if an end of a range, or a choice, is not valid in its place, or the learner or network does not take it."""
     for key, values in _settings(config).space.items():
         for value in values.extremes:
-            learner_of(candidate := trial_config(config, {key: value}), domain := domain_of(candidate))
-            domain.check()
+            candidate = Run.of(trial_config(config, {key: value}))
+            candidate.check()
             if _settings(config).search == "pbt":
-                check_changeable(config, candidate, key, domain)
+                check_changeable(Run(config, candidate.domain, candidate.folder), candidate, key)
 
 
-def _run_trials(
-    config: Config, domain: Domain, records: Records, view: TrialTable, uri: str, address: str | None, allow_other_hardware: bool
-) -> None:
+def _run_trials(this: Run, records: Records, view: TrialTable, uri: str, address: str | None, allow_other_hardware: bool) -> None:
     """Run what is left of the sweep. Raises Stopped if the user ended it, ClusterError if Ray Tune failed."""
-    folder, settings = records.folder, records.settings
+    config, folder, settings = this.config, records.folder, records.settings
     view.say(f"sweep folder {folder}; Ray's log is {folder.log}")
     with connected(address, dashboard=True):
         device = resolve_device(config.train)
         at_once = check_capacity(config.train, device) // config.train.fewest
         view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {config.train.fewest} workers each")
-        write_description(config, domain)
+        this.write_description()
 
         def begin(trial: Trial) -> dict[str, Any]:
-            candidate = records.config_of(trial)
-            trial_domain, learner = checked(candidate)
-            fetch_models(candidate, trial_domain, learner, uri)
-            write_description(candidate, trial_domain)
-            RunFolder(candidate.run_folder).forget_failure()
-            placed = candidate.model_copy(update={"train": candidate.train.model_copy(update={"device": device})})
+            candidate = Run.of(records.config_of(trial))
+            candidate.check()
+            candidate.fetch_models(uri)
+            candidate.write_description()
+            candidate.folder.forget_failure()
             spared = settings.baseline and trial.number == 0
             told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared}
-            return {"config": placed.shown(), "since": trial.since, "until": trial.until} | told
+            return {"config": candidate.on(device).config.shown(), "since": trial.since, "until": trial.until} | told
 
         source, interrupt = Source(records, begin), Interrupt()
         scheduler: TrialScheduler = FIFOScheduler()
@@ -138,7 +134,7 @@ def _run_trials(
         )
         folder.remove_tune()  # Ray Tune would find an earlier session's records there
         needs = worker_needs(config.train, device)
-        with SweepMirror(config, domain, records, uri) as mirror, Watchdog(records, source, config.train, needs, view.say) as watchdog:
+        with SweepMirror(this, records, uri) as mirror, Watchdog(records, source, config.train, needs, view.say) as watchdog:
             error = _watch(tuner, source, interrupt, watchdog, view)
         folder.remove_tune()
         if mirror.unsent:
@@ -249,9 +245,6 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     """A run's best step on `episodes` validation episodes of the next seed; in this process."""
     seed = config.data.eval.seed + 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
-    domain = domain_of(config)
-    learner = learner_of(config, domain, dtype=getattr(torch, config.train.weights))
-    params = RunFolder(config.run_folder).best.load_params()
-    like = learner.initial_params(0)
-    params = {name: torch.empty_like(value).copy_(params[name]) for name, value in like.items()}
-    return evaluate(domain.metric, learner, params, domain.evaluation("val"), episodes, config.model.norm)
+    this = Run.of(config, dtype=getattr(torch, config.train.weights))
+    params = this.best_params(this.learner.initial_params(0))
+    return evaluate(this.domain.metric, this.learner, params, this.domain.evaluation("val"), episodes, config.model.norm)

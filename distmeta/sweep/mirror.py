@@ -2,13 +2,12 @@
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 
-from distmeta.assembly.domain import Domain
-from distmeta.config import Config
+from distmeta.assembly.run import Run
 from distmeta.errors import RegistryError, Unanswered
 from distmeta.registry import tracking
-from distmeta.scale.run import tags_of
 from distmeta.sweep.trials import Trial
 
 _EVERY_S = 1.0
@@ -18,11 +17,11 @@ _STATUS: dict[str, Any] = {"finished": "FINISHED", "stopped": "FINISHED", "faile
 class SweepMirror:
     """Begins the parent run at once (raises RegistryError), children as trials begin; ends children as trials end."""
 
-    def __init__(self, config: Config, domain: Domain, records: Any, uri: str) -> None:
+    def __init__(self, sweep: Run, records: Any, uri: str) -> None:
         self._records = records
-        self._domain = domain
+        self._sweep = sweep
         self._uri = uri
-        self._parent = tracking.start_run(config, records.folder, tags_of(config, domain) | {"kind": "sweep"})
+        self._parent = tracking.start_run(sweep.config, sweep.folder, sweep.tags() | {"kind": "sweep"})
         self._children: dict[int, tuple[str, tracking.Mirror]] = {}
         self._done: set[int] = set()  # nor those of an earlier session: it may have been killed before it had told MLflow
         self._end = threading.Event()
@@ -55,9 +54,9 @@ class SweepMirror:
         if trial.number in self._done or not folder.holds_run:
             return
         if trial.number not in self._children:
-            config = self._records.config_of(trial)
+            run = replace(self._sweep, config=self._records.config_of(trial), folder=folder)
             parent = {"mlflow.parentRunId": self._parent, "trial": str(trial.number)}
-            run_id = tracking.start_run(config, folder, tags_of(config, self._domain) | parent)
+            run_id = tracking.start_run(run.config, folder, run.tags() | parent)
             self._children[trial.number] = run_id, tracking.Mirror(self._uri, run_id, folder).__enter__()
         if trial.state != "running" or last:
             run_id, mirror = self._children[trial.number]

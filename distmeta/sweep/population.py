@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distmeta.assembly.build import learner_of
-from distmeta.assembly.domain import Domain
+from distmeta.assembly.run import Run
 from distmeta.config import Config, Values
 from distmeta.errors import ConfigError
 from distmeta.seeds import generator
@@ -37,15 +36,16 @@ def check_generations(config: Config) -> None:
         )
 
 
-def check_changeable(config: Config, candidate: Config, key: str, domain: Domain) -> None:
-    """Raises ConfigError if a run cannot go on with `candidate`'s value of `key` where it had `config`'s."""
+def check_changeable(this: Run, candidate: Run, key: str) -> None:
+    """Raises ConfigError if `this` run cannot go on with `candidate`'s value of `key`."""
     remedy = "leave it out of sweep.space, or search by random or optuna"
     if not key.startswith(_CHANGEABLE) or key == "learner.name":
         raise ConfigError(f"sweep.search=pbt changes {key} while trials train, but a checkpoint cannot go on with another", remedy)
-    before, after = (learner_of(one, domain).initial_params(0) for one in (config, candidate))
+    learner = this.config.learner.name
+    before, after = (one.learner.initial_params(0) for one in (this, candidate))
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise ConfigError(
-            f"sweep.search=pbt changes {key} while trials train, but with learner.name={config.learner.name} its value lies in the weights",
+            f"sweep.search=pbt changes {key} while trials train, but with learner.name={learner} its value lies in the weights",
             remedy,
         )
 

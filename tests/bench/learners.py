@@ -18,8 +18,7 @@ from typing import Annotated
 import torch
 import typer
 
-from distmeta.assembly.build import initial_params, learner_of
-from distmeta.assembly.domain import domain_of
+from distmeta.assembly.run import Run
 from distmeta.config import Config, load_config
 from distmeta.learners.allocator import ALLOCATOR
 
@@ -42,9 +41,8 @@ LEARNERS = {
 def step_seconds(config: Config) -> float:
     """Median processor time of a worker's share of a step, and 6 ms for what else a step needs; a busy machine does not change it."""
     torch.set_num_threads(1)
-    domain = domain_of(config)
-    learner = learner_of(config, domain)
-    params = initial_params(config, domain, learner)
+    run = Run.of(config)
+    domain, learner, params = run.domain, run.learner, run.start()
     batches = domain.training(range(config.outer.meta_batch_size // config.train.workers), 0)
     times = []
     for _ in range(12):

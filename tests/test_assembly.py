@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from distmeta.assembly.build import check_outputs, initial_params, learner_of, model_description, outer_of, worker_bytes
 from distmeta.assembly.domain import domain_of
+from distmeta.assembly.run import Run
 from distmeta.config import Config, validate
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
-from distmeta.registry.versions import default_name
 from distmeta.training.evaluate import evaluate
 
 IMAGES = {"model": {"filters": 4}, "data": {"way": 3, "shot": 1, "queries": 2}}
@@ -34,9 +33,7 @@ def config(content: dict[str, Any], packed: Path | None = None, **sections: dict
 
 
 def check(made: Config) -> None:
-    domain = domain_of(made)
-    domain.check()
-    check_outputs(made, domain, learner_of(made, domain))
+    Run.of(made).check()
 
 
 @pytest.mark.parametrize("name", sorted(LEARNERS))
@@ -44,9 +41,8 @@ def test_every_learner_trains_on_what_its_domain_gives(name: str, packed: Path) 
     """One step from a config, for each learner; the example that memory is predicted from is shaped as the real batch."""
     made = config(IMAGES, packed, learner={"name": name}, model={"filters": 4, "norm": "running"})
     check(made)
-    domain = domain_of(made)
-    learner = learner_of(made, domain)
-    outer = outer_of(made, initial_params(made, domain, learner), learner.statistics)
+    run = Run.of(made)
+    domain, learner, outer = run.domain, run.learner, run.outer()
     batch = next(domain.training([0, 2], 5))
     tensors = ([value for value in vars(one).values() if isinstance(value, torch.Tensor)] for one in (domain.example(2), batch))
     for example, real in zip(*tensors, strict=True):
@@ -55,28 +51,29 @@ def test_every_learner_trains_on_what_its_domain_gives(name: str, packed: Path) 
     assert gradients.isfinite().all()
     assert outer.update(gradients.mean(0), 0) > 0
     assert ((metrics.score >= 0) & (metrics.score <= 1)).all()
-    assert worker_bytes(made, domain, "cpu", 2) > 4 * gradients.numel()
-    description = model_description(made, domain, learner)
-    assert description["learner"]["name"] == name
-    assert set(description["learner"]) >= set(made.learner.settings) | {"task_batching"}
+    predicted = run.worker_bytes("cpu", 2)
+    assert predicted is not None
+    assert predicted > 4 * gradients.numel()
+    assert run.description["learner"]["name"] == name
+    assert set(run.description["learner"]) >= set(made.learner.settings) | {"task_batching"}
 
 
 @pytest.mark.parametrize("name", ["maml", "fomaml", "anil", "meta-sgd", "maml++", "reptile", "transfer"])
 def test_regression_differs_in_loss_and_source_only(name: str) -> None:
     made = config(POINTS, learner={"name": name})
     check(made)
-    domain = domain_of(made)
-    learner = learner_of(made, domain)
+    run = Run.of(made)
+    domain, learner = run.domain, run.learner
     batch = next(domain.training([1], 0))
     assert isinstance(batch, EpisodeBatch)
     assert (batch.support_images.shape, batch.query_labels.shape) == ((1, 5, 1), (1, 7, 1))
-    gradients, metrics = learner.slot_gradients(initial_params(made, domain, learner), batch)
+    gradients, metrics = learner.slot_gradients(run.start(), batch)
     assert gradients.isfinite().all()
     assert metrics.score.isnan().all()
     stream = domain.evaluation("test")
-    result = evaluate(domain.metric, learner, initial_params(made, domain, learner), stream, 30, "none").as_dict()
+    result = evaluate(domain.metric, learner, run.start(), stream, 30, "none").as_dict()
     assert list(result["mse_by_step"]) == [str(step) for step in range(6)]
-    assert default_name(model_description(made, domain, learner)) == "sinusoid-5shot"
+    assert run.model_name == "sinusoid-5shot"
 
 
 def test_episodes_of_functions_are_pure_and_belong_to_their_split() -> None:

@@ -1,0 +1,151 @@
+"""A run as one object: its config, and what is built from it."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from distmeta.assembly.build import (
+    check_outputs,
+    initial_params,
+    learner_of,
+    model_description,
+    outer_of,
+    published_learner,
+    started_from,
+    worker_bytes,
+)
+from distmeta.assembly.domain import Domain, domain_of
+from distmeta.config import Config
+from distmeta.errors import ConfigError
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
+from distmeta.registry import versions
+from distmeta.training.checkpoint import machine
+from distmeta.training.outer import OuterUpdate
+from distmeta.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run learns from, with what, and where it is kept. Nothing here changes while the run trains.
+
+    `device` and `dtype` are those of the learner's network; its weights are drawn on the CPU in float32 whatever these are.
+    """
+
+    config: Config
+    domain: Domain
+    folder: RunFolder
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, config: Config, **place: Any) -> "Run":
+        """The run that `config` describes; `place` may give `device` and `dtype`. Raises ConfigError, DataError."""
+        return cls(config, domain_of(config), RunFolder(config.run_folder), **place)
+
+    @classmethod
+    def in_folder(cls, folder: RunFolder, shards: str | None = None) -> "Run":
+        """The run that was kept in `folder`, in the type that it trained in; `shards` says where its dataset lies now, if elsewhere.
+
+        A domain by import path is not imported. Raises RunError if `folder` holds no run, ConfigError, DataError.
+        """
+        config = folder.read_config()
+        if shards is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
+        return cls(config, domain_of(config, allow_import=False), folder, dtype=getattr(torch, config.train.weights))
+
+    def on(self, device: str) -> "Run":
+        """The same with its config's device resolved to "cpu" or "cuda"."""
+        return replace(self, config=self.config.model_copy(update={"train": self.config.train.model_copy(update={"device": device})}))
+
+    @cached_property
+    def learner(self) -> Learner:
+        """Raises ConfigError if the learner or its network does not take a setting."""
+        return learner_of(self.config, self.domain, self.device, self.dtype)
+
+    def check(self) -> None:
+        """Raises ConfigError or DataError if the run could not begin."""
+        self.domain.check()
+        check_outputs(self.config, self.domain, self.learner)
+        workers, episodes = self.config.train.most, self.config.outer.meta_batch_size
+        if workers > episodes:
+            raise ConfigError(
+                f"train.workers={workers} but outer.meta_batch_size={episodes}: {workers - episodes} workers would have nothing to do",
+                f"set train.workers={episodes} or raise outer.meta_batch_size",
+            )
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What a published model says of itself: all that is needed to build the network and its learner again."""
+        return model_description(self.config, self.domain, self.learner)
+
+    @property
+    def model_name(self) -> str:
+        """The name in the model registry."""
+        return self.config.tracking.model or versions.default_name(self.description)
+
+    def random_init(self) -> Params:
+        """The network's own weights, not trained at all."""
+        return initial_params(self.config, self.domain, self.learner)
+
+    def start(self) -> Params:
+        """meta_params at step 0: `random_init`, with the weights of the registered model that init_from names, if it names one.
+
+        Raises ConfigError if these do not fit.
+        """
+        return started_from(self.config, self.random_init(), self.learner.statistics)
+
+    def outer(self) -> OuterUpdate:
+        """The outer update of meta_params that stand at step 0."""
+        meta_params = {name: value.clone() for name, value in self.start().items()}
+        return outer_of(self.config, meta_params, self.learner.statistics)
+
+    def best_params(self, like: Params) -> Params:
+        """meta_params of the best step so far, on the device, in the type and in the memory layout of `like`."""
+        kept = self.folder.best.load_params()
+        return {name: torch.empty_like(value).copy_(kept[name]) for name, value in like.items()}
+
+    def beside(self, number: int) -> tuple[Learner, Params, str]:
+        """Learner, meta_params and norm of the registered model at this place of data.eval.beside.
+
+        Raises ConfigError if it does not fit.
+        """
+        origin = self.config.data.eval.beside[number]
+        like = next(self.learner.model.parameters())
+        return published_learner(self.folder.beside(number), self.domain, origin, like)
+
+    def worker_bytes(self, device: str, slots: int) -> int | None:
+        """Predicted peak memory in bytes of a worker's step with `slots` slots; None if the domain has no example to predict it by."""
+        return worker_bytes(self.config, self.domain, device, slots)
+
+    def fetch_models(self, uri: str) -> None:
+        """Put the registered models that the run starts from or is tested beside into its folder, once, because aliases may move.
+
+        Raises RegistryError if one is not there, ConfigError if it does not fit.
+        """
+        beside = self.config.data.eval.beside
+        wanted = [(self.folder.beside(number), origin) for number, origin in enumerate(beside)]
+        if self.config.init_from is not None:
+            wanted.append((self.folder.init_from, self.config.init_from))
+        for folder, origin in wanted:
+            if not folder.is_whole:
+                with folder.filling() as new:
+                    versions.download(uri, origin, new)
+        self.start()
+        for number in range(len(beside)):
+            self.beside(number)
+
+    def write_description(self) -> None:
+        """Write what the run is into its folder."""
+        self.folder.write_description(self.config, self._dataset)
+
+    def tags(self) -> dict[str, str]:
+        """What MLflow is told of the run beside its config."""
+        folders = {"run_folder": self.config.run_folder, "checkpoints": str(self.folder.checkpoints)}
+        return self._dataset | folders | machine(self.config.train.threads_per_worker)
+
+    @property
+    def _dataset(self) -> dict[str, str]:
+        return {"dataset": self.domain.name, "fingerprint": self.domain.fingerprint}

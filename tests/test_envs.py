@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from distmeta.envs import ENVIRONMENTS, Grid, Navigation, build_environment
 from distmeta.envs.environment import Continuous, Environment
 from distmeta.envs.stream import TaskBatch, TaskStream, fingerprint
+from distmeta.learners.trajectories import best_returns, play
 from distmeta.seeds import generator
 
 NAMES = sorted(name for name, kind in ENVIRONMENTS.items() if kind.tensor_program)
@@ -135,3 +136,42 @@ def test_walls_stop_a_walker_and_its_observation_is_its_cell() -> None:
     beside = grid.step(goal, corner, torch.tensor([[3]])).state
     assert grid.observe(beside)[0, 0].nonzero().flatten().tolist() == [3]
     assert np.count_nonzero(grid.observe(corner)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_returns_more_than_who_knows_the_task(name: str) -> None:
+    """Against random policies of several widths, on the same tasks; and it arrives."""
+    environment = build_environment(name)
+    batch = first(TaskStream(environment, "test", 30, 1, 0), list(range(10)))
+    best = best_returns(environment, batch.tasks, batch.starts[:, 0])
+    assert best is not None
+    random = torch.Generator().manual_seed(0)
+
+    def wander(time: int, state: torch.Tensor, observations: torch.Tensor) -> torch.Tensor:
+        best_actions = environment.best_actions(batch.tasks, state)
+        assert best_actions is not None
+        if isinstance(environment.actions, Continuous):
+            return best_actions + 0.3 * torch.randn(best_actions.shape, generator=random, dtype=torch.float64)
+        other = torch.randint(environment.actions.number, best_actions.shape, generator=random)  # type: ignore[union-attr]
+        return torch.where(torch.rand(best_actions.shape, generator=random) < 0.8, best_actions, other)
+
+    wandering = play(environment, batch.tasks, batch.starts[:, 0], wander)
+    assert (best >= wandering.returns - 1e-9).all()
+    assert (best > wandering.returns).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_places_are_where_steps_and_goals_are(name: str) -> None:
+    environment = build_environment(name)
+    batch = first(TaskStream(environment, "test", 2, 1, 0), [0, 1])
+
+    def knowing(time: int, state: torch.Tensor, observations: torch.Tensor) -> torch.Tensor:
+        actions = environment.best_actions(batch.tasks, state)
+        assert actions is not None
+        return actions
+
+    played = play(environment, batch.tasks, batch.starts[:, 0], knowing)
+    places = environment.places(played.observations)
+    assert places is not None
+    ends = played.lived.sum(-1).long()[..., None, None].expand(-1, -1, 1, 2)
+    assert ((places.gather(2, ends).squeeze(2) - batch.tasks[:, None]).abs() < 0.01).all()

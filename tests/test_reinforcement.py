@@ -25,7 +25,7 @@ from distmeta.models import build_model
 from distmeta.training.evaluate import evaluate
 
 ADAPTING = sorted(name for name, kind in LEARNERS.items() if issubclass(kind, FineTuning))
-ENVIRONMENTS = {"navigation": {"horizon": 8}, "grid": {"horizon": 6, "side": 3}}
+ENVIRONMENTS: dict[str, dict[str, int]] = {"navigation": {"horizon": 8}, "grid": {"horizon": 6, "side": 3}}
 
 
 def config(run_folder: Path | str = "unused", **sections: dict[str, Any]) -> Config:
@@ -219,3 +219,20 @@ def test_dice_against_finite_differences_of_the_return_after_adaptation(decay: f
             moved[place] = width
             truth[place] += (after(at + moved, tasks) - after(at - moved, tasks)) / (2 * width) / chunks
     assert torch.nn.functional.cosine_similarity(found, truth, dim=0).item() >= least
+
+
+@pytest.mark.parametrize("environment", sorted(ENVIRONMENTS))
+def test_the_report_draws_the_paths_of_test_tasks(environment: str) -> None:
+    settings = {"environment": environment, "options": ENVIRONMENTS[environment]}
+    domain, learner, params = made(data={"domain": "reinforcement", "shot": 4, "settings": settings})
+    (section,) = domain.sections(learner, params, params)
+    assert section.title == "Paths"
+    assert "somebody who knows the goals" in section.text
+    assert section.plots[0].svg.count("after 1 step") == 1
+    assert section.plots[0].svg.startswith("<svg")
+
+
+def test_an_environment_that_is_no_plane_has_no_paths() -> None:
+    settings = {"environment": "gymnasium", "options": {"id": "CartPole-v1", "horizon": 5}}
+    domain, learner, params = made(data={"domain": "reinforcement", "shot": 4, "settings": settings})
+    assert domain.sections(learner, params, params) == []

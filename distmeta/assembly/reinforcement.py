@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from markupsafe import Markup
 from pydantic import Field
 
 from distmeta.assembly.domain import Domain, Settings
@@ -11,13 +12,21 @@ from distmeta.data.episodes import Batch, Task
 from distmeta.data.shards import Split
 from distmeta.envs import build_environment
 from distmeta.envs.environment import Environment
-from distmeta.envs.stream import TaskStream, fingerprint
+from distmeta.envs.stream import TaskBatch, TaskStream, fingerprint
 from distmeta.errors import ConfigError
 from distmeta.learners.finetune import INNER_STEPS
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
 from distmeta.learners.policy import policy_for
 from distmeta.learners.policy_gradient import PolicyGradient
+from distmeta.learners.trajectories import best_returns
+from distmeta.report.paths import paths_svg
+from distmeta.report.section import Plot
+from distmeta.report.section import Section as ReportSection
 from distmeta.training.evaluate import Stream
-from distmeta.training.mean_return import MeanReturn
+from distmeta.training.mean_return import MeanReturn, after_each_step
+
+_PICTURED = 4  # test tasks
 
 
 class ReinforcementSettings(Settings):
@@ -90,6 +99,24 @@ class Reinforcement(Domain):
 
     def example(self, slots: int) -> Batch | None:
         return next(self.training(range(slots), 0)) if self.environment.tensor_program else None
+
+    def sections(self, learner: Learner, trained: Params, random_init: Params) -> list[ReportSection]:
+        """Paths in the first test tasks before and after adaptation, and what somebody who knows the goals would return."""
+        (episodes,) = self.evaluation("test").evaluation(list(range(_PICTURED)))
+        assert isinstance(episodes, TaskBatch)
+        episodes = episodes.like(next(iter(trained.values())))
+        played = after_each_step(learner, trained, episodes)
+        places = [self.environment.places(trajectories.observations) for trajectories in played]
+        drawn = [place for place in places if place is not None]
+        if not drawn:
+            return []
+        text = "Each line is a trajectory from the dot; the cross is the goal, which the policy never sees."
+        best = best_returns(self.environment, episodes.tasks, episodes.starts[:, 0])
+        if best is not None:
+            reached = ", ".join(f"{trajectories.returns.mean():.2f}" for trajectories in played)
+            text += f" Mean returns on these tasks after 0, 1, … steps: {reached}; of somebody who knows the goals: {best.mean():.2f}."
+        svg = paths_svg(drawn, [trajectories.lived for trajectories in played], episodes.tasks)
+        return [ReportSection("Paths", text, [Plot(Markup(svg), "Columns are the first test tasks, rows the inner steps made before.")])]
 
     def describe(self, step: int, slot: int) -> str:
         named = self._stream("train", 1, 0, self.config.seed).described(step, slot)

@@ -89,6 +89,14 @@ class Environment(ABC):
         Trajectories that have ended are stepped too; their results are discarded.
         """
 
+    def best_actions(self, tasks: Tensor, state: Any) -> Tensor | None:
+        """How somebody would act who knows the task. Default: None, nobody knows."""
+        return None
+
+    def places(self, observations: Tensor) -> Tensor | None:
+        """Where the observer is in a plane (…, 2), for pictures; there the tasks (T, 2) are goals. Default: None, there is no plane."""
+        return None
+
     def check(self) -> None:
         """Raises ConfigError if the environment breaks a rule of this class that can be tried out. Default: nothing is tried."""
         return None

@@ -49,6 +49,16 @@ class Grid(Environment):
         cells = torch.arange(self.observation_size, device=state.device)
         return (cells == (state[..., 0] + self.side * state[..., 1]).unsqueeze(-1)).to(state.dtype)
 
+    def best_actions(self, tasks: Tensor, state: Tensor) -> Tensor:
+        ahead = tasks.unsqueeze(1) - state
+        along_row = torch.where(ahead[..., 0] > 0, 1, 2)
+        along_column = torch.where(ahead[..., 1] > 0, 3, 4)
+        return torch.where(ahead[..., 0] != 0, along_row, torch.where(ahead[..., 1] != 0, along_column, 0))
+
+    def places(self, observations: Tensor) -> Tensor:
+        cells = observations.argmax(-1)
+        return torch.stack([cells % self.side, cells // self.side], -1).to(observations.dtype)
+
     def step(self, tasks: Tensor, state: Tensor, actions: Tensor) -> Step:
         moves = state.new_tensor(_MOVES)[actions]
         position = (state + moves).clamp(0, self.side - 1)

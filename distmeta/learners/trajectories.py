@@ -3,7 +3,8 @@
 Shapes: T tasks, N trajectories, H steps, O components of an observation.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,17 +36,39 @@ class Trajectories(NamedTuple):
         return self.rewards.sum(-1)
 
 
-@torch.no_grad()
 def rollout(environment: Environment, policy: Policy, network: Network, tasks: Tensor, starts: Tensor, noise: Tensor) -> Trajectories:
     """Trajectories of `policy`, whose outputs `network` computes, in tasks (T, D).
 
     They are functions of starts (T, N, S), noise (T, N, H, K) and the network's parameters alone.
     """
+
+    def act(time: int, state: Any, observations: Tensor) -> Tensor:
+        return policy.act(network.params, network(observations), noise[:, :, time])
+
+    return play(environment, tasks, starts, act)
+
+
+def best_returns(environment: Environment, tasks: Tensor, starts: Tensor) -> Tensor | None:
+    """The returns (T, N) of somebody who knows the task; None if the environment does not say how to act then."""
+    if environment.best_actions(tasks, environment.start(tasks, starts)) is None:
+        return None
+
+    def act(time: int, state: Any, observations: Tensor) -> Tensor:
+        actions = environment.best_actions(tasks, state)
+        assert actions is not None
+        return actions
+
+    return play(environment, tasks, starts, act).returns
+
+
+@torch.no_grad()
+def play(environment: Environment, tasks: Tensor, starts: Tensor, act: Callable[[int, Any, Tensor], Tensor]) -> Trajectories:
+    """The trajectories of whoever acts by `act(time, state, observations)`."""
     state = environment.start(tasks, starts)
     observations, actions, rewards, lived, bootstrapped = [environment.observe(state)], [], [], [], []
-    alive = torch.ones_like(noise[:, :, 0, 0])
+    alive = torch.ones(starts.shape[:2], dtype=tasks.dtype, device=tasks.device)
     for time in range(environment.horizon):
-        action = policy.act(network.params, network(observations[-1]), noise[:, :, time])
+        action = act(time, state, observations[-1])
         state, reward, terminated, truncated = environment.step(tasks, state, action)
         observations.append(environment.observe(state))
         actions.append(action)

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_INK = "#010203"  # stands for the page's text colour until the figure is written
-_STYLE: Any = {
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor"), _INK),
+INK = "#010203"  # stands for the page's text colour until the figure is written
+STYLE: Any = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 def lines(curves: Sequence[Curve], xlabel: str, ylabel: str, marker: str = "", floor: float | None = None) -> str:
     """Curves with bands over whole numbers; `floor` draws the dotted line of guessing."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes((6.4, 3.6))
         for curve, color in zip(curves, cycle(COLORS), strict=False):
             axes.plot(curve.x, curve.y, marker=marker, markersize=4, color=color, label=curve.name)
@@ -44,28 +44,28 @@ def lines(curves: Sequence[Curve], xlabel: str, ylabel: str, marker: str = "", f
                 middle, half = np.asarray(curve.y), np.asarray(curve.ci95)
                 axes.fill_between(curve.x, middle - half, middle + half, color=color, alpha=0.22, linewidth=0)
         if floor is not None:
-            axes.axhline(floor, color=_INK, linestyle=":", linewidth=1, label="guessing")
+            axes.axhline(floor, color=INK, linestyle=":", linewidth=1, label="guessing")
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
-        return _svg(figure, ylabel)
+        return svg_of(figure, ylabel)
 
 
 def bars(names: Sequence[str], values: Sequence[float], xlabel: str) -> str:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _axes((6.4, 0.5 + 0.42 * len(names)))
         drawn = axes.barh(names, values, color=COLORS[0])
         axes.bar_label(drawn, fmt=lambda value: f"{value:.3g}" if value < 1000 else f"{value:,.0f}", padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.15)
         axes.set_xlabel(xlabel)
-        return _svg(figure, xlabel)
+        return svg_of(figure, xlabel)
 
 
 def matrix(names: Sequence[str], values: np.ndarray, xlabel: str, ylabel: str) -> str:
     """A square matrix of fractions; NaN where nothing is known."""
     side = max(4.0, 1.8 + 0.34 * len(names))
-    with matplotlib.rc_context(_STYLE | {"axes.grid": False}):
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = _axes((side + 1, side))
         image = axes.imshow(values, cmap="viridis", vmin=0)
         ticks = range(len(names))
@@ -73,7 +73,7 @@ def matrix(names: Sequence[str], values: np.ndarray, xlabel: str, ylabel: str) -
         axes.set_yticks(ticks, names, parse_math=False)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         figure.colorbar(image, shrink=0.7)
-        return _svg(figure, "confusion")
+        return svg_of(figure, "confusion")
 
 
 def binned(x: Sequence[float], y: Sequence[float], name: str, bins: int = 80) -> Curve:
@@ -92,8 +92,9 @@ def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
-def _svg(figure: Figure, salt: str) -> str:
+def svg_of(figure: Figure, salt: str) -> str:
+    """The figure as SVG in the page's text colour; `salt` makes its identifiers unlike those of the page's other figures."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):  # the same figure, the same file
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :].replace(_INK, "currentColor")
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :].replace(INK, "currentColor")

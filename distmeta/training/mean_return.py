@@ -9,6 +9,7 @@ from distmeta.learners.forward import Forward, Network
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.learners.policy_gradient import PolicyGradient
+from distmeta.learners.trajectories import Trajectories
 from distmeta.training.metric import Metric
 
 _TOGETHER = 20  # tasks played at once: a rollout of twenty takes three times as long as that of one
@@ -29,19 +30,19 @@ class MeanReturn(Metric):
         for start in range(0, len(batch), _TOGETHER):
             # Past the end the last task is repeated: chunks of one size give each task the same bits in any company.
             chunk = batch.take([min(position, len(batch) - 1) for position in range(start, start + _TOGETHER)])
-            found.append(_returns(learner, meta_params, chunk)[: len(batch) - start])
+            returns = [played.returns.mean(1) for played in after_each_step(learner, meta_params, chunk)]
+            found.append(torch.stack(returns, 1).double()[: len(batch) - start])
         return torch.cat(found)
 
 
-def _returns(learner: Learner, meta_params: Params, batch: TaskBatch) -> Tensor:
-    """(T, steps + 1): the mean returns of T tasks after 0, 1, … inner steps."""
+def after_each_step(learner: Learner, meta_params: Params, batch: TaskBatch) -> list[Trajectories]:
+    """The trajectories in T tasks after 0, 1, … inner steps, each of them those that the next inner step learns from."""
     objective = learner.objective
     assert isinstance(objective, PolicyGradient)
     assert isinstance(learner, FineTuning)
     forward = Forward(learner.model, batched=True)
     params = {name: value.detach().expand(len(batch), *value.shape).clone() for name, value in meta_params.items()}
-    returns = [
-        objective.trajectories(Network(forward, adapted), batch, step).returns.mean(1)
+    return [
+        objective.trajectories(Network(forward, adapted), batch, step)
         for step, adapted in enumerate(learner.adaptations(forward, params, batch))
     ]
-    return torch.stack(returns, 1).double()

@@ -1,0 +1,42 @@
+"""Where policies walk before and after they adapt, in environments that are a plane."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from distmeta.report.figures import COLORS, INK, STYLE, svg_of
+
+_SHOWN = 8  # trajectories of a task
+
+
+def paths_figure(places: Sequence[Tensor], lived: Sequence[Tensor], goals: Tensor) -> Figure:
+    """A row for each phase and a column for each task: trajectories as lines, the goal as a cross.
+
+    places: for each phase (T, N, H + 1, 2); lived: for each phase (T, N, H), 1 up to a trajectory's end; goals (T, 2).
+    """
+    with matplotlib.rc_context(STYLE):
+        size = 2.1
+        figure = Figure(figsize=(size * len(goals) + 0.6, size * len(places)), layout="constrained")
+        panels = figure.subplots(len(places), len(goals), sharex=True, sharey=True, squeeze=False)
+        for phase, (walked, alive) in enumerate(zip(places, lived, strict=True)):
+            panels[phase, 0].set_ylabel(f"after {phase} steps" if phase != 1 else "after 1 step")
+            for task, goal in enumerate(goals.tolist()):
+                _draw(panels[phase, task], walked[task, :_SHOWN], alive[task, :_SHOWN], goal)
+        return figure
+
+
+def paths_svg(places: Sequence[Tensor], lived: Sequence[Tensor], goals: Tensor) -> str:
+    """The same as SVG."""
+    return svg_of(paths_figure(places, lived, goals), "paths")
+
+
+def _draw(panel: Any, walked: Tensor, alive: Tensor, goal: list[float]) -> None:
+    for path, steps in zip(walked, alive.sum(-1).long().tolist(), strict=True):
+        x, y = path[: steps + 1].T.tolist()
+        panel.plot(x, y, color=COLORS[0], linewidth=0.8, alpha=0.7)
+    panel.plot(*goal, marker="x", markersize=8, color=COLORS[1], markeredgewidth=2)
+    panel.plot(*walked[0, 0].tolist(), marker="o", markersize=4, color=INK)
+    panel.set_aspect("equal")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distmeta.data.episodes import Episode, EpisodeBatch, Task
+    from distmeta.data.image_files import class_folders, images_under
     from distmeta.data.shards import Dataset
     from distmeta.data.stream import EpisodeStream
     from distmeta.inference.model import Adapted, Model
@@ -27,13 +28,16 @@ __all__ = [
     "Task",
     "build_learner",
     "build_model",
+    "class_folders",
     "evaluate",
+    "images_under",
     "load",
     "train",
 ]
 
 _HOMES = {
     "data.episodes": ("Episode", "EpisodeBatch", "Task"),
+    "data.image_files": ("class_folders", "images_under"),
     "data.shards": ("Dataset",),
     "data.stream": ("EpisodeStream",),
     "learners": ("LEARNERS", "build_learner"),

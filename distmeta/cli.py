@@ -12,6 +12,7 @@ from distmeta.show import (
     counted,
     figures,
     next_commands,
+    prediction_notes,
     print_json,
     print_table,
     say,
@@ -26,6 +27,15 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
 Network = Annotated[str | None, typer.Option(help="Import path of the model's network, if it is a class of your own.")]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW,HIGH",
+        help="The values that are black and white in images that do not have 8 bits (default: 16-bit integers by their full range; "
+        "signed, 32-bit and float images are refused).",
+    ),
+]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Pixels that an image may have at most.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
 ]
@@ -106,7 +116,12 @@ def pack(
     shot: Annotated[int | None, typer.Option(min=1, help="Their support images per class.")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="Their query images per class.")] = None,
     max_bad_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="How many of the images may be undecodable.")] = 0.01,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode; one for each core, if absent.")] = None,
+    value_range: ValueRange = None,
+    max_pixels: MaxPixels = 100_000_000,
+    allow_copies: Annotated[
+        bool, typer.Option("--allow-copies", help="Pack a folder although its splits share pictures; they are counted.")
+    ] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode (default: one for each CPU).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order in shards, and splits that are drawn.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -117,6 +132,7 @@ def pack(
     from distmeta.data.datasets import Request, open_source, pack_options
     from distmeta.data.pack import SPLITS
     from distmeta.data.pack import pack as write
+    from distmeta.data.workers import usable_cpus
 
     sys.path.append(os.getcwd())  # for a source of the user's own, given by import path
     request = Request(
@@ -137,10 +153,13 @@ def pack(
         queries=queries,
         resize=resize,
         max_bad_fraction=max_bad_fraction,
+        value_range=value_range,
+        max_pixels=max_pixels,
+        allow_copies=allow_copies,
         seed=seed,
     )
     opened = open_source(request, say)
-    manifest, skipped = write(opened.images, out, pack_options(request, opened), processes or os.cpu_count() or 1, opened.total, counted)
+    manifest, skipped, several = write(opened.images, out, pack_options(request, opened), processes or usable_cpus(), opened.total, counted)
     summary = {}
     for name in SPLITS:
         classes = [info for info in manifest.classes if info.split == name]
@@ -151,10 +170,16 @@ def pack(
         say(f"skipped {origin}: {reason}")
     if skipped:
         say(f"skipped {len(skipped)} images that do not decode")
+    if several:
+        say(f"{several} files are animated or have several pages; the first picture of each was packed")
+    copies = manifest.copies.sentences([info.name for info in manifest.classes]) if manifest.copies else []
+    for sentence in copies:
+        say(sentence)
     say(f"packed {manifest.dataset} into {out}")
     if as_json:
         left_out = [{"origin": origin, "reason": reason} for origin, reason in skipped]
-        print_json({"out": str(out), "splits": summary, "skipped": left_out})
+        counted_copies = manifest.copies and manifest.copies.model_dump()
+        print_json({"out": str(out), "splits": summary, "skipped": left_out, "several": several, "copies": counted_copies})
 
 
 @app.command()
@@ -167,18 +192,25 @@ def verify(
 
     Example: distmeta verify data/omniglot
     """
+    from distmeta.data.copies import SeenPictures
     from distmeta.data.shards import Dataset
     from distmeta.data.verify import verify as check
 
-    dataset = Dataset(shards)
+    dataset, seen = Dataset(shards), SeenPictures()
     bad = []
-    for findings in counted(check(dataset, quick), "verifying shards", len(dataset.manifest.shards)):
+    for findings in counted(check(dataset, quick, seen), "verifying shards", len(dataset.manifest.shards)):
         bad += findings
         for finding in findings:
             say(f"{finding.shard} {finding.key}: {finding.reason}")
     say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
+    classes = dataset.manifest.classes
+    copies = None if quick else seen.copies([info.split for info in classes]).copies
+    found = copies.sentences([info.name for info in classes]) if copies else []
+    for sentence in found:
+        say(sentence)
     if as_json:
-        print_json({"ok": not bad, "bad": [finding._asdict() for finding in bad]})
+        answer = {"ok": not bad, "bad": [finding._asdict() for finding in bad]}
+        print_json(answer | {"copies": copies.model_dump()} if copies and found else answer)
     if bad:
         raise typer.Exit(1)
 
@@ -206,6 +238,10 @@ def inspect(
 
     dataset = Dataset(shards)
     show_table(["split", "classes", "categories", "images", "shards", "classes/shard", "images/class/shard", "MB"], overview(dataset))
+    copies = dataset.manifest.copies
+    names = [info.name for info in dataset.manifest.classes]
+    for sentence in copies.sentences(names) if copies else ["copies were not counted when this was packed; distmeta verify counts them"]:
+        say(sentence)
     pairs = pair_overview(dataset)
     if pairs:
         say("shards with some of their split's classes; how often two classes share one:")
@@ -493,22 +529,30 @@ def predict(
     steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
     form: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="csv and jsonl are written as they come.")] = "table",
     explain: Annotated[Path | None, typer.Option(help="Draw support, queries and predictions into this PNG.")] = None,
+    value_range: ValueRange = None,
+    max_pixels: MaxPixels = 100_000_000,
     network: Network = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Adapt a registered model to a few labelled images and classify others.
 
-    Queries in folders named as the classes are counted: right or wrong. Images that do not decode are named and left out (exit code 1).
+    Queries in folders named like the classes are counted as right or wrong. Images that do not decode are named and left out (exit code 1).
 
     Example: distmeta predict --model models:/omniglot-5way-1shot@champion --support episode/support --query episode/query
     """
-    from distmeta.inference.predict import Score, adapt_to_folder, predict_files, query_files
+    from distmeta.data.decode import parse_value_range
+    from distmeta.data.image_files import LeftOut
+    from distmeta.inference.predict import FileReader, Score, adapt_to_folder, predict_files, query_files
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import load_model
 
     sys.path.append(os.getcwd())
-    adapted, shown = adapt_to_folder(load_model(resolve(tracking_uri), model, network), support, steps)
+    chosen = parse_value_range(value_range)
+    loaded = load_model(resolve(tracking_uri), model, network)
+    loaded = loaded.with_value_range(chosen) if chosen else loaded
+    reader, passed_over = FileReader(loaded.preprocessing, max_pixels), LeftOut()
+    adapted, shown = adapt_to_folder(loaded, support, steps, reader, passed_over)
     left_out: list[tuple[str, str]] = []
 
     def leave_out(error: DistmetaError) -> None:
@@ -516,18 +560,16 @@ def predict(
         left_out.append((error.message, error.remedy))  # not the error: its traceback would keep the file's bytes
 
     score = Score()
-    files = counted(query_files(query, sys.stdin), "classifying")
-    predictions = score.count(predict_files(adapted, files, shown, leave_out))
+    files = counted(query_files(query, sys.stdin, passed_over), "classifying")
+    predictions = score.count(predict_files(adapted, files, shown, leave_out, reader))
     kept = write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
+    for note in prediction_notes(score, reader, shown, passed_over):
+        say(note)
     if explain is not None:
         from distmeta.report.explain import draw
 
-        draw(support, kept, explain)
+        draw(shown, kept, explain, reader)
         say(f"drew {explain}")
-    if score.known:
-        accuracy, low, high = score.accuracy()
-        interval = f"95% interval {100 * low:.1f} to {100 * high:.1f} %"
-        say(f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, {interval}, this support set alone")
     if left_out:
         message, remedy = left_out[0]
         raise DataError(f"{len(left_out)} of {len(left_out) + score.asked} images were left out; the first: {message}", remedy)

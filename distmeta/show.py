@@ -26,7 +26,8 @@ from rich.text import Text
 from distmeta.masking import masked_tree, printable
 
 if TYPE_CHECKING:
-    from distmeta.inference.predict import Prediction
+    from distmeta.data.image_files import LeftOut
+    from distmeta.inference.predict import FileReader, Prediction, Score, Support
 
 T = TypeVar("T")
 
@@ -77,6 +78,24 @@ def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool
     elif form == "table":
         show_table(["file", "class", "probability"], [[str(p.file), p.label, f"{p.probability:.3f}"] for p in kept])
     return kept
+
+
+def prediction_notes(score: "Score", reader: "FileReader", support: "Support", left_out: "LeftOut") -> Iterator[str]:
+    """What is worth saying after predictions, in sentences."""
+    if left_out.counts:
+        yield str(left_out)
+    if reader.several:
+        yield f"{reader.several} files are animated or have several pages; the first picture of each was read"
+    if support.copies:
+        first, second = support.copies[0]
+        yield f"{len(support.copies)} support images are copies of another one, such as {first} and {second}"
+    if score.labelled:
+        accuracy, low, high = score.accuracy()
+        line = (
+            f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, 95% interval {100 * low:.1f} to {100 * high:.1f} %"
+        )
+        labelled = "" if score.labelled == score.asked else f"; {score.labelled} of {score.asked} labelled"
+        yield f"{line}, this support set alone{labelled}"
 
 
 def show_test(test: dict[str, Any]) -> None:

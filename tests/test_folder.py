@@ -93,7 +93,16 @@ def test_what_is_no_image_is_ignored_and_counted(tmp_path: Path) -> None:
     said: list[str] = []
     images = list(folder.read(tmp_path, None, "class", 0, said.append).images)
     assert [image.origin for image in images] == [f"{tmp_path}/train/cat/1.jpg", f"{tmp_path}/test/dog/1.jpg"]
-    assert said == ["ignoring 2 hidden files, 1 folders, 2 other files in class folders"]
+    assert len(said) == 1
+    for part in (
+        "3 hidden files or folders",
+        "1 folders inside class folders",
+        "2 files not named as images",
+        "1 files outside class folders",
+    ):
+        assert part in said[0]
+    assert f"({tmp_path}/.git, {tmp_path}/readme.md, " in said[0]
+    assert said[0].endswith(", ...)")
 
 
 def test_links_that_loop_end_and_links_to_classes_are_followed(tmp_path: Path) -> None:
@@ -106,12 +115,9 @@ def test_links_that_loop_end_and_links_to_classes_are_followed(tmp_path: Path) -
     with pytest.raises(DataError, match="up holds no image"):
         read(root)
     (root / "train/up").unlink()
-    with pytest.raises(DataError, match=r"me\.jpg cannot be read: Too many levels"):
-        read(root)
-    (root / "train/cat/me.jpg").unlink()
     assert [image.class_name for image in read(root)] == ["cat", "cow", "cow", "dog"]
     (root / "train/cow").symlink_to(elsewhere)
-    with pytest.raises(DataError, match=r"class 'cow' of .* stands in train and test"):
+    with pytest.raises(DataError, match=r"class 'cow' of .* is in train and test"):
         read(root)
     (root / "train/cow").rename(root / "train/kine")
     with pytest.raises(DataError, match=r"(kine|cow) and .*(kine|cow) are one class"):
@@ -126,11 +132,11 @@ def test_links_that_loop_end_and_links_to_classes_are_followed(tmp_path: Path) -
         (["test/cat/1.jpg"], None, "holds test; without --split"),
         (["x.jpg"], None, "holds no folder; without --split"),
         (["train/x.jpg"], None, "train holds no class folder with images"),
-        (["train/cat/1.jpg", "test/cat/1.jpg"], None, "class 'cat' of .* stands in train and test"),
+        (["train/cat/1.jpg", "test/cat/1.jpg"], None, "class 'cat' of .* is in train and test"),
         (["train/cat/1.jpg", "train/dog/x.txt"], None, "dog holds no image"),
         (["a/1.jpg", "b/1.jpg"], EVEN, "2 class folders cannot be divided into train, val and test"),
         (["x.jpg"], EVEN, "holds no class folder with images"),
-        (["e\u0301/1.jpg", "\u00e9/1.jpg", "c/1.jpg"], EVEN, "are one class; each must stand once"),
+        (["e\u0301/1.jpg", "\u00e9/1.jpg", "c/1.jpg"], EVEN, "are one class; each must be there once"),
         (["a\nb/1.jpg", "b/1.jpg", "c/1.jpg"], EVEN, "is not named in printable UTF-8"),
         (["a\udcff/1.jpg", "b/1.jpg", "c/1.jpg"], EVEN, "is not named in printable UTF-8"),
     ],

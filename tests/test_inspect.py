@@ -59,7 +59,7 @@ def test_the_picture_shows_the_exported_episode(task: Task, dataset: Dataset, tm
     draw_episode(dataset, "test", task, 3, tmp_path / "episode.png")
     export_episode(dataset, "test", task, 3, tmp_path / "episode")
     page = np.asarray(Image.open(tmp_path / "episode.png").convert("L"), dtype=float)
-    shown = {role: _tiles(tmp_path / "episode" / role) for role in ("support", "query")}
+    shown = {role: _tiles(tmp_path / "episode" / role, dataset) for role in ("support", "query")}
     boundary = page.shape[1] - inspect_module._MARGIN - task.queries * (inspect_module._TILE + inspect_module._GAP)
     for role, tiles in shown.items():
         assert len(tiles) == task.way * (task.shot if role == "support" else task.queries)
@@ -68,8 +68,9 @@ def test_the_picture_shows_the_exported_episode(task: Task, dataset: Dataset, tm
         assert len(columns) == (task.shot if role == "support" else task.queries)
 
 
-def _tiles(folder: Path) -> list[np.ndarray]:
-    return [np.asarray(inspect_module._tile(path.read_bytes()).convert("L"), dtype=float) for path in sorted(folder.rglob("*.png"))]
+def _tiles(folder: Path, dataset: Dataset) -> list[np.ndarray]:
+    tiles = [inspect_module._tile(path.read_bytes(), dataset.manifest.preprocessing) for path in sorted(folder.rglob("*.png"))]
+    return [np.asarray(tile.convert("L"), dtype=float) for tile in tiles]
 
 
 def _column_of(page: np.ndarray, tile: np.ndarray) -> int:

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import options, patterns
+from conftest import options, patterns, png
+from pictures import tiff
 from PIL import Image
 
 import distmeta.data.pack as pack_module
@@ -297,3 +298,87 @@ def test_no_manifest_or_no_json(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         Dataset(str(tmp_path))
+
+
+def coloured(values: np.ndarray) -> Iterator[SourceImage]:
+    """The patterns' classes, each image made of `values`."""
+    yield from (image._replace(image=png_of(values)) for image in patterns())
+
+
+def png_of(values: np.ndarray) -> bytes:
+    return tiff(values) if values.dtype != np.uint8 else png(values)
+
+
+def test_a_dataset_without_any_contrast_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"all training images are one flat colour \(7 of 255\): standard deviation 0"):
+        pack(coloured(np.full((16, 16), 7, np.uint8)), tmp_path / "out", options())
+    only_red = np.zeros((16, 16, 3), np.uint8)
+    only_red[:8, :, 0] = 200
+    with pytest.raises(DataError, match="standard deviation 0 in a channel"):
+        pack(coloured(only_red), tmp_path / "out", options(channels=3))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_without_contrast_or_of_no_numbers_is_refused(packed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(packed, tmp_path / "copy")
+    content = json.loads((folder / "manifest.json").read_text())
+    for key, value in (("std", [0.0]), ("std", [-1.0]), ("mean", ["x"]), ("std", []), ("value_range", [1, 1])):
+        damaged = content | {"preprocessing": content["preprocessing"] | {key: value}}
+        (folder / "manifest.json").write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match=rf"damaged: preprocessing\.{key}"):
+            Dataset(str(folder))
+
+
+def test_16_bit_images_of_fewer_bits_are_refused_over_the_dataset_as_a_whole(tmp_path: Path) -> None:
+    def in_16_bits(factor: int, brightest: int = 0) -> Iterator[SourceImage]:
+        for i, image in enumerate(patterns()):
+            pixels = np.asarray(Image.open(io.BytesIO(image.image))).astype(np.uint16) * factor
+            if brightest and i == 70:
+                pixels[0, 0] = brightest
+            yield image._replace(image=tiff(pixels))
+
+    with pytest.raises(DataError, match=r"pattern \d+/\d+ has 16-bit values, but none above 2\d\d of 65535") as refused:
+        pack(in_16_bits(1), tmp_path / "out", options())
+    assert "--value-range 0,255" in refused.value.remedy
+    by_range = pack(in_16_bits(1), tmp_path / "out", options(value_range=(0.0, 255.0))).manifest
+    plain = pack(patterns(), tmp_path / "plain", options()).manifest
+    assert by_range.preprocessing.value_range == (0, 255)
+    assert Dataset(str(tmp_path / "out")).manifest == by_range
+    assert by_range.preprocessing == plain.preprocessing.model_copy(update={"value_range": (0.0, 255.0)})
+    assert [shard.sha256 for shard in by_range.shards] == [shard.sha256 for shard in plain.shards]
+    pack(in_16_bits(1, brightest=9000), tmp_path / "bright", options())
+    assert pack(in_16_bits(257), tmp_path / "full", options()).manifest == plain
+
+
+def test_images_without_a_range_are_named_with_what_they_need(tmp_path: Path) -> None:
+    floats = np.linspace(0, 0.5, 256, dtype=np.float32).reshape(16, 16)
+    with pytest.raises(DataError, match=r"pattern 0/0: the image has float values, 0 to 0\.5: say which .* by --value-range"):
+        pack(coloured(floats), tmp_path / "out", options())
+    packed = pack(coloured(floats), tmp_path / "out", options(value_range=(0.0, 1.0)))
+    assert packed.manifest.preprocessing.mean == [pytest.approx(0.25, abs=0.01)]
+
+
+def test_animated_files_are_counted(tmp_path: Path) -> None:
+    def animated() -> Iterator[SourceImage]:
+        for i, image in enumerate(patterns()):
+            picture = Image.open(io.BytesIO(image.image))
+            gif = io.BytesIO()
+            picture.save(gif, "GIF", save_all=True, append_images=[Image.new("L", picture.size)])
+            yield image._replace(image=gif.getvalue()) if i < 3 else image
+
+    packed = pack(animated(), tmp_path / "out", options(), processes=2)
+    assert packed.several == 3
+
+
+def test_files_of_too_many_pixels_and_damaged_avif_are_left_out_and_named(tmp_path: Path) -> None:
+    avif = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(avif, "AVIF")
+    damaged = avif.getvalue()[:-40] + bytes(40)
+
+    def some_bad() -> Iterator[SourceImage]:
+        for i, image in enumerate(patterns()):
+            yield image._replace(image={5: b"DDS " + bytes(200), 6: damaged, 7: avif.getvalue()}.get(i, image.image))
+
+    packed = pack(some_bad(), tmp_path / "out", options(max_pixels=1000, max_bad_fraction=0.02))
+    assert [origin for origin, _ in packed.skipped] == ["pattern 0/5", "pattern 0/6", "pattern 0/7"]
+    assert "40 x 40 pixels, more than the limit of 1,000" in packed.skipped[2][1]

@@ -15,18 +15,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import png
+from pictures import tiff
 from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, publish
 
 from distmeta import cli
 from distmeta.data.episodes import Task
+from distmeta.data.image_files import LeftOut
 from distmeta.data.images import decode
 from distmeta.data.inspect import export_episode
 from distmeta.data.shards import Dataset
 from distmeta.errors import ConfigError, DataError
 from distmeta.inference.model import Adapted, Model, network_input
-from distmeta.inference.predict import Prediction, Score, adapt_to_folder, predict_files, query_files
+from distmeta.inference.predict import FileReader, Prediction, Score, adapt_to_folder, predict_files, query_files
 from distmeta.registry import versions
+from distmeta.report.explain import draw
 
 MAMLPP = DESCRIPTION | {"learner": {"name": "maml++", "inner_steps": 2}}
 GROUP = DESCRIPTION | {"model": DESCRIPTION["model"] | {"norm": "group"}, "norm": "group"}
@@ -178,14 +181,17 @@ def test_bad_support_and_query_folders(loaded: dict[str, Model], episode: Path, 
     refused(tmp_path / "absent", query, "does not exist\ngive a folder")
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(empty, query, "has no class folder; at least two are needed")
+    refused(empty, query, "holds no class folder with images")
     refused(support, empty, "holds no image to classify")
     (empty / "cat").mkdir()
+    refused(empty, query, "holds no class folder with images")
+    shutil.copy(next(support.rglob("*.png")), empty / "cat")
     refused(empty, query, "has one class folder, 'cat'; at least two")
     (empty / "dog").mkdir()
-    refused(empty, query, "class folder .*cat holds no image")
-    refused(support, support, "is a query and a support image, too")
-    refused(support, episode, "is a query and a support image, too")
+    refused(empty, query, "class folder .*dog holds no image")
+    refused(support, support, "is in both the support and the query folder")
+    refused(support, episode, "is in both the support and the query folder")
+    refused(support, empty, "cat/.*png is a copy of the support image .*; its prediction would be meaningless")
     (query / "broken.png").write_bytes(b"no image")
     refused(support, query, "broken.png does not decode")
     next(support.rglob("*.png")).write_bytes(b"no image")
@@ -291,9 +297,11 @@ def test_files_come_in_the_order_of_their_paths(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "loop.png").symlink_to(tmp_path)
     (tmp_path / "linked.png").symlink_to(tmp_path / "b.png")
-    found = list(query_files(tmp_path, io.StringIO()))
+    left_out = LeftOut()
+    found = list(query_files(tmp_path, io.StringIO(), left_out))
+    assert left_out.counts == {"hidden files or folders": 1, "files not named as images": 1, "links to a folder above them": 1}
     assert [str(path.relative_to(tmp_path)) for path in found] == [
-        *("B.gif", "a/.hidden.png", "a b/1.png", "b/2.png", "b/a/1.JPG", "b.png", "c.png/1.png", "linked.png")
+        *("B.gif", "a b/1.png", "b/2.png", "b/a/1.JPG", "b.png", "c.png/1.png", "linked.png")
     ]
     assert found == sorted(found)
 
@@ -384,3 +392,108 @@ def test_a_stranger_who_knows_only_mlflow(
     assert one_step != answer
     assert "the support set has 2 classes but the model was trained for 3-way tasks" in refused
     assert Path(code).parts[-3:] == ("code", "distmeta", "__init__.py")
+
+
+def test_a_copy_of_a_support_image_is_refused_under_any_name(loaded: dict[str, Model], episode: Path) -> None:
+    original = next((episode / "support").rglob("*.png"))
+    shutil.copy(original, episode / "query" / "another name.png")
+    with pytest.raises(DataError, match=rf"another name\.png is a copy of the support image {original}; its prediction"):
+        predict(loaded["maml"], episode / "support", episode / "query")
+
+
+def test_copies_among_support_images_are_known(loaded: dict[str, Model], episode: Path) -> None:
+    first, *_, last = sorted((episode / "support").rglob("*.png"))
+    shutil.copy(first, last.parent / "z.png")
+    _, support = adapt_to_folder(loaded["maml"], episode / "support")
+    assert support.copies == [(first, last.parent / "z.png")]
+
+
+def test_the_part_that_is_labelled_is_said(
+    uri: str,
+    published: dict[str, versions.Published],
+    episode: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ask = [
+        "predict",
+        "--tracking-uri",
+        uri,
+        "--model",
+        published["maml"].uri,
+        "--support",
+        episode / "support",
+        "--query",
+        episode / "query",
+    ]
+    sorted((episode / "query").iterdir())[0].rename(episode / "query" / "unknown")
+    (episode / "query" / "unknown" / "notes.txt").write_text("")
+    _, out, err = call(monkeypatch, capsys, *ask, "--json")
+    assert len(json.loads(out)) == 9
+    assert "of 6 right, 95% interval" in err
+    assert "; 6 of 9 labelled" in err
+    assert f"left out 1 files not named as images ({episode}/query/unknown/notes.txt)" in err
+
+
+def test_a_class_is_known_by_its_name_in_any_unicode_form(loaded: dict[str, Model], episode: Path) -> None:
+    for role, name in (("support", "\u00e9te"), ("query", "e\u0301te")):
+        sorted((episode / role).iterdir())[0].rename(episode / role / name)
+    truths = {p.truth for p in predict(loaded["maml"], episode / "support", episode / "query")}
+    assert truths == {path.name for path in (episode / "support").iterdir()}
+
+
+def test_pictures_as_phones_and_microscopes_store_them_are_the_same_picture(loaded: dict[str, Model], episode: Path) -> None:
+    """A query stored lying on its side, in another format or depth has the answer of the plain one."""
+    query = episode / "stored"
+    query.mkdir()
+    original = Image.open(next((episode / "query").rglob("*.png"))).convert("L")
+    exif = Image.Exif()
+    exif[274] = 6
+    original.transpose(Image.Transpose.ROTATE_90).save(query / "phone.png", exif=exif)
+    original.save(query / "plain.pgm")
+    original.save(query / "page.tiff", save_all=True, append_images=[Image.new("L", original.size)])
+    original.convert("RGB").save(query / "lossless.webp", lossless=True)
+    (query / "deep.tif").write_bytes(tiff(np.asarray(original).astype(np.uint16) * 257))
+    adapted, shown = adapt_to_folder(loaded["maml"], episode / "support")
+    reader = FileReader(adapted.preprocessing)
+    (expected,) = adapted.predict([original]).tolist()
+    answers = list(predict_files(adapted, query_files(query, io.StringIO()), shown, pytest.fail, reader))
+    assert len(answers) == 5
+    for answer in answers:
+        assert list(answer.probabilities.values()) == pytest.approx(expected, abs=1e-6), answer.file
+    assert reader.several == 1
+    # What has no range of its own is named, and understood where the model, or the user, knows one.
+    (query / "float.tif").write_bytes(tiff(np.asarray(original).astype(np.float32) / 255))
+    bad: list[DataError] = []
+    assert len(list(predict_files(adapted, query_files(query, io.StringIO()), shown, bad.append))) == 5
+    assert "float.tif has float values" in bad[0].message
+    ranged = loaded["maml"].with_value_range((0.0, 1.0))
+    assert ranged.description["preprocessing"]["value_range"] == (0.0, 1.0)
+    (answer,) = predict(ranged, episode / "support", query / "float.tif")
+    assert list(answer.probabilities.values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_pipe_among_the_queries_does_not_hang(loaded: dict[str, Model], episode: Path) -> None:
+    os.mkfifo(episode / "query" / "pipe.png")
+    assert len(predict(loaded["maml"], episode / "support", episode / "query")) == 9
+    adapted, shown = adapt_to_folder(loaded["maml"], episode / "support")
+    bad: list[DataError] = []
+    listed = io.StringIO(f"/dev/zero\n{episode}/query/pipe.png\n")
+    assert list(predict_files(adapted, query_files(Path("-"), listed), shown, bad.append)) == []
+    assert [error.message.split(": ")[1] for error in bad] == ["it is a pipe or device, not a file"] * 2
+
+
+def test_explain_shows_what_the_network_saw(
+    loaded: dict[str, Model], episode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown_images = []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda _, pixels, **__: shown_images.append(pixels))
+    exif = Image.Exif()
+    exif[274] = 6
+    file = next((episode / "query").rglob("*.png"))
+    upright = Image.open(file).convert("L")
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+    adapted, support = adapt_to_folder(loaded["maml"], episode / "support")
+    predictions = list(predict_files(adapted, [file], support, pytest.fail))
+    draw(support, predictions, tmp_path / "x.png", FileReader(adapted.preprocessing))
+    assert (shown_images[-1] == np.asarray(upright)).all()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from distmeta.data.decode import MAX_PIXELS, parse_value_range
 from distmeta.data.episodes import Task
 from distmeta.data.pack import PackOptions
 from distmeta.data.sources import Source, folder, glyphs, imagenet, imported, mini_imagenet, omniglot, tiered_files
@@ -17,7 +18,8 @@ class Request(NamedTuple):
     """What a user asked to pack; None where the dataset's default counts or where it has no such thing.
 
     `dataset` is a name in DATASETS or the import path of a function that yields images; it is imported, so it is never one received.
-    `source` is the folder or archive, `splits` the folder of split files, `split` the fractions into which a folder's classes are cut.
+    `source` is the folder or archive, `splits` the folder of split files, `split` the fractions into which a folder's classes are cut,
+    `value_range` is "LOW,HIGH".
     """
 
     dataset: str
@@ -37,6 +39,9 @@ class Request(NamedTuple):
     queries: int | None = None
     resize: Literal["squash", "center-crop"] = "squash"
     max_bad_fraction: float = 0.01
+    value_range: str | None = None
+    max_pixels: int = MAX_PIXELS
+    allow_copies: bool = False
     seed: int = 0
 
 
@@ -79,7 +84,7 @@ def _folder(request: Request, source: Path, report: Callable[[str], None]) -> So
     if request.split is None and request.split_by is not None:
         raise ConfigError("--split-by says how --split cuts, but there is no --split", "add --split 0.7/0.15/0.15")
     by = request.split_by or "class"
-    opened = folder.read(source, folder.fractions(request.split) if request.split else None, by, request.seed, report)
+    opened = folder.read(source, folder.fractions(request.split) if request.split else None, by, request.seed, report, request.max_pixels)
     return opened._replace(facts={"split": request.split, "split_by": by}) if request.split else opened
 
 
@@ -92,10 +97,10 @@ DATASETS = {
     "omniglot": Known(28, 1, "png", _omniglot, ("omniglot_split",)),
     "mini-imagenet": Known(84, 3, "jpg", _mini_imagenet, ("splits", "allow_missing")),
     "tiered-imagenet": Known(84, 3, "jpg", _tiered_imagenet, ("splits", "allow_missing")),
-    "folder": Known(84, 3, "jpg", _folder, ("split", "split_by")),
+    "folder": Known(84, 3, "jpg", _folder, ("split", "split_by", "allow_copies")),
 }
 _BY_IMPORT_PATH = Known(84, 3, "jpg", _imported)
-_OWN_FIELDS = ("splits", "allow_missing", "omniglot_split", "split", "split_by")
+_OWN_FIELDS = ("splits", "allow_missing", "omniglot_split", "split", "split_by", "allow_copies")
 
 
 def _known(dataset: str) -> Known:
@@ -147,6 +152,9 @@ def pack_options(request: Request, source: Source) -> PackOptions:
         classes_per_shard=request.classes_per_shard,
         task=task,
         max_bad_fraction=request.max_bad_fraction,
+        value_range=parse_value_range(request.value_range),
+        max_pixels=request.max_pixels,
+        allow_copies=request.allow_copies or request.dataset != "folder",  # an official dataset stays as it was published
     )
 
 

@@ -3,12 +3,14 @@
 import io
 import zlib
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from distmeta.data.images import Resize, fit, open_image
+from distmeta.data.decode import MAX_PIXELS, ValueRange, decode_file
+from distmeta.data.images import Pixels, Resize, fit
 from distmeta.data.sources import SourceImage
 from distmeta.errors import DataError
 
@@ -17,24 +19,36 @@ _BATCH_BYTES = 2 << 20
 
 
 class Encoding(NamedTuple):
-    """How an image is stored: side in pixels, 1 or 3 channels, format, how it becomes square, and JPEG's quality (1 to 100)."""
+    """How an image is read and stored.
+
+    Side in pixels, 1 or 3 channels, format, how it becomes square, JPEG's quality (1 to 100); which values are black and white in files
+    that are not of 8 bits, and how many pixels a file may have at most.
+    """
 
     image_size: int
     channels: Literal[1, 3]
     image_format: Literal["png", "jpg"]
     resize: Resize
     quality: int
+    value_range: ValueRange | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 class EncodedImage(NamedTuple):
-    """One image as its shard will hold it; `problem` says why there is no `content`, and is empty if there is."""
+    """One image as its shard will hold it; `problem` says why there is no `content`, and is empty if there is.
+
+    `digest` is equal for equal pixels; `peak` and `has_more` are as in `Decoded`.
+    """
 
     split: str
     class_name: str
     category: str
     origin: str
-    content: bytes
-    problem: str
+    content: bytes = b""
+    problem: str = ""
+    digest: int = 0
+    peak: int | None = None
+    has_more: bool = False
 
 
 class EncodedBatch(NamedTuple):
@@ -77,17 +91,23 @@ def encode(encoding: Encoding, batch: list[SourceImage]) -> EncodedBatch:
     histogram = np.zeros((encoding.channels, 256), dtype=np.int64)
     images = []
     for image in batch:
-        content, problem = b"", ""
+        place = (image.split, image.class_name, image.category, image.origin)
         try:
-            picture = fit(open_image(image.image, encoding.channels, "the image"), encoding.image_size, encoding.resize)
+            decoded = decode_file(image.image, encoding.channels, "the image", encoding.value_range, encoding.max_pixels)
         except DataError as error:
-            problem = error.message
-        else:
-            content = _to_bytes(picture, encoding)
-            if image.split == "train":
-                histogram += np.array(picture.histogram(), dtype=np.int64).reshape(histogram.shape)
-        images.append(EncodedImage(image.split, image.class_name, image.category, image.origin, content, problem))
+            images.append(EncodedImage(*place, problem=error.message))
+            continue
+        picture = fit(decoded.picture, encoding.image_size, encoding.resize)
+        if image.split == "train":
+            histogram += np.array(picture.histogram(), dtype=np.int64).reshape(histogram.shape)
+        content, digest = _to_bytes(picture, encoding), pixels_digest(np.asarray(picture))
+        images.append(EncodedImage(*place, content, "", digest, decoded.peak, decoded.has_more))
     return EncodedBatch(images, (histogram @ values).tolist(), (histogram @ values**2).tolist(), crc(batch))
+
+
+def pixels_digest(pixels: Pixels) -> int:
+    """64 bits that are equal for equal pixels, in rows of (H, W) or (H, W, C)."""
+    return int.from_bytes(blake2b(pixels.tobytes(), digest_size=8).digest())
 
 
 def _to_bytes(picture: Image.Image, encoding: Encoding) -> bytes:

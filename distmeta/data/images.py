@@ -1,30 +1,44 @@
 """One image: bytes → pixels of the dataset's size and mode → the numbers a network sees. Training and prediction share these functions."""
 
-import io
 import math
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 from torch import Tensor
 
+from distmeta.data.decode import (
+    MAX_PIXELS,
+    ValueRange,
+    check_bright,
+    check_pixels,
+    decode_file,
+    does_not_decode,
+    eight_bits,
+    flattened,
+    upright,
+)
 from distmeta.errors import DataError
 
 Resize = Literal["squash", "center-crop"]
 Pixels = NDArray[np.uint8]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 _JPEG = b"\xff\xd8"
+_JPEG_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)  # start of a frame: baseline, extended, progressive
+_JPEG_TABLES = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)  # what may come before it: tables, application data, comments
 
 
 class Preprocessing(BaseModel):
     """How images of a dataset become network input; travels with every published model.
 
     `image_size` is the side in pixels, `channels` 1 (grey) or 3 (RGB); `resize` says how other shapes become square: "squash" both sides,
-    or "center-crop" the largest middle square; `mean` and `std`, one number for each channel, are of pixel values in 0..1.
+    or "center-crop" the largest middle square; `mean` and `std`, one number for each channel, are of pixel values in 0..1; `value_range`
+    says which values are black and white in files that are not of 8 bits (default: 16-bit integers by their full range, no others).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,8 +46,29 @@ class Preprocessing(BaseModel):
     image_size: int
     channels: Literal[1, 3]
     resize: Resize
-    mean: list[float]
-    std: list[float]
+    mean: list[Number]
+    std: list[Number]
+    value_range: tuple[Number, Number] | None = None
+
+    @field_validator("std")
+    @classmethod
+    def _check_std(cls, std: list[float]) -> list[float]:
+        if min(std, default=0.0) <= 0:
+            raise ValueError(f"standard deviation {std}; it must be above 0, or no image differs from another")
+        return std
+
+    @field_validator("value_range")
+    @classmethod
+    def _check_value_range(cls, value_range: ValueRange | None) -> ValueRange | None:
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ValueError(f"value range {value_range}; the first value, black, must be below the second, white")
+        return value_range
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Datasets without a value range keep the fingerprint that they had before there was one."""
+        fields = serialize(self)
+        return fields if self.value_range else {name: value for name, value in fields.items() if name != "value_range"}
 
     def network_input(self, pixels: Pixels) -> Tensor:
         """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W), in memory as `channels_last` says."""
@@ -61,28 +96,6 @@ def channels_last(images: Tensor) -> Tensor:
     return images.movedim(-3, -1).clone(memory_format=torch.contiguous_format).movedim(-1, -3)
 
 
-def open_image(image: bytes, channels: int, origin: str) -> Image.Image:
-    """Decode an encoded file to grey (`channels` 1) or RGB (3); transparency becomes white. `origin` names the image in the error.
-
-    Raises DataError if the bytes are not a whole image or would unpack to an absurd number of pixels.
-    """
-    try:
-        return with_channels(Image.open(io.BytesIO(image)), channels)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"{origin} does not decode as an image ({reason})", "replace or remove that file") from None
-
-
-def with_channels(picture: Image.Image, channels: int) -> Image.Image:
-    """A picture of any mode in grey (`channels` 1) or RGB (3); transparency becomes white."""
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip
-        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("L" if channels == 1 else "RGB")
-
-
 def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
     """Bring a picture to image_size × image_size."""
     if picture.size == (image_size, image_size):
@@ -95,14 +108,28 @@ def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
     return picture.resize((image_size, image_size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
 
 
-def decode(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:
-    """Any encoded file → uint8 pixels (C, H, W) of the size and mode that `preprocessing` names. Raises DataError as `open_image`."""
-    return pixels_of(open_image(image, preprocessing.channels, origin), preprocessing)
+def decode(image: bytes, preprocessing: Preprocessing, origin: str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Any encoded file → uint8 pixels (C, H, W) of the size and mode that `preprocessing` names.
+
+    Raises DataError as `decode_file`, and for 16-bit values that use a small part of their range.
+    """
+    decoded = decode_file(image, preprocessing.channels, origin, preprocessing.value_range, max_pixels)
+    check_bright(decoded.peak, origin)
+    return fitted(decoded.picture, preprocessing)
 
 
-def pixels_of(picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """A picture of any size and mode → uint8 pixels (C, H, W) as `preprocessing` names them."""
-    return _channels_first(fit(with_channels(picture, preprocessing.channels), preprocessing.image_size, preprocessing.resize))
+def pixels_of(picture: Image.Image, preprocessing: Preprocessing, origin: str) -> Pixels:
+    """A picture of any size and mode → uint8 pixels (C, H, W) as `preprocessing` names them. Raises DataError as `decode`."""
+    try:
+        picture.load()
+        narrowed, peak = eight_bits(picture, origin, preprocessing.value_range)
+        check_bright(peak, origin)
+        whole = flattened(upright(narrowed, picture), preprocessing.channels)
+    except DataError:
+        raise
+    except Exception as error:  # a file that Pillow opened and now finds damaged
+        raise does_not_decode(origin, error) from None
+    return fitted(whole, preprocessing)
 
 
 def decode_packed(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:
@@ -111,15 +138,34 @@ def decode_packed(image: bytes, preprocessing: Preprocessing, origin: str) -> Pi
     if not image.startswith(_JPEG):
         return decode(image, preprocessing, origin)
     try:
+        check_pixels(_jpeg_size(image), MAX_PIXELS, origin)
         pixels = simplejpeg.decode_jpeg(image, "GRAY" if preprocessing.channels == 1 else "RGB")
     except ValueError as error:
-        raise DataError(f"{origin} does not decode as an image ({error})", "replace or remove that file") from None
+        raise does_not_decode(origin, error) from None
     if pixels.shape[:2] != (preprocessing.image_size,) * 2:
         picture = Image.fromarray(pixels.squeeze(2) if preprocessing.channels == 1 else pixels)
-        return _channels_first(fit(picture, preprocessing.image_size, preprocessing.resize))
+        return fitted(picture, preprocessing)
     return pixels.transpose(2, 0, 1)
 
 
-def _channels_first(picture: Image.Image) -> Pixels:
-    pixels = np.asarray(picture)
+def _jpeg_size(image: bytes) -> tuple[int, int]:
+    """(width, height) from a JPEG's header. Raises ValueError if it has none.
+
+    The headers that Pillow writes are read here in two microseconds; simplejpeg, which takes as long as for decoding, reads all others.
+    """
+    at = 2
+    while at + 9 <= len(image) and image[at] == 0xFF:
+        marker = image[at + 1]
+        if marker in _JPEG_SIZE_MARKERS:
+            return int.from_bytes(image[at + 7 : at + 9]), int.from_bytes(image[at + 5 : at + 7])
+        if marker not in _JPEG_TABLES:
+            break
+        at += 2 + int.from_bytes(image[at + 2 : at + 4])
+    height, width, *_ = simplejpeg.decode_jpeg_header(image)
+    return width, height
+
+
+def fitted(picture: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """An upright picture in mode L or RGB → uint8 pixels (C, H, W) of the size that `preprocessing` names."""
+    pixels = np.asarray(fit(picture, preprocessing.image_size, preprocessing.resize))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,6 +1,5 @@
 """Looking into a packed dataset: counts, how often classes meet, and one episode as image folders or as a picture."""
 
-import io
 import math
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from distmeta.data.episodes import Episode, Task, compose
+from distmeta.data.images import Preprocessing, decode_packed
 from distmeta.data.pack import SPLITS
 from distmeta.data.shards import Dataset, Shard, Split, members_of_class
 from distmeta.errors import DataError
@@ -125,7 +125,7 @@ def draw_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Pat
         pen.text((_MARGIN, top + _TILE // 2 - 3), name, fill="black", font=_font(14))
         for position, member in enumerate(members):
             x = left + position * step if position < task.shot else query_left + (position - task.shot) * step
-            page.paste(_tile(shard.image(member)), (x, top))
+            page.paste(_tile(shard.image(member), dataset.manifest.preprocessing), (x, top))
     try:
         page.save(out)
     except (OSError, ValueError) as error:
@@ -138,8 +138,10 @@ def _episode(dataset: Dataset, split: Split, task: Task, seed: int) -> tuple[Sha
     return shard, compose(task, members_of_class(shard.info), seed, f"{split} exported episode")
 
 
-def _tile(image: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(image)).convert("RGB").resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+def _tile(image: bytes, preprocessing: Preprocessing) -> Image.Image:
+    pixels = decode_packed(image, preprocessing, "the image").transpose(1, 2, 0)
+    picture = Image.fromarray(pixels.squeeze(2) if preprocessing.channels == 1 else pixels).convert("RGB")
+    picture = picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
     ImageDraw.Draw(picture).rectangle((0, 0, _TILE - 1, _TILE - 1), outline="#dddddd")
     return picture
 

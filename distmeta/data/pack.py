@@ -11,7 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+from distmeta.data.copies import Copies, find_copies
 from distmeta.data.deal import deal
+from distmeta.data.decode import MAX_PIXELS, ValueRange, check_bright
 from distmeta.data.encode import Encoding, batches, encode
 from distmeta.data.episodes import Task
 from distmeta.data.images import Preprocessing, Resize
@@ -33,7 +35,9 @@ class PackOptions(NamedTuple):
 
     `images_per_class` is how many images of each of its classes a shard should hold at least, `quality` that of JPEG (1 to 100),
     `classes_per_shard` how many classes a training shard holds (None: as many as keep it at SHARD_BYTES), `task` what every shard must
-    be able to serve, `max_bad_fraction` how many of the images may be undecodable; `source` says in the manifest what the images are.
+    be able to serve, `max_bad_fraction` how many of the images may be undecodable, `value_range` which values are black and white in files
+    that are not of 8 bits, `max_pixels` how many an image may have, `allow_copies` whether splits may share a picture; `source` says in
+    the manifest what the images are.
     """
 
     dataset: str
@@ -48,17 +52,24 @@ class PackOptions(NamedTuple):
     classes_per_shard: int | None = None
     task: Task | None = None
     max_bad_fraction: float = 0.01
+    value_range: ValueRange | None = None
+    max_pixels: int = MAX_PIXELS
+    allow_copies: bool = True
 
     @property
     def encoding(self) -> Encoding:
-        return Encoding(self.image_size, self.channels, self.image_format, self.resize, self.quality)
+        return Encoding(self.image_size, self.channels, self.image_format, self.resize, self.quality, self.value_range, self.max_pixels)
 
 
 class Packed(NamedTuple):
-    """The new dataset's manifest, and (origin, reason) of every image that was left out because it does not decode."""
+    """The new dataset's manifest, and (origin, reason) of every image that was left out because it does not decode.
+
+    `several` files are animated or have several pages; the first picture of each was packed.
+    """
 
     manifest: Manifest
     skipped: list[tuple[str, str]]
+    several: int
 
 
 def _untracked(items: Iterable[Any], what: str, total: int | None) -> Iterable[Any]:
@@ -82,7 +93,8 @@ def pack(
     disk is full; ConfigError if a split cannot serve `options.task`.
     """
     with _work_folder(out) as work, Workers(processes) as workers:
-        header = {"encoding": options.encoding._asdict(), "dataset": options.dataset, "source": options.source, "seed": options.seed}
+        encoding = options.encoding._asdict() | {"value_range": options.value_range and list(options.value_range)}
+        header = {"journal": 2, "encoding": encoding, "dataset": options.dataset, "source": options.source, "seed": options.seed}
         with closing(Spool(work, header)) as spool:
             _fill(spool, track(images, "packing", total), options.encoding, workers)
         _check_images(spool, options.max_bad_fraction)
@@ -90,11 +102,13 @@ def pack(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         infos = _class_infos(spool)
+        copies = _copies(spool, infos, options.allow_copies)
+        preprocessing = _preprocessing(spool, options)
         plans = [plan for split in SPLITS for plan in _plans(split, infos, spool, folder, options)]
         shards = list(track(workers.map(write_shard, plans), "writing shards", len(plans)))
-        manifest = _manifest(spool, infos, shards, options)
+        manifest = _manifest(infos, shards, copies, preprocessing, options)
         (folder / MANIFEST).write_text(manifest.model_dump_json())
-    return Packed(manifest, spool.skipped)
+    return Packed(manifest, spool.skipped, spool.several)
 
 
 @contextmanager
@@ -140,6 +154,8 @@ def _fill(spool: Spool, images: Iterable[SourceImage], encoding: Encoding, worke
 def _check_images(spool: Spool, max_bad_fraction: float) -> None:
     if not any(split == "train" for split, _ in spool.classes):
         raise DataError("the source holds no training image", "check the source and its split")
+    if spool.brightest:
+        check_bright(*spool.brightest)
     example = f"such as {spool.skipped[0][0]}: {spool.skipped[0][1]}" if spool.skipped else ""
     anew = f"remove {spool.path.parent} to begin anew"
     empty = [name for (_, name), spooled in spool.classes.items() if not spooled.sizes]
@@ -158,30 +174,58 @@ def _class_infos(spool: Spool) -> list[ClassInfo]:
     return [ClassInfo(name=name, category=one.category, split=split, images=len(one.sizes)) for (split, name), one in found]  # type: ignore[arg-type]
 
 
-def _manifest(spool: Spool, infos: list[ClassInfo], shards: list[ShardInfo], options: PackOptions) -> Manifest:
+def _copies(spool: Spool, infos: list[ClassInfo], allow: bool) -> Copies:
+    """Raises DataError if splits share a picture and that is not allowed."""
+    classes = [(info.split, info.name) for info in infos]
+    spooled = [spool.classes[place] for place in classes]
+    digests = np.concatenate([np.asarray(one.digests, dtype=np.uint64) for one in spooled])
+    class_ids = np.repeat(np.arange(len(infos)), [len(one.digests) for one in spooled])
+    copies, across = find_copies(digests, class_ids, [info.split for info in infos])
+    if across and not allow:
+        first = np.searchsorted(class_ids, class_ids[list(across)])
+        images = [(*classes[class_ids[i]], int(i - start)) for i, start in zip(across, first, strict=True)]
+        origins = spool.origins(set(images))
+        raise DataError(
+            f"{copies.across_splits} pictures are in more than one split, such as {' and '.join(origins[image] for image in images)}",
+            f"accept them with --allow-copies, and {_AGAIN}; or remove the copies, then remove {spool.path.parent} to begin anew",
+        )
+    return copies
+
+
+def _manifest(
+    infos: list[ClassInfo], shards: list[ShardInfo], copies: Copies, preprocessing: Preprocessing, options: PackOptions
+) -> Manifest:
     manifest = Manifest(
         dataset=options.dataset,
         seed=options.seed,
         source=options.source,
         image_format=options.image_format,
-        preprocessing=_preprocessing(spool, options),
+        preprocessing=preprocessing,
         classes=infos,
         shards=shards,
+        copies=copies,
     )
     return manifest.model_copy(update={"fingerprint": manifest.digest()})
 
 
 def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
-    """With mean and standard deviation of the training images' pixels, in 0..1, for each channel."""
+    """With mean and standard deviation of the training images' pixels, in 0..1, for each channel. Raises DataError if they do not vary."""
     count = options.image_size**2 * sum(len(spooled.sizes) for (split, _), spooled in spool.classes.items() if split == "train")
     mean = [total / count for total in spool.sums]
     variance = [total / count - m * m for total, m in zip(spool.squares, mean, strict=True)]
+    std = [round(math.sqrt(max(0.0, v)) / 255, 6) for v in variance]
+    if min(std) == 0:
+        raise DataError(
+            f"all training images are one flat colour ({', '.join(f'{m:g}' for m in mean)} of 255): standard deviation 0 in a channel",
+            f"look at the source's images, then remove {spool.path.parent} to begin anew",
+        )
     return Preprocessing(
         image_size=options.image_size,
         channels=options.channels,
         resize=options.resize,
         mean=[round(m / 255, 6) for m in mean],
-        std=[round(math.sqrt(max(0.0, v)) / 255, 6) for v in variance],
+        std=std,
+        value_range=options.value_range,
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from distmeta.data.cache import ShardCache
+from distmeta.data.copies import Copies
 from distmeta.data.episodes import Task
 from distmeta.data.fetch import Content, Fetcher
 from distmeta.data.images import Preprocessing
@@ -92,7 +93,10 @@ class ShardInfo(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything about a packed dataset but its pixels. `integers` says to every reader how the shards' three arrays are written."""
+    """Everything about a packed dataset but its pixels. `integers` says to every reader how the shards' three arrays are written.
+
+    `copies` is None in datasets packed before copies were counted.
+    """
 
     format_version: int = FORMAT_VERSION
     integers: Literal["base64 of little-endian uint32"] = "base64 of little-endian uint32"
@@ -104,6 +108,7 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     classes: list[ClassInfo]
     shards: list[ShardInfo]
+    copies: Copies | None = None
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
@@ -127,8 +132,9 @@ class Manifest(_Strict):
         return self
 
     def digest(self) -> str:
-        """SHA-256 over all fields but the fingerprint itself, the shards' own SHA-256 among them."""
-        return hashlib.sha256(json.dumps(self.model_dump(exclude={"fingerprint"}), sort_keys=True).encode()).hexdigest()
+        """SHA-256 over all fields that say what the dataset is, the shards' own SHA-256 among them; not over what was counted in it."""
+        identity = self.model_dump(exclude={"fingerprint", "copies"})
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 class Shard(NamedTuple):

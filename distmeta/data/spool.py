@@ -7,7 +7,9 @@ import json
 import os
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,21 @@ _SPOOL = "spool"
 
 
 class SpooledClass:
-    """One class's images: where each begins in the spool, and its bytes. Sixteen bytes an image, whatever the dataset."""
+    """One class's images: where each begins in the spool, its bytes and its digest. 24 bytes an image, whatever the dataset."""
 
     def __init__(self, category: str) -> None:
         self.category = category
         self.offsets = array("q")
         self.sizes = array("q")
+        self.digests = array("Q")
 
 
 class Spool:
-    """The images encoded so far. `classes` by (split, name); `skipped` is (origin, reason) of those that do not decode."""
+    """The images encoded so far. `classes` by (split, name); `skipped` is (origin, reason) of those that do not decode.
+
+    `brightest` is the largest value of the 16-bit images that were read by their full range, with that image's origin, None if there are
+    none; `several` counts the files of which only the first picture was read.
+    """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
         """Open the spool in `folder`, going on with what it holds if that was begun with the same `header`."""
@@ -39,6 +46,8 @@ class Spool:
         self.sums: list[int] = []
         self.squares: list[int] = []
         self.images = 0
+        self.several = 0
+        self.brightest: tuple[int, str] | None = None
         self._source_crcs = array("Q")
         self._end = 0
         self._resume(header)
@@ -62,9 +71,9 @@ class Spool:
             "crcs": [batch.source_crc, zlib.crc32(content)],
             "sums": batch.sums,
             "squares": batch.squares,
-            "images": [
-                [len(image.content), *image[:3]] + ([image.origin, image.problem] if image.problem else []) for image in batch.images
-            ],
+            "several": sum(image.has_more for image in batch.images),
+            "brightest": max(((image.peak, image.origin) for image in batch.images if image.peak is not None), default=None),
+            "images": [[len(image.content), *image[:4], image.digest, image.problem] for image in batch.images],
         }
         _write(self._file, content)
         _write(self._journal, _line(entry))
@@ -102,15 +111,32 @@ class Spool:
         self._source_crcs.append(entry["crcs"][0])
         self.sums = [a + b for a, b in zip(self.sums or [0] * len(entry["sums"]), entry["sums"], strict=True)]
         self.squares = [a + b for a, b in zip(self.squares or [0] * len(entry["squares"]), entry["squares"], strict=True)]
-        for size, split, name, category, *trouble in entry["images"]:
+        self.several += entry["several"]
+        if entry["brightest"]:
+            self.brightest = max(self.brightest or (-1, ""), (entry["brightest"][0], entry["brightest"][1]))
+        for size, split, name, category, origin, digest, problem in entry["images"]:
             spooled = self.classes.setdefault((split, name), SpooledClass(category))
             self.images += 1
-            if trouble:
-                self.skipped.append((trouble[0], trouble[1]))
+            if problem:
+                self.skipped.append((origin, problem))
                 continue
             spooled.offsets.append(self._end)
             spooled.sizes.append(size)
+            spooled.digests.append(digest)
             self._end += size
+
+    def origins(self, wanted: set[tuple[str, str, int]]) -> dict[tuple[str, str, int], str]:
+        """Where images lay in the source, each given as (split, class name, position in the class); read from the journal."""
+        found, seen = {}, Counter[tuple[str, str]]()
+        for entry, _ in islice(_entries(self._journal_path), 1, None):
+            for _, split, name, _, origin, _, problem in entry["images"]:
+                if problem:
+                    continue
+                image = (split, name, seen[split, name])
+                if image in wanted:
+                    found[image] = origin
+                seen[split, name] += 1
+        return found
 
 
 def _bytes(entry: dict[str, Any]) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,9 +10,12 @@ from itertools import islice
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from distmeta.data.copies import SeenPictures
+from distmeta.data.encode import pixels_digest
 from distmeta.data.images import decode_packed
 from distmeta.data.shards import Dataset, Shard, ShardInfo
 from distmeta.data.tars import members
+from distmeta.data.workers import usable_cpus
 from distmeta.errors import DataError
 
 _THREADS = 8  # each holds one shard in memory
@@ -35,14 +37,15 @@ class _Member(NamedTuple):
     label: bytes
 
 
-def verify(dataset: Dataset, quick: bool = False) -> Iterator[list[Finding]]:
+def verify(dataset: Dataset, quick: bool = False, seen: SeenPictures | None = None) -> Iterator[list[Finding]]:
     """For each shard, everything in it that is not as the manifest says, in the manifest's order; several are checked at once.
 
-    Sizes; unless `quick` also SHA-256, the tar's members and their names, labels, and that every image decodes.
+    Sizes; unless `quick` also SHA-256, the tar's members and their names, labels, and that every image decodes, and `seen` hears of every
+    picture.
     """
     remaining = iter(dataset.manifest.shards)
-    threads = min(_THREADS, os.cpu_count() or 1)
-    check = partial(_check, dataset, quick)
+    threads = min(_THREADS, usable_cpus())
+    check = partial(_check, dataset, quick, seen)
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
         pending: deque[Future[list[Finding]]] = deque(pool.submit(check, info) for info in islice(remaining, 2 * threads))
         while pending:
@@ -50,20 +53,20 @@ def verify(dataset: Dataset, quick: bool = False) -> Iterator[list[Finding]]:
             pending.extend(pool.submit(check, info) for info in islice(remaining, 1))
 
 
-def _check(dataset: Dataset, quick: bool, info: ShardInfo) -> list[Finding]:
+def _check(dataset: Dataset, quick: bool, seen: SeenPictures | None, info: ShardInfo) -> list[Finding]:
     findings = []
     try:
         size = dataset.size(info)
         if size != info.bytes:
             findings.append(Finding(info.name, "", f"{size} bytes; the manifest says {info.bytes}"))
         if not quick:
-            findings += _check_content(dataset, Shard(info, dataset.read(info)))
+            findings += _check_content(dataset, Shard(info, dataset.read(info)), seen)
     except DataError as error:
         findings.append(Finding(info.name, "", error.message))
     return findings
 
 
-def _check_content(dataset: Dataset, shard: Shard) -> Iterator[Finding]:
+def _check_content(dataset: Dataset, shard: Shard, seen: SeenPictures | None) -> Iterator[Finding]:
     info = shard.info
     if hashlib.sha256(shard.content[:]).hexdigest() != info.sha256:
         yield Finding(info.name, "", "does not match its SHA-256")
@@ -81,10 +84,21 @@ def _check_content(dataset: Dataset, shard: Shard) -> Iterator[Finding]:
         image = found.get(f"{key}.{suffix}")
         if image and image[:2] != (info.offsets[member], info.sizes[member]):
             yield Finding(info.name, key, f"the image does not lie at byte {info.offsets[member]}, where the manifest says it does")
+    yield from _check_pictures(dataset, shard, seen)
+
+
+def _check_pictures(dataset: Dataset, shard: Shard, seen: SeenPictures | None) -> Iterator[Finding]:
+    whole, digests = [], []
+    for member in range(len(shard.info.class_ids)):
         try:
-            decode_packed(shard.image(member), dataset.manifest.preprocessing, "the image")
+            pixels = decode_packed(shard.image(member), dataset.manifest.preprocessing, "the image")
         except DataError as error:
-            yield Finding(info.name, key, error.message)
+            yield Finding(shard.info.name, f"{member:08d}", error.message)
+            continue
+        whole.append(member)
+        digests.append(pixels_digest(pixels.transpose(1, 2, 0)))
+    if seen is not None:
+        seen.add(shard.info.class_ids[whole], digests)
 
 
 def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """A function over many items in several processes, with the results in the items' order and few items under way at once."""
 
+import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -16,6 +19,35 @@ from distmeta.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may use: not more than its affinity and the quota of its control group allow, and at least one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *(math.ceil(quota) for quota in _cgroup_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))]))
+
+
+def _cgroup_quotas(membership: Path, mount: Path) -> Iterator[float]:
+    """The CPUs that each control group above this process grants, as Linux writes them in version 2 (cpu.max) and 1 (cpu.cfs_*)."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = mount / controllers if controllers else mount
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):  # in a container the path may be the host's, and only the mount itself is there
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                if controllers:
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                else:
+                    quota, period = (folder / "cpu.max").read_text().split()
+                if float(quota) > 0:
+                    yield float(quota) / float(period)
+            if folder == root:
+                break
 
 
 class Workers:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distmeta.data.decode import ValueRange, read_file
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.images import Pixels, Preprocessing, channels_last, decode, pixels_of
 from distmeta.errors import ConfigError, DataError
@@ -50,6 +51,11 @@ class Model(NamedTuple):
     def way(self) -> int | None:
         """The number of classes it adapts to, None for any."""
         return None if self.learner.any_way else self.description["task"]["way"]
+
+    def with_value_range(self, value_range: ValueRange) -> "Model":
+        """The same model, for which other values are black and white in images that do not have 8 bits."""
+        preprocessing = self.description["preprocessing"] | {"value_range": value_range}
+        return self._replace(description=self.description | {"preprocessing": preprocessing})
 
     def check_classes(self, count: int, origin: str) -> None:
         """Raises DataError unless the model can tell `count` classes apart; `origin` says where they were found."""
@@ -195,11 +201,8 @@ def _pixels(image: Picture, preprocessing: Preprocessing, origin: str) -> Pixels
     if isinstance(image, bytes):
         return decode(image, preprocessing, origin)
     if isinstance(image, str | Path):
-        try:
-            return decode(Path(image).read_bytes(), preprocessing, str(image))
-        except OSError as error:
-            raise DataError(f"{image} cannot be read: {error.strerror}", "give the path of an image") from None
-    return pixels_of(image if isinstance(image, Image.Image) else _picture(np.asarray(image), origin), preprocessing)
+        return decode(read_file(Path(image)), preprocessing, str(image))
+    return pixels_of(image if isinstance(image, Image.Image) else _picture(np.asarray(image), origin), preprocessing, origin)
 
 
 def _picture(pixels: NDArray[Any], origin: str) -> Image.Image:

@@ -1,66 +1,77 @@
 """Adapt a published model to a folder of labelled images and classify others, however many."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
-from torch import Tensor
 
+from distmeta.data.decode import MAX_PIXELS, check_bright, decode_file, read_file
+from distmeta.data.image_files import LAYOUT, LeftOut, class_folders, class_of, images_under
+from distmeta.data.images import Preprocessing, fitted
 from distmeta.errors import DataError
-from distmeta.inference.model import CHUNK, Adapted, Model, network_input
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-_NAMED = ".jpg, .png"
+from distmeta.inference.model import CHUNK, Adapted, Model
 
 
-def support_set(folder: Path) -> dict[str, list[Path]]:
-    """class name → image files, from folder/class_name/*. Raises DataError unless two or more classes have an image each."""
+class FileReader:
+    """Image files as a model sees them. `several` counts those that are animated or have several pages; the first picture is read."""
+
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> None:
+        self.several = 0
+        self._preprocessing = preprocessing
+        self._max_pixels = max_pixels
+
+    def read(self, path: Path) -> tuple[NDArray[np.uint8], bytes]:
+        """Pixels (H, W, C) of the model's size, and a digest of the file's bytes. Raises DataError if it is not a whole image."""
+        content, wanted = read_file(path, self._max_pixels), self._preprocessing
+        decoded = decode_file(content, wanted.channels, str(path), wanted.value_range, self._max_pixels)
+        check_bright(decoded.peak, str(path))
+        self.several += decoded.has_more
+        pixels = fitted(decoded.picture, wanted).transpose(1, 2, 0)
+        return pixels, blake2b(content, digest_size=16).digest()
+
+
+class Support(NamedTuple):
+    """The labelled images that a network was adapted to: class name → files, and each file by its place and by its content's digest.
+
+    `copies` are pairs of files with the same content.
+    """
+
+    classes: dict[str, list[Path]]
+    places: set[Path]
+    digests: dict[bytes, Path]
+    copies: list[tuple[Path, Path]]
+
+
+def support_set(folder: Path, left_out: LeftOut | None = None) -> dict[str, list[Path]]:
+    """class name → image files, as `class_folders` finds them. Raises DataError unless two or more classes have an image each."""
     if not folder.is_dir():
         raise DataError(f"support folder {folder} does not exist", "give a folder that holds a folder of images for each class")
-    classes = {sub.name: list(_images_in(sub)) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    classes = {found.full_name: found.files() for found in class_folders(folder, left_out)}
     if len(classes) < 2:
-        found = "no class folder" if not classes else f"one class folder, {next(iter(classes))!r}"
-        raise DataError(
-            f"support folder {folder} has {found}; at least two are needed", "put the images of each class in a folder of its name"
-        )
-    empty = [name for name, images in classes.items() if not images]
-    if empty:
-        raise DataError(f"class folder {folder / empty[0]} holds no image", f"put {_NAMED} files there, or remove it")
+        raise DataError(f"support folder {folder} has one class folder, {next(iter(classes))!r}; at least two are needed", LAYOUT)
     return classes
 
 
-def query_files(query: Path, listed: TextIO) -> Iterator[Path]:
+def query_files(query: Path, listed: TextIO, left_out: LeftOut | None = None) -> Iterator[Path]:
     """Images to classify: all under a folder, sorted; one file; or, for `-`, the paths that `listed` gives line by line.
 
-    Raises DataError if there are none.
+    `left_out` hears of what a folder holds besides images. Raises DataError if there is no image.
     """
+    left_out = left_out if left_out is not None else LeftOut()
     if str(query) == "-":
         files: Iterator[Path] = (Path(line.rstrip("\n")) for line in listed if line.strip())
     else:
-        files = _images_in(query) if query.is_dir() else iter([query] if query.is_file() else [])
+        files = images_under(query, left_out) if query.is_dir() else iter([query] if query.is_file() else [])
     first = next(files, None)
     if first is None:
-        raise DataError(f"{query} holds no image to classify", f"give a folder with {_NAMED} files, or - and their paths on standard input")
-    yield first
-    yield from files
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    """In the order of their paths; one folder's names are held at a time. Linked folders are not entered."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}", "check its permissions, or take it out") from None
-    for name in names:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            yield from _images_in(path)
-        elif path.suffix.lower() in _SUFFIXES and path.is_file():
-            yield path
+        besides = f" ({left_out})" if left_out.counts else ""
+        raise DataError(f"{query} holds no image to classify{besides}", "give a folder of images, or - and their paths on standard input")
+    return chain([first], files)
 
 
 class Prediction(NamedTuple):
@@ -76,52 +87,62 @@ class Prediction(NamedTuple):
         return {"file": str(self.file), "class": self.label, "probability": self.probability}
 
 
-def adapt_to_folder(model: Model, support: Path, steps: int | None = None) -> tuple[Adapted, list[Path]]:
-    """`model` adapted to support/class_name/*, by `steps` inner steps (those it was evaluated with, if None), and the files it saw.
+def adapt_to_folder(
+    model: Model, folder: Path, steps: int | None = None, reader: FileReader | None = None, left_out: LeftOut | None = None
+) -> tuple[Adapted, Support]:
+    """`model` adapted to the classes of `folder`, by `steps` inner steps (default: those it was evaluated with), and what it saw.
 
     Raises DataError, ConfigError.
     """
-    classes = support_set(support)
-    model.check_classes(len(classes), f"support folder {support}")
-    files = [path for paths in classes.values() for path in paths]
-    return model.adapt(files, [name for name, paths in classes.items() for _ in paths], steps), files
+    classes = support_set(folder, left_out)
+    model.check_classes(len(classes), f"support folder {folder}")
+    reader = reader or FileReader(model.preprocessing)
+    support = Support(classes, {path.resolve() for files in classes.values() for path in files}, {}, [])
+    images, labels = [], []
+    for name, files in classes.items():
+        for path in files:
+            pixels, digest = reader.read(path)
+            if support.digests.setdefault(digest, path) != path:
+                support.copies.append((support.digests[digest], path))
+            images.append(pixels)
+            labels.append(name)
+    return model.adapt(images, labels, steps), support
 
 
 def predict_files(
-    adapted: Adapted, files: Iterable[Path], support: Iterable[Path], bad: Callable[[DataError], None]
+    adapted: Adapted, files: Iterable[Path], support: Support, bad: Callable[[DataError], None], reader: FileReader | None = None
 ) -> Iterator[Prediction]:
     """A prediction for each of `files`, as they come. The answer for an image does not depend on which others are asked.
 
-    A file that is no whole image is told to `bad` and left out. Raises DataError where a query is one of the `support` images.
+    A file that is not a whole image is reported to `bad` and left out. Raises DataError where a query is one of the `support` images, or
+    has the same content.
     """
-    inputs = _inputs(adapted, _apart(files, {path.resolve() for path in support}), bad)
-    while chunk := list(islice(inputs, CHUNK)):
-        rows = adapted.predict(torch.cat([image for _, image in chunk])).tolist()
+    images = _images(files, support, bad, reader or FileReader(adapted.preprocessing))
+    while chunk := list(islice(images, CHUNK)):
+        rows = adapted.predict([pixels for _, pixels in chunk]).tolist()
         for (path, _), row in zip(chunk, rows, strict=True):
             probabilities = dict(zip(adapted.classes, row, strict=True))
             label = max(probabilities, key=lambda name: probabilities[name])
-            truth = path.parent.name if path.parent.name in probabilities else None
-            yield Prediction(path, label, probabilities[label], probabilities, truth)
+            yield Prediction(path, label, probabilities[label], probabilities, class_of(path, probabilities))
 
 
-def _apart(files: Iterable[Path], seen: set[Path]) -> Iterator[Path]:
+def _images(
+    files: Iterable[Path], support: Support, bad: Callable[[DataError], None], reader: FileReader
+) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
+    """Each file that is a whole image, with its pixels (H, W, C)."""
+    apart = "keep queries apart from the support folder"
     for path in files:
-        if path.resolve() in seen:
-            raise DataError(
-                f"{path} is a query and a support image, too: what the model was shown says nothing of what it knows",
-                "keep queries apart from the support folder",
-            )
-        yield path
-
-
-def _inputs(adapted: Adapted, files: Iterable[Path], bad: Callable[[DataError], None]) -> Iterator[tuple[Path, Tensor]]:
-    """Each file that is a whole image, as network input (1, C, H, W)."""
-    like = next(iter(adapted.tensors().values()))
-    for path in files:
+        if path.resolve() in support.places:
+            raise DataError(f"{path} is in both the support and the query folder; its prediction would be meaningless", apart)
         try:
-            yield path, network_input([path], adapted.preprocessing, like)
+            pixels, digest = reader.read(path)
         except DataError as error:
             bad(error)
+            continue
+        if digest in support.digests:
+            text = f"{path} is a copy of the support image {support.digests[digest]}; its prediction would be meaningless"
+            raise DataError(text, apart)
+        yield path, pixels
 
 
 class Score:
@@ -138,12 +159,7 @@ class Score:
             self.right += prediction.label == prediction.truth
             yield prediction
 
-    @property
-    def known(self) -> bool:
-        """Whether the truth of every query was known."""
-        return self.labelled == self.asked > 0
-
     def accuracy(self) -> tuple[float, float, float]:
-        """Part that was right, and its 95% interval (Wilson 1927, as scipy gives it)."""
+        """Of the labelled queries (there must be some), the part that was right, and its 95% interval (Wilson 1927, as scipy gives it)."""
         interval = binomtest(self.right, self.labelled).proportion_ci(method="wilson")
         return self.right / self.labelled, float(interval.low), float(interval.high)

@@ -1,7 +1,6 @@
 """Where images come from: each module of this folder reads one kind of source and yields `SourceImage`s."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -28,9 +27,3 @@ class Source(NamedTuple):
     images: Iterator[SourceImage]
     total: int | None = None
     facts: Mapping[str, str] = MappingProxyType({})
-
-
-def is_picture(name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a file's name says that it is an image. Some systems add hidden files of their own (._n01443537_0.JPEG) to a folder."""
-    last = PurePosixPath(name).name
-    return last.lower().endswith(suffixes) and not last.startswith(".")

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from distmeta.data.sources import SPLITS, SourceImage, is_picture
+from distmeta.data.decode import read_file
+from distmeta.data.image_files import is_image_name
+from distmeta.data.sources import SPLITS, SourceImage
 from distmeta.data.tars import AGAIN, content_of, members
 from distmeta.errors import DataError
 
 _log = logging.getLogger(__name__)
 WNID = re.compile(r"n\d{8}")
-_SUFFIXES = (".jpeg", ".jpg", ".png")
 _LAYOUT = "Give ILSVRC2012_img_train.tar, or a folder that holds n01443537/*.JPEG or n01443537.tar for each class."
 
 Choose = Callable[[str, list[str]], Collection[str]]
@@ -54,10 +55,10 @@ def estimate(source: Path, splits: Path) -> int | None:
             classes = _read_splits(splits)
             if source.is_dir():
                 folders = [path for wnid, path in find_classes(source).items() if wnid in classes]
-                return None if any(map(Path.is_file, folders)) else sum(is_picture(f.name, _SUFFIXES) for p in folders for f in p.iterdir())
+                return None if any(map(Path.is_file, folders)) else sum(is_image_name(f.name) for p in folders for f in p.iterdir())
             with source.open("rb") as file:
                 wanted = [m for m in members(file, "r:", str(source)) if _is_class_tar(m[0].name) and _wnid(m[0].name) in classes]
-                first = sum(is_picture(m.name, _SUFFIXES) for m, _ in members(wanted[0][1], "r:", str(source))) if wanted else 0
+                first = sum(is_image_name(m.name) for m, _ in members(wanted[0][1], "r:", str(source))) if wanted else 0
                 return sum(m.size for m, _ in wanted) * first // max(1, wanted[0][0].size) if wanted else None
     except DataError:
         return None
@@ -180,23 +181,23 @@ def _from_folder(places: dict[str, Path], choose: Choose | None) -> Iterator[tup
             with path.open("rb") as tar:
                 yield from _from_class_tar(tar, wnid, str(path), choose)
             continue
-        names = sorted(file.name for file in path.iterdir() if is_picture(file.name, _SUFFIXES))
+        names = sorted(file.name for file in path.iterdir() if is_image_name(file.name))
         if not names:
-            raise DataError(f"{path} holds no {', '.join(_SUFFIXES)} file; a class has at least one.", "Fill the folder or remove it.")
+            raise DataError(f"{path} holds no image; a class has at least one.", "Fill the folder or remove it.")
         for name in sorted(choose(wnid, names)) if choose else names:
-            yield wnid, str(path / name), (path / name).read_bytes()
+            yield wnid, str(path / name), read_file(path / name)
 
 
 def _from_class_tar(file: IO[bytes], wnid: str, origin: str, choose: Choose | None) -> Iterator[tuple[str, str, bytes]]:
     empty, chosen = True, None
     if choose:  # a first pass over the headers alone
-        chosen = choose(wnid, [member.name for member, _ in members(file, "r:", origin) if is_picture(member.name, _SUFFIXES)])
+        chosen = choose(wnid, [member.name for member, _ in members(file, "r:", origin) if is_image_name(member.name)])
         file.seek(0)
     for member, content in members(file, "r|", origin):
-        if is_picture(member.name, _SUFFIXES):
+        if is_image_name(member.name):
             empty = False
             if chosen is not None and member.name not in chosen:
                 continue
             yield wnid, f"{origin}:{member.name}", content_of(member, content, origin)
     if empty:
-        raise DataError(f"{origin} holds no {', '.join(_SUFFIXES)} file; a class has at least one.", AGAIN)
+        raise DataError(f"{origin} holds no image; a class has at least one.", AGAIN)

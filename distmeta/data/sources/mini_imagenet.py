@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from distmeta.data.decode import read_file
 from distmeta.data.sources import SPLITS, Source, SourceImage
 from distmeta.data.sources.imagenet import WNID, Class, check_missing, find_classes, pictures, readable, rows
 from distmeta.errors import DataError
@@ -87,7 +88,7 @@ def _by_name(
         for wnid, names in lists.files.items():
             for name in names:
                 if name in found:
-                    yield SourceImage(lists.classes[wnid].split, wnid, wnid, found[name].read_bytes(), str(found[name]))
+                    yield SourceImage(lists.classes[wnid].split, wnid, wnid, read_file(found[name]), str(found[name]))
 
 
 def _from_imagenet(

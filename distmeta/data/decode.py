@@ -1,0 +1,277 @@
+"""The one reader of pictures: an encoded file → 8-bit grey or RGB pixels, upright, as people see it.
+
+Packing, prediction, serving and reports all read through it. Only the formats in `FORMATS` are opened, whatever a file is called.
+"""
+
+import io
+import math
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (  # importing a plugin is what makes its format known
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from distmeta.errors import ConfigError, DataError
+
+MAX_PIXELS = 100_000_000
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+        PpmImagePlugin.PpmImageFile,
+        AvifImagePlugin.AvifImageFile,
+    )
+)
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_FULL_RANGE = 65535  # of 16-bit integers
+_DARKEST_PEAK = (_FULL_RANGE + 1) // 8  # 16-bit images that stay below hold numbers of fewer bits, and would be read as black
+_BYTES_PER_PIXEL = 16  # no format takes more, of four channels with 32 bits each
+# Raw modes that Pillow also knows in the other byte order.
+_SWAPPABLE = [f"{mode};16{order}" for mode in ("RGB", "RGBX", "RGBA") for order in "BLN"]
+_UPRIGHT = {  # EXIF orientation → what turns the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_EXIF_BLOCKS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow finds an orientation
+
+ValueRange = tuple[float, float]
+"""The values that are black and white in files whose own range is unknown; values beyond are clipped."""
+
+
+def parse_value_range(text: str | None) -> ValueRange | None:
+    """ "0,255" → (0.0, 255.0); None stays None. Raises ConfigError unless these are two finite numbers, the lower first."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:  # nor NaN
+        raise ConfigError(f"--value-range {text} is not two numbers, black and then white", "write --value-range 0,255")
+    return low, high
+
+
+class Decoded(NamedTuple):
+    """A picture in mode L or RGB. `peak` is the largest value of a 16-bit file that was read by its full range, None for any other file.
+
+    `has_more` says whether the file is animated or has several pages; `picture` is the first.
+    """
+
+    picture: Image.Image
+    peak: int | None
+    has_more: bool
+
+
+def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file.
+
+    Raises DataError if it cannot be read, is not a regular file (a pipe would never end), or is larger than any image of `max_pixels`.
+    """
+    most = max_pixels * _BYTES_PER_PIXEL + (1 << 20)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"{path} cannot be read: it is a pipe or device, not a file", "give the path of an image file")
+            if status.st_size > most:
+                raise DataError(
+                    f"{path} has {status.st_size:,} bytes, more than any image of {max_pixels:,} pixels",
+                    "remove that file, or raise the limit with --max-pixels",
+                )
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path} cannot be read: {reason}", "give the path of an image that you may read") from None
+
+
+def decode_file(content: bytes, channels: int, origin: str, value_range: ValueRange | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode an encoded file to grey (`channels` 1) or RGB (3), upright; transparency becomes white. `origin` names it in errors.
+
+    8-bit values are taken as they are, 16-bit integers by their full range. Signed, 32-bit and float values have no range of their own:
+    they, and 16-bit values too, are scaled by `value_range` where it is given.
+    Raises DataError if the bytes are not a whole image of a format in FORMATS (or HEIC, where pillow-heif is installed), if its header
+    names more than `max_pixels`, if a value is not a number, or if the values need a `value_range`.
+    """
+    try:
+        image = _opened(content, origin)
+        check_pixels(image.size, max_pixels, origin)
+        has_more = bool(getattr(image, "is_animated", False))
+        has_16_bit_colours = _has_16_bit_colours(image)
+        image.load()
+        if has_16_bit_colours:
+            picture, peak = _eight_bit_colours(image, content, origin, value_range)
+        else:
+            picture, peak = eight_bits(image, origin, value_range)
+        return Decoded(flattened(upright(picture, image), channels), peak, has_more)
+    except DataError:
+        raise
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise does_not_decode(origin, error) from None
+
+
+def does_not_decode(origin: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return DataError(f"{origin} does not decode as an image ({reason})", "replace or remove that file")
+
+
+def check_pixels(size: tuple[int, int], max_pixels: int, origin: str) -> None:
+    """Raises DataError if an image of `size` (width, height) has more than `max_pixels`."""
+    width, height = size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{origin} does not decode as an image ({width} x {height} pixels, more than the limit of {max_pixels:,})",
+            "replace or remove that file, or raise the limit with --max-pixels",
+        )
+
+
+def check_bright(peak: int | None, origin: str) -> None:
+    """Raises DataError if `peak`, the largest value of one or of all 16-bit images, shows that they use a small part of their range."""
+    if peak is None or peak >= _DARKEST_PEAK:
+        return
+    likely = 2 ** max(8, peak.bit_length()) - 1
+    raise DataError(
+        f"{origin} has 16-bit values, but none above {peak} of {_FULL_RANGE}: read by their full range, they would be black",
+        f"say which values are black and white, such as --value-range 0,{likely}, or save the images with 8 bits",
+    )
+
+
+def _opened(content: bytes, origin: str) -> ImageFile.ImageFile:
+    """The file's header, read by the one plugin that its first bytes name. Image.open would compare with Pillow's own limit of pixels."""
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(content[:16]) is True:
+            return factory(io.BytesIO(content), "")
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        try:
+            from pillow_heif.as_plugin import HeifImageFile
+        except ImportError:
+            raise DataError(
+                f"{origin} does not decode as an image (HEIC needs the package pillow-heif)", "pip install 'distmeta[heic]', or convert it"
+            ) from None
+        return HeifImageFile(io.BytesIO(content))
+    raise DataError(
+        f"{origin} does not decode as an image (its format is none of {', '.join(FORMATS)}, HEIC)", "replace, convert or remove that file"
+    )
+
+
+def upright(picture: Image.Image, image: Image.Image) -> Image.Image:
+    """`picture` turned as the EXIF orientation of `image` says."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged EXIF block: viewers show such a picture as it is stored
+        return picture
+    method = _UPRIGHT.get(orientation)  # type: ignore[arg-type]
+    if method is None:
+        return picture
+    turned = picture.transpose(method)
+    for block in _EXIF_BLOCKS:
+        turned.info.pop(block, None)  # or it would be turned again by whoever reads it next
+    return turned
+
+
+def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) -> tuple[Image.Image, int | None]:
+    """A loaded picture with 8 bits for each value, and the peak that `Decoded` has. Raises DataError as `decode_file`."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image, None
+    values = _values(image)
+    if not np.isfinite(values).all():
+        raise DataError(f"{origin} has values that are not finite numbers (NaN or infinity)", "replace or remove that file")
+    if value_range is not None:
+        return _scaled(values, value_range), None
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # a PGM's header says what is white, and Pillow scales by it
+        kind = "float" if image.mode == "F" else "signed or 32-bit"
+        extent = f"{values.min():.6g} to {values.max():.6g}"
+        raise DataError(
+            f"{origin} has {kind} values, {extent}: say which are black and white by --value-range LOW,HIGH",
+            "give --value-range LOW,HIGH, such as --value-range 0,1, or save the image with 8 bits",
+        )
+    return Image.fromarray((values // 257).astype(np.uint8)), int(values.max())
+
+
+def _has_16_bit_colours(image: ImageFile.ImageFile) -> bool:
+    """Of a picture that is not loaded yet: whether Pillow is about to reduce colours of 16 bits to 8."""
+    if image.mode not in ("RGB", "RGBA", "CMYK") or not image.tile:
+        return False
+    arguments: Any = image.tile[0].args
+    if image.format == "PPM":
+        return isinstance(arguments, tuple) and arguments[-1] > 255
+    return ";16" in str(arguments if isinstance(arguments, str) else arguments[:1])
+
+
+def _eight_bit_colours(
+    image: ImageFile.ImageFile, content: bytes, origin: str, value_range: ValueRange | None
+) -> tuple[Image.Image, int | None]:
+    """As `eight_bits`, for colours of 16 bits, of which Pillow keeps the upper 8."""
+    upper = np.asarray(image)
+    if value_range is None:
+        return image, int(upper[..., :3].max()) * 257
+    values = upper.astype(np.uint16) * 256 + _lower_bytes(content, origin)
+    picture = _scaled(values[..., :3], value_range)
+    if image.mode == "RGBA":
+        picture.putalpha(Image.fromarray(upper[..., 3]))
+    return picture, None
+
+
+def _lower_bytes(content: bytes, origin: str) -> NDArray[np.uint8]:
+    """What Pillow leaves out of 16-bit colours: it keeps the lower bytes instead if it takes the file's byte order for the other one."""
+    image = _opened(content, origin)
+    arguments: Any = image.tile[0].args
+    raw_mode = arguments if isinstance(arguments, str) else arguments[0]
+    other = raw_mode[:-1] + {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}.get(raw_mode[-1:], "")
+    if raw_mode not in _SWAPPABLE:
+        raise DataError(f"{origin} has 16-bit colours stored so that --value-range cannot be applied", "save the image with 8 bits")
+    swapped = other if isinstance(arguments, str) else (other, *arguments[1:])
+    image.tile = [tile._replace(args=swapped) for tile in image.tile]
+    return np.asarray(image)
+
+
+def _values(image: Image.Image) -> NDArray[Any]:
+    """A picture's values as its file means them, where Pillow leaves that to us: unsigned 32 bits, and 16 bits of which 0 is white."""
+    values, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    sample_format = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    if image.mode == "I" and tags.get(TiffImagePlugin.BITSPERSAMPLE) == (32,) and sample_format == (1,):
+        return values.view(np.uint32)
+    if image.mode.startswith("I;") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+        return _FULL_RANGE - values
+    return values
+
+
+def _scaled(values: NDArray[Any], value_range: ValueRange) -> Image.Image:
+    low, high = value_range
+    return Image.fromarray(((values.astype(np.float64) - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8))
+
+
+def flattened(picture: Image.Image, channels: int) -> Image.Image:
+    """An 8-bit picture of any mode in grey (`channels` 1) or RGB (3); transparency becomes white."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("L" if channels == 1 else "RGB")

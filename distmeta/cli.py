@@ -10,7 +10,6 @@ import typer
 from distmeta.errors import ConfigError, DataError, DistmetaError
 from distmeta.show import (
     counted,
-    figures,
     next_commands,
     prediction_notes,
     print_json,
@@ -419,12 +418,13 @@ def models(
     """
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import list_models, matching
+    from distmeta.training.measurement import measurement_of
 
     rows = matching(list_models(resolve(tracking_uri)), name, alias, dataset=dataset, learner=learner, way=way, shot=shot)
     if as_json:
         print_json(rows)
         return
-    columns = ["model", "aliases", "dataset", "task", "learner", "accuracy", "inductive", "age"]
+    columns = ["model", "aliases", "dataset", "task", "learner", "test", "age"]
     table = [
         [
             row["uri"],
@@ -432,7 +432,7 @@ def models(
             row["dataset"],
             f"{row['way']}-way {row['shot']}-shot",
             row["learner"],
-            *figures(row),
+            measurement_of(row).summary,
             f"{row['age_s'] // 3600} h {row['age_s'] // 60 % 60} min",
         ]
         for row in rows
@@ -512,12 +512,14 @@ def compare(
     from distmeta.registry.compare import compare as paired
     from distmeta.registry.compare import verdict
     from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.training.measurement import quantity
 
     found = paired(resolve(tracking_uri), a, b)
     if as_json:
         print_json(found)
         return
-    show_table(["model", found["figure"]], [[a, f"{found['a']:.4f}"], [b, f"{found['b']:.4f}"]])
+    means = [quantity(found[side], None, found["scale"], found["digits"] + 1, found["unit"]) for side in ("a", "b")]
+    show_table(["model", found["figure"]], [[a, means[0]], [b, means[1]]])
     print(verdict(found))
 
 
@@ -615,6 +617,7 @@ def evaluate(
 def report(
     run: Annotated[str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model it published.")],
     shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The config that the run was started with, if it names a domain of your own.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -626,14 +629,16 @@ def report(
     """
     from distmeta.assembly.report import report as write
     from distmeta.assembly.report import report_of_model
+    from distmeta.config import load_config
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.training.run_folder import RunFolder
 
-    anew = True
+    sys.path.append(os.getcwd())
+    own, anew = load_config(config) if config else None, True
     if run.startswith(("models:/", "runs:/")):
-        written, anew = report_of_model(resolve(tracking_uri), run, shards)
+        written, anew = report_of_model(resolve(tracking_uri), run, shards, own)
     else:
-        written = write(RunFolder(run), shards)
+        written = write(RunFolder(run), shards, own)
     say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
     if as_json:
         print_json({"report": str(written)})

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distmeta.masking import masked_tree, printable
+from distmeta.training.measurement import Measurement, baseline_of, measurement_of
 
 if TYPE_CHECKING:
     from distmeta.data.image_files import LeftOut
@@ -99,30 +100,23 @@ def prediction_notes(score: "Score", reader: "FileReader", support: "Support", l
 
 
 def show_test(test: dict[str, Any]) -> None:
-    """The final test as a table."""
-    if "mse_by_step" in test:
-        from distmeta.report.adaptation import adaptation_curves
+    """The final test as a table: a row for each figure, a column for each network."""
+    ours = measurement_of(test)
+    networks = {"meta-trained": ours, "random initialisation, adapted": baseline_of(test)}
+    networks |= {name: measurement_of(other) for name, other in test.get("beside", {}).items()}
+    rows = [[column, *(_cell(network, column) for network in networks.values())] for column in ours.columns]
+    if "beside" in test:
+        differences = [ours.difference(other["difference"], other["difference_ci95"]) for other in test["beside"].values()]
+        rows.append([f"this run minus it, {ours.columns[ours.headline]}, paired", "", "", *differences])
+    say(
+        f"test, {ours.name}, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes "
+        f"(seed {test['seed']}), {test['inner_steps']} inner steps, norm {test['norm']}:"
+    )
+    show_table([ours.axis or ours.name, *networks], rows)
 
-        curves = adaptation_curves(test)
-        columns = ["inner steps", *(curve.name for curve in curves)]
-        errors = [{x: f"{y:.3f} ± {ci95:.3f}" for x, y, ci95 in zip(*curve[1:], strict=True)} for curve in curves]
-        rows = [[str(step), *(by_step.get(step, "") for by_step in errors)] for step in errors[0]]
-        say(f"test, squared error, {test['shot'] * test['way']}-shot, {test['episodes']} tasks (seed {test['seed']}), norm {test['norm']}:")
-    else:
-        columns = ["network", "accuracy"]
-        rows = [
-            ["meta-trained, transductive", _percent(test["accuracy"], test["ci95"])],
-            ["meta-trained, inductive", _percent(test["accuracy_inductive"], test["ci95_inductive"])],
-            ["not meta-trained (random initialisation, adapted), transductive", _percent(test["random_init"], test["random_init_ci95"])],
-        ]
-        for name, other in test.get("beside", {}).items():
-            difference = f"{100 * other['difference']:+.1f} ± {100 * other['difference_ci95']:.1f} points"
-            rows.append([f"{name}, transductive", f"{_percent(other['accuracy'], other['ci95'])}; this run {difference}"])
-        say(
-            f"test, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes (seed {test['seed']}), "
-            f"{test['inner_steps']} inner steps, norm {test['norm']}:"
-        )
-    show_table(columns, rows)
+
+def _cell(measurement: Measurement, column: str) -> str:
+    return measurement.text(measurement.columns.index(column)) if column in measurement.columns else ""
 
 
 def show_schedule(history: list[dict[str, Any]]) -> None:
@@ -139,24 +133,12 @@ def _part(part: dict[str, Any]) -> str:
 
 def show_advance(fresh: dict[str, Any]) -> None:
     """The winner of a sweep on validation episodes that no trial saw, and how far it is ahead of trial 0 there."""
-    if "accuracy_inductive" not in fresh:
-        return
-    line = f"on {fresh['episodes']} validation episodes that no trial saw: {_percent(fresh['accuracy_inductive'], fresh['ci95_inductive'])}"
+    ours = measurement_of(fresh)
+    line = f"on {fresh['episodes']} validation episodes that no trial saw: {ours.name} {ours.text(ours.selected)}"
     if "advance" in fresh:
-        line += f", ahead of trial 0 (the config as it stands) by {_percent(fresh['advance'], fresh['advance_ci95'])}, paired"
-    say(f"{line} (inductive)")
-
-
-def figures(row: dict[str, Any]) -> tuple[str, str]:
-    """A registered model's accuracy and inductive accuracy, or its squared error after the last inner step."""
-    if "mse_by_step" in row:
-        last = max(row["mse_by_step"], key=int)
-        return f"error {row['mse_by_step'][last]:.3f} ± {row['ci95_by_step'][last]:.3f}", ""
-    return _percent(row["accuracy"], row["ci95"]), _percent(row["accuracy_inductive"], row["ci95_inductive"])
-
-
-def _percent(accuracy: float, ci95: float) -> str:
-    return f"{100 * accuracy:.1f} ± {100 * ci95:.1f} %"
+        difference = ours.difference(fresh["advance"], fresh["advance_ci95"])
+        line += f"; difference to trial 0 (the config as it stands) {difference}, paired"
+    say(f"{line} ({ours.columns[ours.selected]} {ours.axis or ''}".rstrip() + ")")
 
 
 class _Speed(ProgressColumn):

@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+from torch import nn
 
-from distmeta.data.episodes import Batch
+from distmeta.data.episodes import Batch, Task
 from distmeta.data.pack import PackOptions, pack
 from distmeta.data.shards import Dataset
 from distmeta.data.sources import SourceImage
+from distmeta.learners import build_learner
 from distmeta.seeds import generator
+from distmeta.training.accuracy import Accuracy
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -100,3 +103,9 @@ def same(a: Batch, b: Batch) -> bool:
     """Whether two batches hold the same tasks, bit for bit."""
     pairs = [(value, getattr(b, name)) for name, value in vars(a).items()]
     return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
+
+
+def validation(score: float) -> dict[str, Any]:
+    """What a classification run's metrics hold of a validation with this inductive accuracy."""
+    measurement = Accuracy().measure(build_learner("maml", nn.Linear(1, 3)), Task(3, 1, 2), torch.tensor([[score, score]]).double())
+    return Accuracy().keys(measurement) | {"measurement": measurement.as_dict(), "score": score}

@@ -237,7 +237,7 @@ def test_compare_counts_a_smaller_error_as_better(uri: str, tmp_path: Path) -> N
     assert found["figure"] == "squared error"
     assert found["difference"] < 0
     assert verdict(found).startswith("B is better than A")
-    with pytest.raises(RegistryError, match="does regression on patterns, not on images"):
+    with pytest.raises(RegistryError, match="reads no images: it was trained on patterns"):
         versions.load_model(uri, "models:/functions/1")
 
 

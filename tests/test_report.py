@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, finished_run
+from scipy.stats import t
 from test_cli import call
 
 from distmeta.assembly.report import report, report_of_model
@@ -60,7 +61,7 @@ def run_of(folder: Path, uri: str, packed: Path, description: dict[str, Any] = D
             if step == 7:
                 record = {"step": step, "bad_slot": 2}
             if step % 10 == 0:
-                found = {"accuracy": 0.5, "ci95": 0.05, "accuracy_inductive": 0.4, "ci95_inductive": 0.05}
+                found = {"accuracy": 0.5, "ci95": 0.05, "accuracy_inductive": 0.4, "ci95_inductive": 0.05, "episodes": 9}
                 record["validation"] = found
             file.write(json.dumps(record | times) + "\n")
     return run
@@ -107,11 +108,11 @@ def test_it_says_what_the_run_found(written: Path) -> None:
     for said in (
         "61.2 ± 1.1 %",
         "40.0 ± 2.0 %",
-        "right 61.2 % of the time; the same network without meta-training 40.0 % (guessing would be right 33 % of the time)",
+        "Its accuracy on new tasks is 61.2 %; without meta-training it is 40.0 % (guessing: 33.3 %)",
         "best at 10",
         "2 from step 1, 1 from step 20",
         "(meta-gradient not finite) 7",
-        "50 episodes of unseen classes",
+        "50 episodes of unseen tasks",
         "first 12 test episodes",
         HOSTILE,
         "a<b>&'\"c",
@@ -187,12 +188,16 @@ def test_curves_of_a_regression_have_one_order_everywhere(tmp_path: Path, capsys
     def falling(steps: int, to: float) -> dict[str, float]:
         return {str(step): to + (steps - step) for step in reversed(range(steps + 1))}  # after JSON, in any order
 
-    test = {
+    test: dict[str, Any] = {
         "mse_by_step": falling(11, 0.25),
         "ci95_by_step": falling(11, 0.5),
         "random_init": falling(11, 4),
         "random_init_ci95": falling(11, 0.125),
-        "beside": {f"models:/m/{i}": {"mse_by_step": falling(i, i), "ci95_by_step": falling(i, 0.5)} for i in range(1, 6)},
+        "episodes": 9,
+    }
+    difference = {"difference": 1.0, "difference_ci95": 0.5}
+    test["beside"] = {
+        f"models:/m/{i}": {"mse_by_step": falling(i, i), "ci95_by_step": falling(i, 0.5), "episodes": 9} | difference for i in range(1, 6)
     }
     curves = adaptation_curves(test)
     names = ["meta-trained", "random initialisation", *(f"models:/m/{i}" for i in range(1, 6))]
@@ -203,10 +208,11 @@ def test_curves_of_a_regression_have_one_order_everywhere(tmp_path: Path, capsys
     assert [name for name in names if f">{name}<" in svg] == names
     draw_adaptation(test, "a run", tmp_path / "adaptation.png")
     assert Image.open(tmp_path / "adaptation.png").size == (840, 540)
-    on = {"way": 1, "shot": 5, "queries": 20, "episodes": 9, "seed": 0, "norm": "none"}
+    on = {"way": 1, "shot": 5, "queries": 20, "inner_steps": 11, "seed": 0, "norm": "none"}
     show_test(test | on)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "±" in line]
-    assert [row[0] for row in rows] == [str(step) for step in range(12)]
+    assert [row[0] for row in rows] == [*map(str, range(12)), "this run minus it, 11, paired"]
+    assert rows[-1][3:] == ["+1.000 ± 0.500"] * 5
     assert rows[2] == ["2", "9.250 ± 9.500", "13.000 ± 9.125", "", *(f"{2 * i - 2:.3f} ± {i - 1.5:.3f}" for i in range(2, 6))]
 
 
@@ -215,7 +221,7 @@ def test_bins_are_means_with_the_formulas_interval() -> None:
     curve = binned(list(range(1000)), y, "y", bins=10)
     assert len(curve.y) == 10
     assert curve.y[3] == pytest.approx(y[300:400].mean())
-    assert curve.ci95[3] == pytest.approx(1.96 * y[300:400].std(ddof=1) / 10)
+    assert curve.ci95[3] == pytest.approx(t.ppf(0.975, 99) * y[300:400].std(ddof=1) / 10)
     assert curve.x[3] == pytest.approx(349.5)
     assert len(binned([1, 2, 3], [1, 1, 1], "short").y) == 3
 

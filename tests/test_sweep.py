@@ -20,7 +20,7 @@ import psutil
 import pytest
 import scipy.stats
 import torch
-from conftest import free_port
+from conftest import free_port, validation
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
@@ -178,7 +178,7 @@ def finished(sweep_folder: RunFolder, number: int, scores: list[float], steps: i
     folder = trial.folder(sweep_folder).path
     (folder / "metrics").mkdir(parents=True)
     if scores:
-        lines = [json.dumps({"step": 2 * i, "validation": {"score": score}}) for i, score in enumerate(scores, 1)]
+        lines = [json.dumps({"step": 2 * i, "validation": validation(score)}) for i, score in enumerate(scores, 1)]
         (folder / "metrics" / f"000000-{2 * len(scores):06d}.jsonl").write_text("\n".join(lines) + "\n")
     if 2 * len(scores) == steps:
         last = trial.folder(sweep_folder).checkpoint(steps).path
@@ -215,12 +215,12 @@ def test_how_a_trial_ended_is_what_its_run_folder_says(tmp_path: Path) -> None:
         records.end(trial, died)
     assert [(trial.state, trial.reason) for trial in load_trials(folder)] == [
         ("finished", "all 12 steps"),
-        ("stopped", "at step 4: 0.25 is not among the best 1/3 there"),
+        ("stopped", "at step 4: 25.0 % is not among the best 1/3 there"),
         ("failed", "the meta-gradient was not finite"),
         ("failed", "its driver was lost 4 times"),
     ]
     late = trials[1].folder(folder).path / "metrics" / "000004-000006.jsonl"  # by a worker that outlived its trial
-    late.write_text(json.dumps({"step": 6, "validation": {"score": 0.9}}) + "\n")
+    late.write_text(json.dumps({"step": 6, "validation": validation(0.9)}) + "\n")
     assert load_trials(folder)[1].curve(folder) == [(2, 0.4), (4, 0.25)]
 
 
@@ -258,7 +258,7 @@ def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
     assert found["advance_ci95"] == pytest.approx((apart.high - apart.low) / 2)
     capsys.readouterr()
     show_advance(found)
-    assert f"by {100 * found['advance']:.1f} ± {100 * found['advance_ci95']:.1f} %, paired" in capsys.readouterr().err
+    assert f"{100 * found['advance']:+.1f} ± {100 * found['advance_ci95']:.1f} points, paired" in capsys.readouterr().err
 
 
 def test_all_trials_failing_is_told_with_the_commonest_reason(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import validation
 from mlflow import MlflowClient
 from mlflow_http import Flaky, flaky_server
 from registered import config, finished_run
@@ -58,7 +59,7 @@ def write(folder: Path, after: int, attempt: int = 0) -> None:
     """The metrics file of the next steps; times differ between attempts, as they do when steps are repeated."""
     writer = MetricsWriter(RunFolder(folder).metrics, after)
     for step in range(after + 1, after + EACH + 1):
-        writer.add({"step": step, "outer_lr": 0.1, "meta_loss": 1 / step, "time/adapt": step + attempt / 8, "validation": {"score": 0.5}})
+        writer.add({"step": step, "outer_lr": 0.1, "meta_loss": 1 / step, "time/adapt": step + attempt / 8, "validation": validation(0.5)})
     writer.flush(after + EACH)
 
 

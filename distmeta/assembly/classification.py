@@ -19,10 +19,16 @@ from distmeta.data.shards import Dataset, Split
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
+from distmeta.learners.learner import Learner
 from distmeta.learners.metric import IMAGES_PER_SLOT
 from distmeta.learners.objective import CrossEntropy
+from distmeta.learners.params import Params
+from distmeta.report.pictures import sections_of
+from distmeta.report.section import Section
+from distmeta.report.study import study
 from distmeta.training.accuracy import Accuracy
-from distmeta.training.evaluate import Stream
+
+_STUDIED = 50  # test episodes that a report looks at closely
 
 
 class Classification(Domain):
@@ -97,7 +103,12 @@ class Classification(Domain):
         class_ids = stream.training_episode(step, slot).class_ids
         return "classes " + ", ".join(self.dataset.manifest.classes[class_id].name for class_id in class_ids)
 
-    def evaluation(self, split: Split) -> Stream:
+    def sections(self, learner: Learner, trained: Params, random_init: Params) -> list[Section]:
+        """Test episodes adapted step by step, their pictures, and which categories are confused."""
+        episodes = min(_STUDIED, self.config.data.eval.episodes)
+        return sections_of(study(learner, trained, random_init, self.evaluation("test"), episodes), self.eval_task.way)
+
+    def evaluation(self, split: Split) -> EpisodeStream:
         data = self.config.data
         return EpisodeStream(
             self.dataset,

@@ -3,34 +3,33 @@
 from pathlib import Path
 
 from distmeta.assembly.run import Run
-from distmeta.data.stream import EpisodeStream
+from distmeta.config import Config
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
 from distmeta.learners.allocator import keep_memory
 from distmeta.registry.tracking import fetch_file
 from distmeta.registry.versions import look_up, run_of
 from distmeta.report.page import write_report
-from distmeta.report.study import Study, study
+from distmeta.report.section import Section
 from distmeta.training.run_folder import REPORT, RunFolder
 from distmeta.training.storage import write_whole
 
-EPISODES = 50  # of the test, looked at closely
 
-
-def report(run_folder: RunFolder, shards: str | None = None) -> Path:
+def report(run_folder: RunFolder, shards: str | None = None, own: Config | None = None) -> Path:
     """Write the run's report and return its path; `shards` says where the dataset lies now, if not where the run found it. Raises RunError.
 
+    `own` is the config that the user gave: a domain of the user's own is imported if this names it, never for the folder's word alone.
     Without its dataset a report says so, and shows what the run itself measured.
     """
     try:
-        write_report(run_folder, _study(Run.in_folder(run_folder, shards)))
+        write_report(run_folder, _sections(Run.in_folder(run_folder, shards, own)))
     except RunError:
         raise
     except DistmetaError as error:
-        write_report(run_folder, None, error.message)
+        write_report(run_folder, [], error.message)
     return run_folder.report
 
 
-def report_of_model(uri: str, model_uri: str, shards: str | None = None) -> tuple[Path, bool]:
+def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Config | None = None) -> tuple[Path, bool]:
     """The same for the run that a registered model came from, if its folder is on this machine; else the report that MLflow keeps
     since the run ended, copied into the working folder. Returns the file, and whether it was written anew.
 
@@ -39,7 +38,7 @@ def report_of_model(uri: str, model_uri: str, shards: str | None = None) -> tupl
     version = look_up(uri, model_uri)
     run_id, run_folder = run_of(uri, version)
     if _is_run(run_folder, run_id):
-        return report(run_folder, shards), True
+        return report(run_folder, shards, own), True
     where = f"the run of {model_uri} lies in {run_folder}, which is not here"
     if shards is not None:
         raise ConfigError(f"{where}: --shards cannot be looked at with it", "leave --shards out, for the report written when the run ended")
@@ -56,11 +55,6 @@ def _is_run(folder: RunFolder, run_id: str) -> bool:
     return folder.has_mlflow_run and folder.read_mlflow()["run_id"] == run_id
 
 
-def _study(this: Run) -> Study | None:
-    """A closer look at test episodes, if they are of images."""
-    stream = this.domain.evaluation("test")
-    if not isinstance(stream, EpisodeStream):
-        return None
+def _sections(this: Run) -> list[Section]:
     keep_memory()
-    episodes = min(EPISODES, this.config.data.eval.episodes)
-    return study(this.learner, this.folder.best.load_params(), this.random_init(), stream, episodes)
+    return this.domain.sections(this.learner, this.folder.best.load_params(), this.random_init())

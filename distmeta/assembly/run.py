@@ -46,15 +46,16 @@ class Run:
         return cls(config, domain_of(config), RunFolder(config.run_folder), **place)
 
     @classmethod
-    def in_folder(cls, folder: RunFolder, shards: str | None = None) -> "Run":
+    def in_folder(cls, folder: RunFolder, shards: str | None = None, own: Config | None = None) -> "Run":
         """The run that was kept in `folder`, in the type that it trained in; `shards` says where its dataset lies now, if elsewhere.
 
-        A domain by import path is not imported. Raises RunError if `folder` holds no run, ConfigError, DataError.
+        A domain by import path is imported only if `own`, the config that the user gave, names it too. Raises RunError if `folder` holds no run, ConfigError, DataError.
         """
         config = folder.read_config()
         if shards is not None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
-        return cls(config, domain_of(config, allow_import=False), folder, dtype=getattr(torch, config.train.weights))
+        named = own is not None and own.data.domain == config.data.domain
+        return cls(config, domain_of(config, allow_import=named), folder, dtype=getattr(torch, config.train.weights))
 
     def on(self, device: str) -> "Run":
         """The same with its config's device resolved to "cpu" or "cuda"."""

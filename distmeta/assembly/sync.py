@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.assembly.report import report
+from distmeta.config import Config
 from distmeta.errors import RegistryError, RunError
 from distmeta.registry import tracking, versions
 from distmeta.report.adaptation import draw_adaptation
+from distmeta.training.measurement import measurement_of
 from distmeta.training.run_folder import RunFolder
 
 
-def conclude(run_folder: RunFolder, uri: str, name: str | None) -> dict[str, Any]:
+def conclude(run_folder: RunFolder, uri: str, name: str | None, own: Config | None = None) -> dict[str, Any]:
     """Send what MLflow lacks of a run that ended, publish its best model under `name` (once), and put together the answer.
 
     Raises RegistryError, naming what is unsent; the run folder is whole by then.
@@ -19,7 +21,7 @@ def conclude(run_folder: RunFolder, uri: str, name: str | None) -> dict[str, Any
     result, record = run_folder.read_result(), run_folder.read_mlflow()
     run_id = record["run_id"]
     if "model" not in record:
-        files = _drawn(run_folder, result)
+        files = _drawn(run_folder, result, own)
         stages: dict[str, Callable[[], object]] = {
             "metrics": lambda: tracking.send_metrics(uri, run_id, run_folder),
             "the test's figures": lambda: tracking.log_result(uri, run_id, result),
@@ -39,12 +41,12 @@ def conclude(run_folder: RunFolder, uri: str, name: str | None) -> dict[str, Any
     }
 
 
-def _drawn(run_folder: RunFolder, result: dict[str, Any]) -> list[Path]:
+def _drawn(run_folder: RunFolder, result: dict[str, Any], own: Config | None) -> list[Path]:
     """The run's report and picture, drawn if they are not there yet: the dataset may be out of reach by now."""
     files = [run_folder.report]
     if not run_folder.report.exists():
-        report(run_folder)
-    if "mse_by_step" in result["test"]:
+        report(run_folder, own=own)
+    if measurement_of(result["test"]).axis is not None:
         files.append(run_folder.picture("adaptation"))
         draw_adaptation(result["test"], run_folder.name, files[-1])
     return files

@@ -5,65 +5,84 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
 from distmeta.errors import RegistryError
 from distmeta.registry.versions import download
+from distmeta.training.intervals import mean_and_ci95
+from distmeta.training.measurement import Measurement, measurement_of
 from distmeta.training.model_folder import ModelFolder
 
 _EPISODES = ("episodes", "seed", "way", "shot", "queries")  # what decides a test's episodes, beside the dataset
 
 
 def compare(uri: str, a: str, b: str) -> dict[str, Any]:
-    """The paired difference B - A over the test's episodes: in inductive accuracy, or in squared error after the last inner step.
+    """The paired difference B - A over the test's episodes, in the figure that models are chosen by.
 
-    {"figure", "a", "b": means; "difference", "low", "high": its 95% interval; "p": of a difference at least as large by chance (Student's
-    paired test, two-sided), "episodes"}. Raises RegistryError if the two were not tested on the same episodes.
+    {"figure": its name; "a", "b": means; "difference", "low", "high": its 95% interval (None below 5 episodes); "p": of a difference at
+    least as large by chance (Student's paired test, two-sided); "episodes"; "better": "a", "b" or None if no difference is shown; and how
+    the figure is shown: "unit", "scale", "digits", "more_is_better"}. A figure that is not finite on some episode is the worse one, with
+    None for what cannot be computed. Raises RegistryError if the two were not tested on the same episodes.
     """
-    (about_a, figures_a), (about_b, figures_b) = _tested(uri, a), _tested(uri, b)
+    (about_a, measured, figures_a), (about_b, _, figures_b) = _tested(uri, a), _tested(uri, b)
     differing = [key for key in about_a if about_a[key] != about_b[key]]
     if differing:
         found = ", ".join(f"{key} {about_a[key]} and {about_b[key]}" for key in differing)
         raise RegistryError(
             f"{a} and {b} were not tested on the same episodes: {found}", "train or evaluate both with the same data.eval.*"
         )
-    mean_a, mean_b = (math.fsum(figures) / len(figures) for figures in (figures_a, figures_b))
-    low = high = mean_b - mean_a
-    p = 1.0
-    if len({y - x for x, y in zip(figures_a, figures_b, strict=True)}) > 1:  # else there is no spread to test by
-        test = ttest_rel(figures_b, figures_a)
-        (low, high), p = map(float, test.confidence_interval(0.95)), float(test.pvalue)
-    return {
-        "figure": about_a["figure"],
-        "a": mean_a,
-        "b": mean_b,
-        "difference": mean_b - mean_a,
-        "low": low,
-        "high": high,
-        "p": p,
-        "episodes": len(figures_a),
-    }
+    shown = {key: getattr(measured, key) for key in ("unit", "scale", "digits", "more_is_better")}
+    return {"figure": about_a["figure"]} | _paired(figures_a, figures_b, measured.more_is_better) | {"episodes": len(figures_a)} | shown
+
+
+def _paired(a: list[float | None], b: list[float | None], more_is_better: bool) -> dict[str, Any]:
+    """Means, their paired difference and what it shows."""
+    means = {"a": mean_and_ci95(_numbers(a))[0], "b": mean_and_ci95(_numbers(b))[0]}
+    if None in means.values():
+        known = [name for name, mean in means.items() if mean is not None]
+        return means | dict.fromkeys(("difference", "low", "high", "p")) | {"better": known[0] if known else None}
+    differences = _numbers(b) - _numbers(a)
+    difference, half = mean_and_ci95(differences)
+    assert difference is not None
+    spread = bool(np.ptp(differences))  # without any, there is nothing to test by
+    p = float(ttest_rel(_numbers(b), _numbers(a)).pvalue) if spread and len(a) > 1 else 1.0
+    low, high = (None, None) if half is None else (difference - half, difference + half)
+    shown = half is not None and abs(difference) > half
+    better = ("b" if (difference > 0) == more_is_better else "a") if shown else None
+    return means | {"difference": difference, "low": low, "high": high, "p": p, "better": better}
+
+
+def _numbers(figures: list[float | None]) -> NDArray[np.float64]:
+    return np.array([math.nan if figure is None else figure for figure in figures])
 
 
 def verdict(found: dict[str, Any]) -> str:
     """What `compare` found, in a sentence."""
-    higher_is_better = found["figure"] != "squared error"
-    scale, unit = (100, " points") if higher_is_better else (1, "")
-    difference, low, high = (f"{scale * found[key]:+.2f}" for key in ("difference", "low", "high"))
-    by = f"{difference}{unit} (95% interval {low} to {high}, p = {found['p']:.2g})"
-    if found["low"] <= 0 <= found["high"]:
-        return f"no difference is shown over {found['episodes']} paired episodes: B - A = {by}"
-    better = (found["difference"] > 0) == higher_is_better
-    return f"B is {'better' if better else 'worse'} than A over {found['episodes']} paired episodes: {by}"
+    over = f"over {found['episodes']} paired episodes"
+    if found["difference"] is None:
+        worse = {"a": "B's", "b": "A's", None: "both models'"}[found["better"]]
+        end = "no difference is shown" if found["better"] is None else f"{found['better'].upper()} is better"
+        return f"{end} {over}: {worse} {found['figure']} is not finite on some of them"
+    unit = " points" if found["unit"] == "%" else f" {found['unit']}".rstrip()
+    ends = (found[key] for key in ("difference", "low", "high"))
+    difference, low, high = ("" if end is None else f"{found['scale'] * end:+.{found['digits'] + 1}f}" for end in ends)
+    interval = f"95% interval {low} to {high}, " if low else ""
+    by = f"{difference}{unit} ({interval}p = {found['p']:.2g})"
+    if found["better"] is None:
+        return f"no difference is shown {over}: B - A = {by}"
+    return f"B is {'better' if found['better'] == 'b' else 'worse'} than A {over}: {by}"
 
 
-def _tested(uri: str, model_uri: str) -> tuple[dict[str, Any], list[float]]:
-    """What decides the episodes that a model was tested on, and its figure on each."""
+def _tested(uri: str, model_uri: str) -> tuple[dict[str, Any], Measurement, list[float | None]]:
+    """What decides the episodes that a model was tested on, what was measured, and the figure that counts on each episode."""
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
         rows = ModelFolder(Path(scratch)).read_test_episodes()
     test = description["test"]
-    figure = "squared error" if "mse_by_step" in test else "inductive accuracy"
-    # The columns are transductive and inductive accuracy, or the error after 0, 1, … inner steps: in both the last is the one.
+    measured = measurement_of(test)
+    column = measured.columns[measured.selected]
+    figure = measured.name if measured.axis else f"{column} {measured.name}"
     about = {"figure": figure, "dataset": description["fingerprint"][:12]} | {key: test.get(key) for key in _EPISODES}
-    return about, [math.nan if row[-1] is None else row[-1] for row in rows]
+    return about, measured, [row[measured.selected] for row in rows]

@@ -26,6 +26,7 @@ from mlflow.exceptions import MlflowException
 from distmeta.config import Config, flat
 from distmeta.errors import RegistryError, Unanswered
 from distmeta.masking import masked
+from distmeta.training.measurement import BASELINE_KEY, KEY
 from distmeta.training.metrics import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
 
@@ -103,7 +104,8 @@ def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
 def metrics_of(record: Record) -> list[Metric]:
     """The numbers of one step's record; `validation.accuracy` and the like carry the section's name."""
     step = record["step"]
-    named = {key.replace(".", "/"): value for key, value in flat(record).items() if key != "step"}
+    plain = {key: value for key, value in flat(record).items() if key != "step" and not key.startswith(f"validation.{KEY}.")}
+    named = {key.replace(".", "/"): value for key, value in plain.items()}
     return [Metric(key, float(value), step, step) for key, value in named.items() if isinstance(value, int | float)]
 
 
@@ -187,13 +189,18 @@ def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
         step = result["steps"]
         metrics = []
         for key, value in result["test"].items():
-            if isinstance(value, dict) and key != "beside":
-                metrics += [Metric(f"test/{key}", figure, int(inner), int(inner)) for inner, figure in value.items()]
+            if isinstance(value, dict) and key not in ("beside", KEY, BASELINE_KEY):
+                metrics += [_column(f"test/{key}", column, figure, step) for column, figure in value.items() if figure is not None]
             elif isinstance(value, float):
                 metrics.append(Metric(f"test/{key}", value, step, step))
         mlflow.log_batch(run_id, metrics=metrics)
         mlflow.set_tag(run_id, "weights_sha256", result["weights_sha256"])
         mlflow.set_tag(run_id, "best_step", str(result["best_step"]))
+
+
+def _column(key: str, column: str, figure: float, step: int) -> Metric:
+    """A figure of one column: a point of a curve over the inner steps or, for columns that count nothing, a metric of its own."""
+    return Metric(key, figure, int(column), int(column)) if column.isdigit() else Metric(f"{key}/{column}", figure, step, step)
 
 
 def log_files(uri: str, run_id: str, files: list[Path]) -> None:

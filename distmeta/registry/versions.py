@@ -25,6 +25,7 @@ from distmeta.learners.params import Params
 from distmeta.models import MODELS
 from distmeta.registry.package import ARTIFACTS, write_package
 from distmeta.registry.tracking import answers, client
+from distmeta.training.measurement import KEY, score_of
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import sha256
@@ -32,7 +33,8 @@ from distmeta.training.sealed import sha256
 CHAMPION = "champion"
 _PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
 _SCORE = "validation_score"
-_FIGURES = ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "mse_by_step", "ci95_by_step", "episodes", "queries", "seed")
+_FORMER = ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "mse_by_step", "ci95_by_step")  # known to readers of --json
+_FIGURES = (KEY, "episodes", "queries", "seed", *_FORMER)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -83,8 +85,8 @@ def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str
 
     Unless `again`, a version that the run has there already is taken: an attempt may have been cut off after it was made.
 
-    It becomes `champion` if its validation score (inductive accuracy; in regression, minus the squared error) is the highest so far on
-    the same validation episodes; and `alias` in any case, if one is given. Raises RunError if the folder holds no finished run.
+    It becomes `champion` if its validation score is the highest so far on the same validation episodes; and `alias` in any case, if one is
+    given. Raises RunError if the folder holds no finished run.
     """
     description, by_episode, run_id, tags = _finished(run_folder)
     name = name or default_name(description)
@@ -160,7 +162,7 @@ def _version_tags(description: dict[str, Any]) -> dict[str, str]:
         "step": str(description["step"]),
         "distmeta": description["distmeta"],
         "validation_episodes": json.dumps(on),
-        _SCORE: repr(description["validation_score"]),
+        _SCORE: json.dumps(description["validation_score"]),
         **{key: json.dumps(value) for key, value in figures.items()},
     }
 
@@ -173,7 +175,13 @@ def _is_champion(mlflow_client: MlflowClient, held: RegisteredModel, new: ModelV
         return True
     old = mlflow_client.get_model_version(held.name, held.aliases[CHAMPION])
     same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")
-    return same_episodes and float(new.tags[_SCORE]) > float(old.tags[_SCORE])
+    return same_episodes and _score(new) > _score(old)
+
+
+def _score(version: ModelVersion) -> float:
+    """Of its validation: higher is better, -inf if it was not finite."""
+    text = version.tags[_SCORE]
+    return score_of(None if text == "null" else float(text), more_is_better=True)
 
 
 def tag_version(uri: str, model_uri: str, tags: dict[str, str]) -> None:
@@ -185,7 +193,7 @@ def tag_version(uri: str, model_uri: str, tags: dict[str, str]) -> None:
 
 
 def list_models(uri: str) -> list[dict[str, Any]]:
-    """One row for each model version: uri, aliases, the test's figures (accuracy or mse_by_step, …), dataset, way, shot, learner, age_s."""
+    """One row for each model version: uri, aliases, the test's measurement and plain figures, dataset, way, shot, learner, age_s."""
     rows = []
     with answers(uri):
         for model in client(uri).search_registered_models():
@@ -267,7 +275,7 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
             f"if it is a class of your own, name it: --network {network} (own_network= in Python); else update distmeta",
         )
     if description["preprocessing"] is None:
-        raise RegistryError(f"{model_uri} does regression on {description['dataset']}, not on images", "distmeta models lists the others")
+        raise RegistryError(f"{model_uri} reads no images: it was trained on {description['dataset']}", "distmeta models lists the others")
     learner = build(description, weights, own_network)
     check_weights(learner, weights, model_uri)
     return Model(model_uri, description, learner, weights)

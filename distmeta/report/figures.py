@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from distmeta.training.intervals import mean_and_ci95
+
 INK = "#010203"  # stands for the page's text colour until the figure is written
 STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "legend.labelcolor"), INK),
@@ -26,7 +28,7 @@ COLORS = ["#3b82c4", "#d9822b", "#8a8a8a", "#3a9d5d", "#a560c0"]
 
 
 class Curve(NamedTuple):
-    """Points with the half-widths of their 95% intervals (none if empty)."""
+    """Points with the half-widths of their 95% intervals, NaN where there is none."""
 
     name: str
     x: Sequence[float]
@@ -40,9 +42,8 @@ def lines(curves: Sequence[Curve], xlabel: str, ylabel: str, marker: str = "", f
         figure, axes = _axes((6.4, 3.6))
         for curve, color in zip(curves, cycle(COLORS), strict=False):
             axes.plot(curve.x, curve.y, marker=marker, markersize=4, color=color, label=curve.name)
-            if len(curve.ci95):
-                middle, half = np.asarray(curve.y), np.asarray(curve.ci95)
-                axes.fill_between(curve.x, middle - half, middle + half, color=color, alpha=0.22, linewidth=0)
+            middle, half = np.asarray(curve.y), np.asarray(curve.ci95)
+            axes.fill_between(curve.x, middle - half, middle + half, color=color, alpha=0.22, linewidth=0)
         if floor is not None:
             axes.axhline(floor, color=INK, linestyle=":", linewidth=1, label="guessing")
         axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -77,13 +78,10 @@ def matrix(names: Sequence[str], values: np.ndarray, xlabel: str, ylabel: str) -
 
 
 def binned(x: Sequence[float], y: Sequence[float], name: str, bins: int = 80) -> Curve:
-    """Means of consecutive values with their 95% intervals, at most `bins` of them."""
+    """Means of consecutive values with their 95% intervals (NaN for bins of few values), at most `bins` of them."""
     parts = [part for part in np.array_split(np.arange(len(x)), min(bins, len(x))) if len(part)]
-    means, halves = [], []
-    for part in parts:
-        values = np.asarray(y)[part]
-        means.append(values.mean())
-        halves.append(1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0)
+    figures = [mean_and_ci95(np.asarray(y)[part]) for part in parts]
+    means, halves = ([np.nan if value is None else value for value in values] for values in zip(*figures, strict=True))
     return Curve(name, [float(np.asarray(x)[part].mean()) for part in parts], means, halves)
 
 

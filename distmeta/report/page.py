@@ -1,19 +1,15 @@
 """A run's report: one HTML file that needs nothing beside it, from what the run folder holds and what a study of its model found."""
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
-from PIL import Image
-from torch import Tensor
 
 from distmeta.report.adaptation import adaptation_curves
-from distmeta.report.figures import Curve, bars, binned, lines, matrix
-from distmeta.report.study import PicturedEpisode, Study
+from distmeta.report.figures import Curve, bars, binned, lines
+from distmeta.report.section import Plot, Section
+from distmeta.training.measurement import Measurement, baseline_of, measurement_of, quantity, score_of
 from distmeta.training.metrics import Record
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import write_whole
@@ -27,18 +23,13 @@ _PARTS = {
     "validate": "validation",
     "log": "records and checkpoints",
 }
-_CATEGORIES_SHOWN = 30
 
 
-class Plot(NamedTuple):
-    """An SVG and what it shows, in a sentence."""
+def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: str = "") -> None:
+    """Write the run's report with the domain's own `sections`; `why_not` says why there are none, if they were to be had.
 
-    svg: Markup
-    caption: str
-
-
-def write_report(run_folder: RunFolder, study: Study | None, why_not: str = "") -> None:
-    """Write the run's report; `why_not` says what kept us from a study, if there is none. Raises RunError for an unfinished run."""
+    Raises RunError for an unfinished run.
+    """
     result, best = run_folder.read_result(), run_folder.best.read_description()
     records = list(run_folder.metrics.read())
     checkpoint = run_folder.newest_checkpoint()
@@ -50,12 +41,10 @@ def write_report(run_folder: RunFolder, study: Study | None, why_not: str = "") 
         best=best,
         dataset=run_folder.read_dataset(),
         summary=_summary(result["test"]),
+        cards=_cards(result["test"]),
         facts=_facts(records, best, run_folder.restarts()),
         learning=list(_learning(records)),
-        adaptation=_adaptation(result["test"], study, best["task"]["way"]),
-        episodes=[_pictures(episode, study) for episode in study.pictured] if study else [],
-        confusion=_confusion(study.confused) if study else None,
-        studied=len(study.trained) if study else 0,
+        sections=[section for section in (_adaptation(result["test"]), *sections) if section],
         why_not=why_not,
         time=_time(records),
         machine=checkpoint.written_on() if checkpoint else {},
@@ -66,19 +55,28 @@ def write_report(run_folder: RunFolder, study: Study | None, why_not: str = "") 
 
 def _summary(test: dict[str, Any]) -> str:
     """Whether the run was good, in a sentence."""
-    if "mse_by_step" in test:
-        last = max(test["mse_by_step"], key=int)
-        ours, theirs = test["mse_by_step"][last], test["random_init"][last]
-        return f"After {last} inner steps its squared error on new tasks is {ours:.3g}; without meta-training it is {theirs:.3g}."
-    gain = test["accuracy"] - test["random_init"]
-    noise = (test["ci95"] ** 2 + test["random_init_ci95"] ** 2) ** 0.5
-    guessing = f"guessing would be right {100 / test['way']:.0f} % of the time"
-    if gain <= noise:
-        return f"Meta-training shows no gain over the same network at its random initialisation ({guessing})."
+    ours, theirs = measurement_of(test), baseline_of(test)
+    column, other = ours.headline, theirs.headline
+    after = f"After {ours.columns[column]} {ours.axis}, its" if ours.axis else "Its"
+    guessing = "" if ours.chance is None else f" (guessing: {quantity(ours.chance, None, ours.scale, ours.digits, ours.unit)})"
+    gain = score_of(ours.values[column], ours.more_is_better) - score_of(theirs.values[other], ours.more_is_better)
+    noise = ((ours.ci95[column] or 0) ** 2 + (theirs.ci95[other] or 0) ** 2) ** 0.5
+    if not gain > noise:
+        return f"Meta-training shows no gain over the same network at its random initialisation: {ours.name} {ours.text(column)}{guessing}."
     return (
-        f"On classes it never saw, it is right {100 * test['accuracy']:.1f} % of the time; the same network without meta-training "
-        f"{100 * test['random_init']:.1f} % ({guessing})."
+        f"{after} {ours.name} on new tasks is {ours.text(column, interval=False)}; without meta-training it is "
+        f"{theirs.text(other, interval=False)}{guessing}."
     )
+
+
+def _cards(test: dict[str, Any]) -> list[tuple[str, str]]:
+    """The test's figures, each with what it is."""
+    ours, theirs = measurement_of(test), baseline_of(test)
+    named = [f"{ours.name} after {column} {ours.axis}" if ours.axis else f"{column} {ours.name}" for column in ours.columns]
+    notes = [f": {note}" for note in ours.notes] or [""] * len(named)
+    cards = [(ours.text(i), name + note) for i, (name, note) in enumerate(zip(named, notes, strict=True))]
+    untrained = f"the same network not meta-trained, adapted ({theirs.columns[theirs.headline]}{' ' + theirs.axis if theirs.axis else ''})"
+    return [*cards, (theirs.text(theirs.headline), untrained)]
 
 
 def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[int]) -> list[tuple[str, str]]:
@@ -109,64 +107,40 @@ def _times(record: Record) -> dict[str, float]:
 
 
 def _learning(records: Sequence[Record]) -> Iterator[Plot]:
-    """Meta-loss, and accuracy or validation error, over the steps."""
-    for key, label in (("meta_loss", "meta-loss"), ("accuracy", "accuracy")):
-        curves = []
-        found = [record for record in records if record.get(key) is not None]
-        if found:
-            curves.append(binned([record["step"] for record in found], [record[key] for record in found], "training tasks"))
-        if key == "accuracy":
-            curves += _validations(records)
-        if curves:
-            yield Plot(Markup(lines(curves, "step", label)), f"{label} over the steps; bands are 95 % intervals of the means.")
+    """Meta-loss, and training and validation scores, over the steps."""
+    losses = _binned(records, "meta_loss")
+    if losses:
+        yield _over_steps(losses, "meta-loss")
+    validations = [(record["step"], measurement_of(record["validation"])) for record in records if "validation" in record]
+    if validations:
+        measurement = validations[0][1]
+        yield _over_steps([*_binned(records, measurement.name, measurement.scale), *_validations(validations)], measurement.label)
 
 
-def _validations(records: Sequence[Record]) -> list[Curve]:
-    found = [record for record in records if "accuracy" in record.get("validation", {})]
-    steps = [record["step"] for record in found]
-    kinds = (("accuracy_inductive", "ci95_inductive", "validation, inductive"), ("accuracy", "ci95", "validation, transductive"))
-    return [Curve(name, steps, [r["validation"][y] for r in found], [r["validation"][ci] for r in found]) for y, ci, name in kinds if found]
+def _validations(validations: Sequence[tuple[int, Measurement]]) -> Iterator[Curve]:
+    """Curves of the kinds that are measured or, if columns count inner steps, of the last."""
+    first = validations[0][1]
+    for column in [first.selected] if first.axis else reversed(range(len(first.columns))):
+        points = [(step, *measurement.shown(column)) for step, measurement in validations]
+        yield Curve(f"validation, {first.columns[column]} {first.axis or ''}".rstrip(), *zip(*points, strict=True))
 
 
-def _adaptation(test: dict[str, Any], study: Study | None, way: int) -> Plot | None:
-    """Accuracy, or squared error, on new tasks after 0, 1, … inner steps."""
-    if "mse_by_step" in test:
-        text = f"Squared error on the queries of {test['episodes']} test tasks."
-        return Plot(Markup(lines(adaptation_curves(test), "inner steps", "squared error", "o")), text)
-    if study is None:
+def _binned(records: Sequence[Record], key: str, scale: float = 1.0) -> list[Curve]:
+    found = [record for record in records if record.get(key) is not None]
+    return [binned([record["step"] for record in found], [scale * record[key] for record in found], "training tasks")] if found else []
+
+
+def _over_steps(curves: Sequence[Curve], label: str) -> Plot:
+    return Plot(Markup(lines(curves, "step", label)), f"{label} over the steps; bands are 95 % intervals of the means.")
+
+
+def _adaptation(test: dict[str, Any]) -> Section | None:
+    """The score on new tasks after 0, 1, … inner steps, if that is what was measured."""
+    measurement = measurement_of(test)
+    if measurement.axis is None:
         return None
-    curves = [_curve("meta-trained", study.trained), _curve("random initialisation", study.random_init)]
-    text = (
-        f"Inductive accuracy on the queries of the first {len(study.trained)} test episodes; at 0 steps a network is not adapted. "
-        "Bands are 95 % intervals."
-    )
-    return Plot(Markup(lines(curves, "inner steps", "query accuracy", "o", floor=1 / way)), text)
-
-
-def _curve(name: str, by_episode: Tensor) -> Curve:
-    half = 1.96 * by_episode.std(0) / len(by_episode) ** 0.5
-    return Curve(name, list(range(by_episode.shape[1])), by_episode.mean(0).tolist(), half.tolist())
-
-
-def _confusion(confused: dict[tuple[str, str], tuple[int, int]]) -> Plot:
-    weight: dict[str, int] = {}
-    for (a, _), (_, chances) in confused.items():
-        weight[a] = weight.get(a, 0) + chances
-    names = sorted(sorted(weight, key=lambda name: -weight[name])[:_CATEGORIES_SHOWN])
-    values = np.full((len(names), len(names)), np.nan)
-    for (a, b), (taken, chances) in confused.items():
-        if a in names and b in names:
-            values[names.index(a), names.index(b)] = taken / chances
-    shown = f" The {len(names)} most frequent of {len(weight)} categories." if len(names) < len(weight) else ""
-    text = (
-        "How often a query of the row's category was taken for another class of the episode, of the column's category: a part of the "
-        f"occasions.{shown} Empty where there was no occasion."
-    )
-    return Plot(Markup(matrix([_short(name) for name in names], values, "taken for", "category")), text)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:21]}…"
+    plot = lines(adaptation_curves(test), measurement.axis, measurement.label, "o")
+    return Section("Adaptation", "", [Plot(Markup(plot), f"{measurement.label} of {measurement.episodes} test episodes.")])
 
 
 def _time(records: Sequence[Record]) -> Plot | None:
@@ -176,19 +150,3 @@ def _time(records: Sequence[Record]) -> Plot | None:
     means = {key: sum(part.get(key, 0) for part in parts) / len(parts) for key in _PARTS}
     plot = bars(list(_PARTS.values()), [1000 * value for value in means.values()], "milliseconds a step")
     return Plot(Markup(plot), "Where a step's time went on worker 0, on average.")
-
-
-def _pictures(episode: PicturedEpisode, study: Study) -> dict[str, Any]:
-    """What the template shows of an episode, its images as PNG in text."""
-
-    def png(image: Tensor) -> str:
-        mean, std = (np.array(values)[:, None, None] for values in (study.preprocessing_mean, study.preprocessing_std))
-        pixels = (255 * (image.cpu().double().numpy() * std + mean)).round().clip(0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-    return {
-        "support": [(png(image), name) for image, name in episode.support],
-        "queries": [(png(query.image), query) for query in episode.queries],
-    }

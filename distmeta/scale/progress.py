@@ -126,25 +126,12 @@ class Display:
         self._console.print("\n".join(map(printable, text.splitlines())), highlight=False, soft_wrap=True, markup=False)
 
     def show(self, status: dict[str, Any]) -> None:
-        figures = "  ".join(filter(None, [_figure(status, key, form) for key, form in _FIGURES]))
+        figures = "  ".join(f"{name} {value}" for name, value in status.get("figures", {}).items())
         self._bar.update(self._task, completed=status["step"], phase=status["phase"], figures=figures)
         due = time.monotonic() - self._line_at > _LINE_EVERY_S or status["phase"] != self._phase
         if due and not self._console.is_terminal:
             self.say(f"{status['phase']}  step {status['step']}/{self._steps}  {figures}{_time_left(status, self._steps)}".rstrip())
             self._line_at, self._phase = time.monotonic(), status["phase"]
-
-
-_FIGURES = (
-    ("meta_loss", "meta-loss {:.3f}"),
-    ("accuracy", "accuracy {:.1%}"),
-    ("validation", "validation {:.1%}"),
-    ("validation_error", "validation error {:.3f}"),
-    ("episodes_per_s", "{:.1f} episodes/s"),
-)
-
-
-def _figure(status: dict[str, Any], key: str, form: str) -> str:
-    return form.format(status[key]) if status.get(key) is not None else ""
 
 
 def _time_left(status: dict[str, Any], steps: int) -> str:

@@ -57,7 +57,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
             display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
             _train(this, uri, address, allow_other_hardware, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
-        return conclude(run_folder, uri, config.tracking.model)
+        return conclude(run_folder, uri, config.tracking.model, config)
 
 
 def absolute(config: Config) -> Config:

@@ -31,6 +31,7 @@ from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, paired_difference
 from distmeta.training.loop import Plan, Progress, train
+from distmeta.training.measurement import measurement_of, quantity
 from distmeta.training.metrics import MetricsWriter, Record
 from distmeta.training.reduce import PeerFailure, Request, agree
 from distmeta.training.run_folder import RunFolder
@@ -58,7 +59,7 @@ class Worker:
         self.memory_used: int | None = None  # by the first step, beyond what was there before
         self._memory_before = 0
         self._clock = (time.monotonic(), 0)
-        self._validation_figure: dict[str, float] = {}
+        self._figures: dict[str, str] = {}
 
     def join(self, machines: list[dict[str, str]], allow_other_hardware: bool, since: int) -> None:
         """Take a place among workers on `machines` (in order of rank), at the newest whole checkpoint if there is one; from
@@ -136,17 +137,23 @@ class Worker:
             self.reporter.tell(memory_used=self.memory_used)
         since, first = self._clock
         steps_per_s = (record["step"] - first) / max(time.monotonic() - since, 1e-9)
-        figures: Record = {key: record[key] for key in ("step", "meta_loss", "accuracy") if key in record}
-        if "validation" in record:
-            figures |= self._validation_figure
-        rates = {"steps_per_s": steps_per_s, "episodes_per_s": steps_per_s * self.config.outer.meta_batch_size}
+        self._figures |= self._shown(record) | {"episodes/s": f"{steps_per_s * self.config.outer.meta_batch_size:.1f}"}
         tell = self.reporter.tell if "validation" in record else self.reporter.tell_sometimes
-        tell(**figures, **rates)
+        tell(step=record["step"], steps_per_s=steps_per_s, figures=self._figures)
+
+    def _shown(self, record: Record) -> dict[str, str]:
+        """Of a step's record, what people watch."""
+        metric, score = self.domain.metric, self.learner.objective.score
+        shown = {"meta-loss": f"{record['meta_loss']:.3f}"} if "meta_loss" in record else {}
+        if score in record:
+            shown[score] = quantity(record[score], None, metric.scale, metric.digits, metric.unit)
+        if "validation" in record:
+            measurement = measurement_of(record["validation"])
+            shown["validation"] = measurement.text(measurement.selected, interval=False)
+        return shown
 
     def validate(self, meta_params: Params) -> Evaluation:
-        validation = self._evaluate(self.learner, meta_params, self.config.model.norm, self.validation, self.config.data.eval.val_episodes)
-        self._validation_figure = {"validation": validation.score} if validation.score > 0 else {"validation_error": -validation.score}
-        return validation
+        return self._evaluate(self.learner, meta_params, self.config.model.norm, self.validation, self.config.data.eval.val_episodes)
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:

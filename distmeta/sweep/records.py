@@ -88,7 +88,9 @@ class Records:
             return "failed", "it ended before its first validation"
         last = curve[-1]
         trial.until = last.step
-        return "stopped", f"at step {last.step}: {last.score:.4g} is not among the best 1/{self.settings.reduction} there"
+        measurement = trial.measurement(self.folder)
+        value = f"{last.score:.4g}" if measurement is None else measurement.text_of(last.score)
+        return "stopped", f"at step {last.step}: {value} is not among the best 1/{self.settings.reduction} there"
 
     def _learn(self, trial: Trial) -> None:
         number = trial.number - self.settings.baseline

@@ -1,6 +1,7 @@
 """Where a sweep's trials look, by Optuna: values for a trial's number, from what earlier trials found."""
 
 import itertools
+import math
 from typing import Any
 
 import optuna
@@ -46,7 +47,7 @@ class Search:
     def learn(self, number: int, params: dict[str, Any], curve: list[Point], failed: bool) -> None:
         """Take in what a trial came to; one that failed counts as a place not to look, and so does one without a figure."""
         best = max((point.score for point in curve), default=None)
-        state = TrialState.FAIL if failed or best is None else TrialState.COMPLETE
+        state = TrialState.FAIL if failed or best is None or not math.isfinite(best) else TrialState.COMPLETE
         value = best if state is TrialState.COMPLETE else None
         if number in self._asked:
             self._study.tell(self._asked.pop(number), value, state)

@@ -3,6 +3,7 @@
 Nothing here reads what Ray Tune writes: its records are pickles.
 """
 
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from distmeta.config import Config, with_values
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import STARTING
 from distmeta.scale.worker import trainer
+from distmeta.training.measurement import Measurement, measurement_of, score_of
 from distmeta.training.metrics import Record
 from distmeta.training.run_folder import RunFolder
 
@@ -21,10 +23,15 @@ _POLL_S = 0.5
 
 
 class Point(NamedTuple):
-    """One validation: the step it came after, and its score (inductive accuracy; in regression, minus the squared error)."""
+    """One validation: the step it came after, and its score, of which higher is better; -inf if it was not finite."""
 
     step: int
     score: float
+
+    @classmethod
+    def of(cls, validation: Record) -> "Point":
+        score = validation["score"]
+        return cls(validation["step"], score_of(score, more_is_better=True))
 
 
 def validations(run_folder: RunFolder, after: int = -1) -> list[Record]:
@@ -59,8 +66,12 @@ class Trial:
         self.folder(sweep_folder).write_trial(asdict(self))
 
     def curve(self, sweep_folder: RunFolder) -> list[Point]:
-        points = (Point(found["step"], found["score"]) for found in validations(self.folder(sweep_folder)))
+        points = map(Point.of, validations(self.folder(sweep_folder)))
         return [point for point in points if self.until is None or point.step <= self.until]
+
+    def measurement(self, sweep_folder: RunFolder) -> Measurement | None:
+        """What its validations measure, of its first one."""
+        return next(map(measurement_of, validations(self.folder(sweep_folder))), None)
 
     def best(self, sweep_folder: RunFolder) -> Point | None:
         """Its best validation with the params that it has now, if there is one: that of the model in its run folder."""
@@ -100,6 +111,7 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
 
 def _tell(found: list[Record], told: int) -> int:
     for validation in found:
-        tune.report({"step": validation["step"], "score": validation["score"]})
+        # Ray Tune computes quantiles, which an infinity would turn into NaN.
+        tune.report({"step": validation["step"], "score": max(Point.of(validation).score, -sys.float_info.max)})
         told = validation["step"]
     return told

@@ -1,5 +1,6 @@
 """What a person sees of a sweep: a live table of its trials, and pictures of what they came to."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,6 +21,7 @@ from rich.text import Text
 from distmeta.config import SweepConfig
 from distmeta.masking import printable
 from distmeta.sweep.trials import Trial
+from distmeta.training.measurement import Measurement
 from distmeta.training.run_folder import RunFolder
 
 _LINE_EVERY_S = 10.0
@@ -27,8 +29,8 @@ _COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "ru
 
 
 def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
-    """A trial as a row of the answer: its params, how it ended, and its best validation with them (score, step)."""
-    curve, best = trial.curve(sweep_folder), trial.best(sweep_folder)
+    """A trial as a row of the answer: its params, how it ended, and its best validation with them (score, for people, step)."""
+    curve, best, measurement = trial.curve(sweep_folder), trial.best(sweep_folder), trial.measurement(sweep_folder)
     seconds = None if trial.ended is None or trial.began is None else round(trial.ended - trial.began, 1)
     return {
         "number": trial.number,
@@ -36,7 +38,8 @@ def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
         "state": trial.state,
         "reason": trial.reason,
         "steps": curve[-1].step if curve else 0,
-        "score": best.score if best else None,
+        "score": best.score if best and math.isfinite(best.score) else None,
+        "validation": measurement.text_of(best.score) if best and measurement else None,
         "best_step": best.step if best else None,
         "seconds": seconds,
         "run_folder": str(trial.folder(sweep_folder)),
@@ -87,8 +90,8 @@ class TrialTable:
     def _count(self) -> str:
         states = [row["state"] for row in self._rows.values()]
         counts = ", ".join(f"{states.count(state)} {state}" for state in _COLORS if state in states)
-        scores = [row["score"] for row in self._rows.values() if row["score"] is not None]
-        best = f"; best {max(scores):.4g}" if scores else ""
+        scored = [row for row in self._rows.values() if row["score"] is not None]
+        best = f"; best {max(scored, key=lambda row: row['score'])['validation']}" if scored else ""
         waiting = [f"; trial {row['number']} {row['reason']}" for row in self._rows.values() if row["state"] == "running" and row["reason"]]
         return f"{len(states)} of {self._settings.total} trials begun: {counts}{best}{''.join(waiting)}"
 
@@ -106,9 +109,7 @@ def trial_table(rows: list[dict[str, Any]], settings: SweepConfig) -> Table:
 
 
 def _score(row: dict[str, Any]) -> str:
-    if row["score"] is None:
-        return "no validation"
-    return f"{100 * row['score']:.1f} %" if row["score"] >= 0 else f"error {-row['score']:.4g}"
+    return "no validation" if row["validation"] is None else row["validation"]
 
 
 def _params(row: dict[str, Any]) -> str:
@@ -123,10 +124,11 @@ def draw(trials: list[Trial], sweep_folder: RunFolder, settings: SweepConfig) ->
     """Write by_parameter.png, parallel.png and over_time.png into the sweep's folder."""
     matplotlib.use("agg")
     rows = [row for row in (parameters(trial, sweep_folder) for trial in trials) if row["score"] is not None]
+    measurement = next(found for trial in trials if (found := trial.measurement(sweep_folder)))
     figures = {
-        "by_parameter": _by_parameter(rows, list(settings.space), settings),
-        "parallel": _parallel(rows, list(settings.space), settings),
-        "over_time": _over_time(trials, sweep_folder),
+        "by_parameter": _by_parameter(rows, settings, measurement),
+        "parallel": _parallel(rows, settings, measurement),
+        "over_time": _over_time(trials, sweep_folder, measurement),
     }
     paths = []
     for name, figure in figures.items():
@@ -180,14 +182,15 @@ def _legend(figure: Figure, states: set[str]) -> None:
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
 
 
-def _by_parameter(rows: list[dict[str, Any]], keys: list[str], settings: SweepConfig) -> Figure:
+def _by_parameter(rows: list[dict[str, Any]], settings: SweepConfig, measurement: Measurement) -> Figure:
     """Best validation against each key, a point for each trial."""
+    keys = list(settings.space)
     figure = Figure(figsize=(3.4 * len(keys) + 0.6, 3.6), layout="constrained")
     panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
     for key, axes in zip(keys, panels, strict=True):
         axis = _Axis(key, rows, settings)
         for row in axis.rows:
-            axes.scatter(axis.at(row), row["score"], s=42, color=_COLORS[row["state"]], edgecolor="white", zorder=3)
+            axes.scatter(axis.at(row), measurement.drawn(row["score"]), s=42, color=_COLORS[row["state"]], edgecolor="white", zorder=3)
         if axis.log:
             axes.set_xscale("log")
             axes.set_xlim(axis.low / 1.3, axis.high * 1.3)
@@ -197,23 +200,26 @@ def _by_parameter(rows: list[dict[str, Any]], keys: list[str], settings: SweepCo
             axes.set_xticks(range(len(axis.labels)), axis.labels)
         axes.set_xlabel(key)
         _style(axes)
-    panels[0].set_ylabel("best validation")
+    panels[0].set_ylabel(f"best validation, {measurement.label}")
     _legend(figure, {row["state"] for row in rows})
     return figure
 
 
-def _parallel(rows: list[dict[str, Any]], keys: list[str], settings: SweepConfig) -> Figure:
-    """A line for each trial through its values, coloured by its best validation."""
+def _parallel(rows: list[dict[str, Any]], settings: SweepConfig, measurement: Measurement) -> Figure:
+    """A line for each trial through its values, coloured by its best validation; the best is on top."""
+    keys = list(settings.space)
     figure = Figure(figsize=(1.9 * (len(keys) + 1) + 2.2, 4), layout="constrained")
     axes = figure.subplots()
     scores = np.array([row["score"] for row in rows])
     low, high = scores.min(), scores.max()
-    color = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, max(high, low + 1e-9)), "viridis")
+    least, most = sorted(measurement.drawn(score) for score in (low, max(high, low + 1e-9)))
+    brightest = "viridis" if measurement.more_is_better else "viridis_r"
+    color = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(least, most), brightest)
     axis = {key: _Axis(key, rows, settings) for key in keys}
     for row in sorted(rows, key=lambda row: row["score"]):
         if all(row["params"].get(key) is not None for key in keys):
             places = [axis[key].share(row) for key in keys] + [(row["score"] - low) / max(high - low, 1e-9)]
-            axes.plot(places, color=color.to_rgba(row["score"]), lw=1.8, alpha=0.9)
+            axes.plot(places, color=color.to_rgba(np.array(measurement.drawn(row["score"]))), lw=1.8, alpha=0.9)
     for position, key in enumerate(keys):
         for place, label in axis[key].marks():
             axes.annotate(label, (position, place), (-5, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
@@ -223,11 +229,11 @@ def _parallel(rows: list[dict[str, Any]], keys: list[str], settings: SweepConfig
     for position in range(len(keys) + 1):
         axes.axvline(position, color="#b8c0c6", lw=1, zorder=0)
     axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
-    figure.colorbar(color, ax=axes, label="best validation")
+    figure.colorbar(color, ax=axes, label=f"best validation, {measurement.label}")
     return figure
 
 
-def _over_time(trials: list[Trial], sweep_folder: RunFolder) -> Figure:
+def _over_time(trials: list[Trial], sweep_folder: RunFolder, measurement: Measurement) -> Figure:
     """When each trial ran, and the validations of all of them over their steps."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     bars, curves = figure.subplots(1, 2)
@@ -236,14 +242,14 @@ def _over_time(trials: list[Trial], sweep_folder: RunFolder) -> Figure:
         color = _COLORS[trial.state]
         if trial.began is not None and trial.ended is not None:
             bars.barh(trial.number, (trial.ended - trial.began) / 60, left=(trial.began - start) / 60, color=color, height=0.75)
-        curve = trial.curve(sweep_folder)
+        curve = [(point.step, measurement.drawn(point.score)) for point in trial.curve(sweep_folder) if math.isfinite(point.score)]
         if curve:
             curves.plot(*zip(*curve, strict=True), color=color, lw=1.4, marker="o", ms=3)
             curves.annotate(str(trial.number), curve[-1], (4, -3), textcoords="offset points", fontsize=7, color=color)
     bars.set(xlabel="minutes since the sweep began", ylabel="trial")
     bars.invert_yaxis()
     bars.yaxis.get_major_locator().set_params(integer=True)
-    curves.set(xlabel="step", ylabel="validation")
+    curves.set(xlabel="step", ylabel=f"validation, {measurement.label}")
     for axes in (bars, curves):
         _style(axes)
     _legend(figure, {trial.state for trial in trials})

@@ -23,6 +23,7 @@ class Accuracy(Metric):
     axis = None
     selected = 1
     headline = 0
+    notes = ("an episode's queries normalised together, as papers publish", "each query by itself, as `predict` does")
 
     def columns(self, learner: Learner) -> list[str]:
         return ["transductive", "inductive"]

@@ -13,7 +13,7 @@ from distmeta.errors import DistmetaError
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.training.intervals import mean_and_ci95
-from distmeta.training.measurement import KEY, Measurement
+from distmeta.training.measurement import BASELINE_KEY, KEY, Measurement
 from distmeta.training.metric import Metric
 from distmeta.training.reduce import agree, sum_over_workers
 
@@ -67,7 +67,7 @@ class Evaluation:
     def as_baseline(self) -> dict[str, Any]:
         """How a run's result names it when it is of the network that was not trained."""
         value, ci95 = list(self.keys.values())[:2]
-        return {"random_init": value, "random_init_ci95": ci95, f"random_init_{KEY}": self.measurement.as_dict()}
+        return {"random_init": value, "random_init_ci95": ci95, BASELINE_KEY: self.measurement.as_dict()}
 
     def rows(self) -> list[list[float | None]]:
         """Every episode's scores for JSON, which has no NaN."""
@@ -103,7 +103,7 @@ def scores(metric: Metric, learner: Learner, meta_params: Params, stream: Stream
     parameter = next(iter(meta_params.values()))
     rows = torch.zeros(len(indices), len(metric.columns(learner)), dtype=torch.float64, device=parameter.device)
     place = {index: row for row, index in enumerate(indices)}
-    for batch in stream.evaluation(indices):
+    for batch in stream.evaluation(indices) if indices else ():  # more workers than episodes: some have none
         rows[[place[index] for index in batch.slots]] = metric.scores(learner, meta_params, batch.like(parameter))
     return rows
 

@@ -1,10 +1,15 @@
 """What a model came to on fixed episodes, as it is stored: name, unit, direction, values and intervals, so that readers import nothing."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-KEY = "measurement"  # in every dictionary that holds an evaluation
+from distmeta.errors import RunError
+
+KEY = "measurement"
+"""Where it is stored in every dictionary that describes an evaluation."""
+BASELINE_KEY = f"random_init_{KEY}"
+"""The same of the network that was not trained, beside a test's own."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +18,8 @@ class Measurement:
 
     A value that was not finite is None, and worse than any other; an interval is None if there are too few episodes. Shown are
     `scale` times the values, with `digits` decimals, in `unit`. `axis` names what the columns count ("inner steps"); without one they
-    are kinds ("inductive"). The column `selected` decides which step and trial is best; `headline` is the one to quote, as papers do.
-    `chance` is what guessing would score.
+    are kinds ("inductive"), which `notes` explain. The column `selected` decides which step and trial is best; `headline` is the one to
+    quote, as papers do. `chance` is what guessing would score.
     """
 
     name: str
@@ -30,6 +35,7 @@ class Measurement:
     ci95: list[float | None]
     episodes: int
     chance: float | None = None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -39,9 +45,34 @@ class Measurement:
         """What runs, steps and trials are ranked by: higher is better, -inf if the value was not finite."""
         return score_of(self.values[self.selected], self.more_is_better)
 
-    def text(self, column: int) -> str:
+    def text(self, column: int, interval: bool = True) -> str:
         """The column's value for people: "97.0 ± 0.3 %"."""
-        return quantity(self.values[column], self.ci95[column], self.scale, self.digits, self.unit)
+        return quantity(self.values[column], self.ci95[column] if interval else None, self.scale, self.digits, self.unit)
+
+    def text_of(self, score: float | None) -> str:
+        """A `score` for people, as the value that it was: "94.4 %"."""
+        value = None if score is None or not math.isfinite(score) else score if self.more_is_better else -score
+        return quantity(value, None, self.scale, self.digits, self.unit)
+
+    def drawn(self, score: float) -> float:
+        """A `score` as a point on an axis with `label`."""
+        return self.scale * score if self.more_is_better else -self.scale * score
+
+    @property
+    def summary(self) -> str:
+        """The value to quote and the one that decides: "accuracy 97.0 ± 0.3 %, inductive 96.1 ± 0.4 %"."""
+        quoted = f"{self.name} {self.text(self.headline)}"
+        return quoted if self.selected == self.headline else f"{quoted}, {self.columns[self.selected]} {self.text(self.selected)}"
+
+    @property
+    def label(self) -> str:
+        """For an axis on which values are drawn: "accuracy (%)"."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def shown(self, column: int) -> tuple[float, float]:
+        """The column's value and half-width times `scale`, NaN where there is none: for plots."""
+        value, half = (math.nan if number is None else self.scale * number for number in (self.values[column], self.ci95[column]))
+        return value, half
 
     def difference(self, difference: float | None, ci95: float | None) -> str:
         """A difference of two such values for people: "+1.2 ± 0.5 points"."""
@@ -62,3 +93,69 @@ def quantity(value: float | None, ci95: float | None, scale: float, digits: int,
         return "not finite"
     interval = "" if ci95 is None else f" ± {scale * ci95:.{digits}f}"
     return f"{scale * value:{sign}.{digits}f}{interval} {unit}".rstrip()
+
+
+_FORMER_ACCURACY = {"name": "accuracy", "unit": "%", "scale": 100.0, "digits": 1, "more_is_better": True, "axis": None}
+_FORMER_ERROR = {"name": "squared error", "unit": "", "scale": 1.0, "digits": 3, "more_is_better": False, "axis": "inner steps"}
+
+
+def measurement_of(evaluation: dict[str, Any]) -> Measurement:
+    """What a result, a validation or a model's row in the registry says of itself. Raises RunError if it says nothing.
+
+    Plain keys alone, as earlier versions stored them, are read too.
+    """
+    try:
+        if KEY in evaluation:
+            return _stored(evaluation[KEY])
+        if "mse_by_step" in evaluation:
+            return _former_error(evaluation["mse_by_step"], evaluation.get("ci95_by_step", {}), evaluation["episodes"])
+        both = ("accuracy", "accuracy_inductive"), ("ci95", "ci95_inductive")
+        values, ci95 = ([evaluation[key] for key in keys] for keys in both)
+        return _former_accuracy(values, ci95, evaluation)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"a stored evaluation cannot be read: {error!r}", "evaluate the model again") from None
+
+
+def baseline_of(test: dict[str, Any]) -> Measurement:
+    """The same of the network that was not trained, which a test holds beside. Raises RunError."""
+    try:
+        if BASELINE_KEY in test:
+            return _stored(test[BASELINE_KEY])
+        value, ci95 = test["random_init"], test["random_init_ci95"]
+        return _former_error(value, ci95, test["episodes"]) if isinstance(value, dict) else _former_accuracy([value], [ci95], test)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"a stored evaluation cannot be read: {error!r}", "evaluate the model again") from None
+
+
+def _stored(content: dict[str, Any]) -> Measurement:
+    """A later version may have stored more."""
+    return Measurement(**{field.name: content[field.name] for field in fields(Measurement) if field.name in content})
+
+
+def _former_accuracy(values: list[float], ci95: list[float], evaluation: dict[str, Any]) -> Measurement:
+    columns = ["transductive", "inductive"][: len(values)]
+    last, chance = len(columns) - 1, 1 / evaluation["way"] if "way" in evaluation else None
+    return Measurement(
+        **_FORMER_ACCURACY,  # type: ignore[arg-type]
+        columns=columns,
+        selected=last,
+        headline=0,
+        values=list(values),
+        ci95=list(ci95),
+        episodes=evaluation["episodes"],
+        chance=chance,
+    )
+
+
+def _former_error(by_step: dict[str, float], ci95: dict[str, float], episodes: int) -> Measurement:
+    columns = sorted(by_step, key=int)
+    last = len(columns) - 1
+    return Measurement(
+        **_FORMER_ERROR,  # type: ignore[arg-type]
+        columns=columns,
+        selected=last,
+        headline=last,
+        values=[by_step[column] for column in columns],
+        ci95=[ci95.get(column) for column in columns],
+        episodes=episodes,
+    )

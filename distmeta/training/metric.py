@@ -33,6 +33,9 @@ class Metric(ABC):
     headline: ClassVar[int] = -1
     """The column to quote."""
 
+    notes: ClassVar[tuple[str, ...]] = ()
+    """What the columns are, if their names do not say it."""
+
     @abstractmethod
     def score(self, learner: Learner, meta_params: Params, episode: Any) -> Tensor:
         """One number for each column (columns,), of a batch that holds one episode. A number that is not finite counts as the worst."""
@@ -75,4 +78,5 @@ class Metric(ABC):
             ci95=[ci95 for _, ci95 in means],
             episodes=len(by_episode),
             chance=self.chance(task),
+            notes=self.notes,
         )

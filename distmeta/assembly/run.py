@@ -49,7 +49,8 @@ class Run:
     def in_folder(cls, folder: RunFolder, shards: str | None = None, own: Config | None = None) -> "Run":
         """The run that was kept in `folder`, in the type that it trained in; `shards` says where its dataset lies now, if elsewhere.
 
-        A domain by import path is imported only if `own`, the config that the user gave, names it too. Raises RunError if `folder` holds no run, ConfigError, DataError.
+        A domain by import path is imported only if `own`, the config that the user gave, names it too.
+        Raises RunError if `folder` holds no run, ConfigError, DataError.
         """
         config = folder.read_config()
         if shards is not None:

@@ -35,6 +35,7 @@ ValueRange = Annotated[
     ),
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Pixels that an image may have at most.")]
+OwnLearner = Annotated[str | None, typer.Option("--learner", help="Import path of the model's learner, if it is a class of your own.")]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
 ]
@@ -523,6 +524,12 @@ def compare(
     print(verdict(found))
 
 
+def own_classes(*paths: str | None) -> list[str]:
+    """The import paths that were given, of classes that Python finds from the working folder."""
+    sys.path.append(os.getcwd())
+    return [path for path in paths if path is not None]
+
+
 @app.command()
 def predict(
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
@@ -534,6 +541,7 @@ def predict(
     value_range: ValueRange = None,
     max_pixels: MaxPixels = 100_000_000,
     network: Network = None,
+    learner: OwnLearner = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -549,9 +557,9 @@ def predict(
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import load_model
 
-    sys.path.append(os.getcwd())
+    own = own_classes(network, learner)
     chosen = parse_value_range(value_range)
-    loaded = load_model(resolve(tracking_uri), model, network)
+    loaded = load_model(resolve(tracking_uri), model, own)
     loaded = loaded.with_value_range(chosen) if chosen else loaded
     reader, passed_over = FileReader(loaded.preprocessing, max_pixels), LeftOut()
     adapted, shown = adapt_to_folder(loaded, support, steps, reader, passed_over)
@@ -588,6 +596,7 @@ def evaluate(
     episodes: Annotated[int, typer.Option(min=2, help="Episodes.")] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
     network: Network = None,
+    learner: OwnLearner = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -599,13 +608,13 @@ def evaluate(
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import load_model
 
-    sys.path.append(os.getcwd())
-    loaded = load_model(resolve(tracking_uri), model, network)
+    own = own_classes(network, learner)
+    loaded = load_model(resolve(tracking_uri), model, own)
     say(f"evaluating {model}")  # before Ray is imported: that takes seconds
     from distmeta.scale.evaluate import PART, Asked
     from distmeta.scale.evaluate import evaluate as start
 
-    parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address, network)
+    parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address, own)
     *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
     if as_json:
         print_json(test)

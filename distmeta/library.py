@@ -1,5 +1,6 @@
 """What `import distmeta` offers as functions; the same procedures as the command line's."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from distmeta.training.accuracy import Accuracy
 from distmeta.training.evaluate import evaluate as measure
 
 
-def load(model: str, tracking_uri: str | None = None, own_network: str | None = None) -> Model:
+def load(model: str, tracking_uri: str | None = None, own: Collection[str] = ()) -> Model:
     """The registered model of images that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model names.
 
-    Nothing of it is executed. Raises RegistryError.
+    Nothing of it is executed. `own` holds the import paths of its network's and learner's classes, if they are your own.
+    Raises RegistryError.
     """
-    return load_model(resolve(tracking_uri), model, own_network)
+    return load_model(resolve(tracking_uri), model, own)
 
 
 def train(config: Config | Path | str, *sets: str, resume: bool = False, address: str | None = None) -> dict[str, Any]:

@@ -93,15 +93,15 @@ class Narrow(nn.Module):
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
-        self.head = nn.Linear(256, outputs + 2)
+        self.top = nn.Linear(256, outputs + 2)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(images.flatten(1))
+        return self.top(images.flatten(1))
 
 
 class Deaf(Narrow):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(images)
+        return self.top(images)
 
 
 sys.modules.setdefault("networks_of_a_user", sys.modules[__name__])
@@ -110,12 +110,12 @@ sys.modules.setdefault("networks_of_a_user", sys.modules[__name__])
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"model": {"filter": 3}}, r"model.filter is no argument of conv4\nits arguments: filters, downsample"),
+        ({"model": {"filter": 3}}, r"model.filter is not an argument of conv4\nits arguments: filters, downsample"),
         ({"model": {"filters": 0}}, r"model.filters=0"),
-        ({"model": {"name": "resnet"}}, r"model.name='resnet' is no backbone of distmeta\nchoose one of conv4"),
-        ({"learner": {"name": "protonet", "inner_lr": 0.1}}, r"learner.inner_lr is no setting of learner protonet\nleave it out"),
-        ({"learner": {"name": "maml", "inner_batch": 3}}, r"learner.inner_batch is no setting of learner maml"),
-        ({"model": {"name": "networks_of_a_user.Narrow"}}, r"networks_of_a_user.Narrow gives \(2, 5\) for two inputs; \(2, 3\) is needed"),
+        ({"model": {"name": "resnet"}}, r"model.name='resnet' is not a backbone of distmeta\nchoose one of conv4"),
+        ({"learner": {"name": "protonet", "inner_lr": 0.1}}, r"learner.inner_lr is not a setting of learner protonet\nleave it out"),
+        ({"learner": {"name": "maml", "inner_batch": 3}}, r"learner.inner_batch is not a setting of learner maml"),
+        ({"model": {"name": "networks_of_a_user.Narrow"}}, r"networks_of_a_user.Narrow gives \(2, 5\) for 2 inputs; \(2, 3\) is needed"),
         ({"model": {"name": "networks_of_a_user.Deaf"}}, r"does not take inputs of shape \(2, 1, 16, 16\)"),
         ({"data": {"way": 3, "queries": 2, "eval": {"way": 4}}}, r"data.eval.way=4 but data.way=3: the network's head is as wide"),
     ],

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmeta.learners.params import initial_params, weights_sha256
-from distmeta.models import build_model
+from distmeta.learners.params import trainable, weights_sha256
+from distmeta.models import build_model, redraw
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint, CheckpointFolder
 from distmeta.training.metrics import MetricsFolder, MetricsWriter
@@ -20,7 +20,7 @@ from distmeta.training.run_folder import RunFolder
 
 def outer_update(optimizer: str = "adam") -> OuterUpdate:
     model = build_model("conv4", input_shape=(1, 16, 16), outputs=3, filters=4)
-    return OuterUpdate(initial_params(model, 0), optimizer, schedule("cosine", 0.01, 20), momentum=0.9, clip_norm=1.0)
+    return OuterUpdate(trainable(redraw(model, 0)), optimizer, schedule("cosine", 0.01, 20), momentum=0.9, clip_norm=1.0)
 
 
 def gradient(step: int, size: int) -> torch.Tensor:

@@ -16,8 +16,9 @@ from distmeta.learners.finetune import FineTuning
 from distmeta.learners.learner import Learner
 from distmeta.learners.maml import ANIL, MAMLPlusPlus
 from distmeta.learners.memory import predicted_bytes
-from distmeta.learners.params import Params, flatten, initial_params, unflatten, warm_start, weights_sha256
+from distmeta.learners.params import Params, flatten, trainable, unflatten, weights_sha256
 from distmeta.models import build_model
+from distmeta.models.head import name_head
 from distmeta.models.norm import NORMS
 from distmeta.training.outer import OuterUpdate, schedule
 
@@ -29,9 +30,9 @@ ADAPTS = [name for name in NAMES if "inner_lr" in settings_of(name)]
 THROUGH_INNER_LOOP = [name for name in NAMES if "gradient" in settings_of(name)]
 
 
-def network(kind: str = "conv4", norm: str = "batch", dtype: torch.dtype = torch.float64) -> nn.Module:
+def network(kind: str = "conv4", norm: str = "batch", dtype: torch.dtype = torch.float64, seed: int = 1) -> nn.Module:
     own: dict[str, Any] = {"filters": 4, "downsample": "stride"} if kind == "conv4" else {"widths": [6], "activation": "tanh"}
-    return build_model(kind, (1, 16, 16), WAY, norm, **own).to(dtype)
+    return build_model(kind, (1, 16, 16), WAY, norm, seed=seed, **own).to(dtype)
 
 
 def learner(name: str, model: nn.Module, **settings: Any) -> Learner:
@@ -62,7 +63,7 @@ def batch_for(name: str, slots: int, dtype: torch.dtype = torch.float64) -> Batc
 def test_meta_gradient_against_finite_differences(name: str, steps: int) -> None:
     """Conv-4 with batch norm in float64: central differences of the meta-loss along a direction in every meta-parameter."""
     made = learner(name, network(), inner_steps=steps)
-    theta, one = made.initial_params(1), batch_for(name, 1)
+    theta, one = made.initial_params(), batch_for(name, 1)
     gradient = unflatten(made.slot_gradients(theta, one)[0][0], theta)
     random = torch.Generator().manual_seed(3)
     width = 1e-6
@@ -79,7 +80,7 @@ def test_maml_against_explicit_hessians(steps: int, gradient: str) -> None:
     """(I - αH₀)(I - αH₁)…(I - αH₍ₖ₋₁₎) ∇L_query(φₖ), with Hessians written out; its loss and its counts by hand."""
     model, alpha = network("mlp", "none"), 0.3
     maml = learner("maml", model, inner_lr=alpha, inner_steps=steps, gradient=gradient)
-    theta, episodes = maml.initial_params(2), batch(1)
+    theta, episodes = maml.initial_params(), batch(1)
     support, labels = episodes.support_images[0], episodes.support_labels[0]
     queries, query_labels = episodes.query_images[0], episodes.query_labels[0]
 
@@ -111,9 +112,14 @@ def test_reptile_is_the_sum_of_its_inner_gradients() -> None:
     labels = torch.cat([episodes.support_labels[0], episodes.query_labels[0]])
     order = [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]  # class 0, 1, 2, 0, 1, 2, … (two support images a class, then two queries)
     assert labels[order].tolist() == [0, 1, 2] * 4
-    for optimizer, torchs in (("sgd", torch.optim.SGD), ("adam", lambda values, lr: torch.optim.Adam(values, lr, betas=(0.0, 0.999)))):
-        reptile = learner("reptile", model, inner_lr=alpha, inner_steps=steps, inner_batch=size, inner_optimizer=optimizer)
-        theta = reptile.initial_params(0)
+    for optimizer, torchs in (
+        ("sgd", torch.optim.SGD),
+        ("adam", lambda values, lr: torch.optim.Adam(values, lr, betas=(0.0, 0.999), eps=1e-30)),
+    ):
+        reptile = learner(
+            "reptile", model, inner_lr=alpha, inner_steps=steps, inner_batch=size, inner_optimizer=optimizer, inner_epsilon=1e-30
+        )
+        theta = reptile.initial_params()
         ours = reptile.slot_gradients(theta, episodes)[0][0]
         phi = {name: value.clone().requires_grad_() for name, value in theta.items()}
         stepper = torchs(list(phi.values()), lr=alpha)
@@ -138,7 +144,7 @@ def test_all_engines_agree(name: str, norm: str) -> None:
     found = []
     for batching, gradient in ENGINES:
         made = learner(name, model, task_batching=batching, gradient=gradient)
-        found.append(made.slot_gradients(made.initial_params(0), batch_for(name, 3)))
+        found.append(made.slot_gradients(made.initial_params(), batch_for(name, 3)))
     for gradients, metrics in found[1:]:
         torch.testing.assert_close(gradients, found[0][0], rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(metrics.loss, found[0][1].loss, rtol=1e-10, atol=1e-12)
@@ -149,10 +155,10 @@ def test_all_engines_agree(name: str, norm: str) -> None:
 def test_all_engines_agree_in_float32_on_a_smooth_network(name: str) -> None:
     model = network("mlp", "none", torch.float32)
     exact = learner(name, network("mlp", "none"))
-    truth = exact.slot_gradients(exact.initial_params(0), batch_for(name, 3))[0]
+    truth = exact.slot_gradients(exact.initial_params(), batch_for(name, 3))[0]
     for batching, gradient in ENGINES:
         made = learner(name, model, task_batching=batching, gradient=gradient)
-        theta = {key: value.float() for key, value in exact.initial_params(0).items()}
+        theta = {key: value.float() for key, value in exact.initial_params().items()}
         ours = made.slot_gradients(theta, batch_for(name, 3, torch.float32))[0]
         assert (ours - truth).norm() <= 1e-5 * truth.norm()
 
@@ -162,7 +168,7 @@ def test_the_outer_pass_in_bfloat16(name: str) -> None:
     """Near the exact gradient on a smooth network, by bfloat16's eight bits; not equal, so it was used; inner steps are left alone."""
     model = network("mlp", "none", torch.float32)
     exact, rounded = (build_learner(name, model, bfloat16=on) for on in (False, True))
-    theta, slots = exact.initial_params(0), batch_for(name, 2, torch.float32)
+    theta, slots = exact.initial_params(), batch_for(name, 2, torch.float32)
     truth, ours = (made.slot_gradients(theta, slots)[0] for made in (exact, rounded))
     assert ours.dtype == torch.float32
     assert 0 < (ours - truth).norm() < 0.02 * truth.norm()
@@ -177,7 +183,7 @@ def test_the_outer_pass_in_bfloat16(name: str) -> None:
 def test_a_slots_bits_do_not_depend_on_its_neighbours(name: str, norm: str, batching: str) -> None:
     """What the order-free reduction needs for any number of workers to end in the same bits."""
     made = learner(name, network(norm=norm, dtype=torch.float32), task_batching=batching)
-    theta, slots = made.initial_params(0), batch_for(name, 5, torch.float32)
+    theta, slots = made.initial_params(), batch_for(name, 5, torch.float32)
     together, metrics = made.slot_gradients(theta, slots)
     for chosen in ([2], [3, 1], [1, 0, 3], [4, 3, 2]):
         gradients, own = made.slot_gradients(theta, slots.take(chosen))
@@ -193,7 +199,7 @@ def test_dropout_noise_belongs_to_the_slot() -> None:
     def gradient(step: int = 3, seed: int = 0, chosen: tuple[int, ...] = (0, 1), engine: str = "unrolled") -> Tensor:
         made = learner("maml", model, seed=seed, task_batching="loop", gradient=engine)
         made.seed = seed
-        return made.slot_gradients(made.initial_params(0), batch(2, step=step).take(chosen))[0]
+        return made.slot_gradients(made.initial_params(), batch(2, step=step).take(chosen))[0]
 
     both = gradient()
     assert torch.equal(gradient(chosen=(1,))[0], both[1])
@@ -208,7 +214,7 @@ def test_inductive_prediction_does_not_depend_on_company(name: str, norm: str) -
     """Law 8: alone, shuffled and in chunks a query gets the same output. Transductive ones do depend with batch norm, so this can fail."""
     made = learner(name, network(norm=norm))
     episodes = batch(1)
-    adapted = made.adapt(made.initial_params(0), episodes)
+    adapted = made.adapt(made.initial_params(), episodes)
     queries = episodes.query_images[0]
     together = made.predict(adapted, queries)
     order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))
@@ -224,7 +230,7 @@ def test_inductive_statistics_are_the_support_sets() -> None:
     """On the support set itself, support statistics and batch statistics are the same thing."""
     made, episodes = learner("maml", network()), batch(1)
     support = episodes.support_images[0]
-    both = made.predict(made.adapt(made.initial_params(0), episodes), support)
+    both = made.predict(made.adapt(made.initial_params(), episodes), support)
     torch.testing.assert_close(both.inductive, both.transductive, rtol=1e-9, atol=1e-9)
 
 
@@ -232,7 +238,7 @@ def test_inductive_statistics_are_the_support_sets() -> None:
 def test_adaptation_takes_the_steps_that_training_takes(name: str) -> None:
     """After inner_steps on the support set the network is where training's inner loop was; none of them changes meta_params."""
     made = learner(name, network("mlp", "none"), inner_steps=3, inner_batch=None)
-    theta, episodes = made.initial_params(0), batch(1)
+    theta, episodes = made.initial_params(), batch(1)
     before = weights_sha256(theta)
     support, labels = episodes.support_images[0], episodes.support_labels[0]
     queries, query_labels = episodes.query_images[0], episodes.query_labels[0]
@@ -250,14 +256,14 @@ def test_adaptation_takes_the_steps_that_training_takes(name: str) -> None:
 def test_without_an_inner_lr_all_are_plain_multi_task_learning() -> None:
     model, episodes = network(), batch(2)
     expected = []
-    theta = initial_params(model, 0)
+    theta = trainable(model)
     for queries, labels in zip(episodes.query_images, episodes.query_labels, strict=True):
         leaves = {name: value.requires_grad_() for name, value in theta.items()}
         loss = cross_entropy(functional_call(model, leaves, (queries,)), labels)
         expected.append(flatten(dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))))
     for name in ("maml", "fomaml", "anil"):
         made = learner(name, model, inner_lr=0.0)
-        torch.testing.assert_close(made.slot_gradients(made.initial_params(0), episodes)[0], torch.stack(expected), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(made.slot_gradients(made.initial_params(), episodes)[0], torch.stack(expected), rtol=1e-9, atol=1e-12)
     all_images = replace(episodes, query_images=episodes.support_images, query_labels=episodes.support_labels)
     transfer, maml = (learner(name, model, inner_lr=0.0) for name in ("transfer", "maml"))
     given, wanted = (made.slot_gradients(theta, all_images)[0] for made in (transfer, maml))
@@ -268,7 +274,7 @@ def test_without_an_inner_lr_all_are_plain_multi_task_learning() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_permuting_labels_and_head_rows_permutes_the_gradient(name: str) -> None:
     made = learner(name, network("mlp", "batch"))
-    theta, slots = made.initial_params(0), batch_for(name, 2)
+    theta, slots = made.initial_params(), batch_for(name, 2)
     order = torch.tensor([2, 0, 1])
     renamed = slots.map(lambda tensor: tensor if tensor.is_floating_point() else order[tensor])
     if name == "reptile":
@@ -290,7 +296,7 @@ def test_centroids_serve_any_number_of_classes(name: str) -> None:
     made = learner(name, network())
     images = torch.randn(10, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2, 3, 3, 4])  # as many images of a class as one likes
-    logits = made.predict(made.adapt(made.initial_params(0), EpisodeBatch.of_support(images, labels)), images).transductive
+    logits = made.predict(made.adapt(made.initial_params(), EpisodeBatch.of_support(images, labels)), images).transductive
     assert logits.shape == (10, 5)
     assert logits[-1].argmax() == 4, "a class's only image lies on its centroid"
 
@@ -301,7 +307,7 @@ def test_running_statistics_follow_the_slots(name: str) -> None:
     model = network(norm="running")
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     made = learner(name, model)
-    theta = made.initial_params(0)
+    theta = made.initial_params()
     gradient = made.slot_gradients(theta, batch_for(name, 2))[0].mean(0)
     outer = OuterUpdate({k: v.clone() for k, v in theta.items()}, "adam", schedule("constant", 0.5, 1), statistics=made.statistics)
     outer.update(gradient, 0)
@@ -332,7 +338,7 @@ def test_checkpointed_memory_does_not_grow_with_inner_steps(name: str) -> None:
 
     def peak(gradient: str, steps: int) -> int:
         made = learner(name, model, gradient=gradient, inner_steps=steps, task_batching="loop", multi_step_loss=0)
-        return predicted_bytes(made, made.initial_params(0), one)
+        return predicted_bytes(made, made.initial_params(), one)
 
     few, many = peak("checkpointed", 3), peak("checkpointed", 9)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -345,7 +351,7 @@ def test_checkpointed_memory_does_not_grow_with_inner_steps(name: str) -> None:
 def test_anil_adapts_the_same_from_features_computed_once(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = learner("anil", network(norm=norm, dtype=torch.float32), inner_steps=3)
     episode = batch(1, torch.float32)
-    given = made.initial_params(0), episode
+    given = made.initial_params(), episode
     once = list(made.adaptation(*given))
     monkeypatch.setattr(ANIL, "descent", FineTuning.descent)
     each_step = list(made.adaptation(*given))
@@ -355,29 +361,28 @@ def test_anil_adapts_the_same_from_features_computed_once(norm: str, monkeypatch
 
 @pytest.mark.parametrize("name", NAMES)
 def test_initial_params_come_from_the_seed_alone(name: str) -> None:
-    first = weights_sha256(learner(name, network()).initial_params(5))
-    other = learner(name, network())
+    first = weights_sha256(learner(name, network(seed=5)).initial_params())
     torch.manual_seed(99)
-    state = torch.get_rng_state()
-    assert weights_sha256(other.initial_params(5)) == first
-    assert torch.equal(torch.get_rng_state(), state)
-    assert weights_sha256(other.initial_params(6)) != first
+    assert weights_sha256(learner(name, network(seed=5)).initial_params()) == first
+    assert weights_sha256(learner(name, network(seed=6)).initial_params()) != first
 
 
 def test_starting_from_other_weights() -> None:
     """Classifier-Baseline → MAML and Meta-Baseline: the body is taken over, a head of another width is not, another body is refused."""
-    wide = build_model("conv4", (1, 16, 16), 11, filters=4, downsample="stride").double()
-    given = learner("classifier-baseline", wide).initial_params(7)
+    wide = build_model("conv4", (1, 16, 16), 11, filters=4, downsample="stride", seed=7).double()
+    given = learner("classifier-baseline", wide).initial_params()
     for name in NAMES:
-        fresh = learner(name, network()).initial_params(0)
-        started = warm_start(fresh, given, "models:/base@champion")
+        made = learner(name, network())
+        fresh = made.initial_params()
+        started, loaded = made.start_from(given, "models:/base@champion")
         assert started.keys() == fresh.keys()
         for key, value in started.items():
             source = given if key.startswith("blocks.") else fresh
             assert torch.equal(value, source[key]), key
-    other = learner("maml", build_model("conv4", (1, 16, 16), WAY, filters=5, downsample="stride")).initial_params(0)
-    with pytest.raises(ConfigError, match=r"this network has blocks.0.conv.weight \(5, 1, 3, 3\); init_from=x has \(4, 1, 3, 3\)"):
-        warm_start(other, given, "x")
+        assert loaded.drawn == ["head.weight", "head.bias"]
+    other = learner("maml", build_model("conv4", (1, 16, 16), WAY, filters=5, downsample="stride"))
+    with pytest.raises(ConfigError, match=r"init_from=x does not fit Conv4: of another shape: blocks.0.conv.weight \(5, 1, 3, 3\) \(t"):
+        other.start_from(given, "x")
 
 
 class Leftover(nn.Module):
@@ -395,11 +400,12 @@ class Leftover(nn.Module):
 def test_what_a_learner_cannot_use_is_refused() -> None:
     maml = learner("maml", Leftover().double())
     with pytest.raises(ConfigError, match=r"parameter spare of the network does not reach the loss\nremove it"):
-        maml.slot_gradients(maml.initial_params(0), batch(1))
+        maml.slot_gradients(maml.initial_params(), batch(1))
+    headless = name_head(Leftover(), "top")
     for name in ("protonet", "anil"):
-        with pytest.raises(ConfigError, match=r"needs a network with features\(images\) and head; Leftover has no features"):
-            learner(name, Leftover())
+        with pytest.raises(ConfigError, match=r"Leftover has no layer 'top', which model.head names\nset model.head .* such as head"):
+            learner(name, headless)
     with pytest.raises(ConfigError, match="0 inner steps: at least one"):
         learner("maml", network(), inner_steps=0)
-    with pytest.raises(ConfigError, match=r"learner.inner_lr is no setting of learner protonet\nleave it out; protonet takes task_"):
+    with pytest.raises(ConfigError, match=r"learner.inner_lr is not a setting of learner protonet\nleave it out, or choose from: task_"):
         check_settings("protonet", {"inner_lr": 0.1})

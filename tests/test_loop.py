@@ -13,8 +13,8 @@ from distmeta.data.stream import EpisodeStream
 from distmeta.errors import DataError, RunError
 from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.maml import MAML
-from distmeta.learners.params import Params, initial_params, weights_sha256
-from distmeta.models import build_model
+from distmeta.learners.params import Params, trainable, weights_sha256
+from distmeta.models import build_model, redraw
 from distmeta.training.accuracy import Accuracy
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation, Setting, block, evaluate
@@ -87,7 +87,7 @@ def learner(bad_calls: Any = ()) -> Poisoned:
 
 
 def outer_update() -> OuterUpdate:
-    return OuterUpdate(initial_params(learner().model, 0), "adam", schedule("cosine", 0.01, PLAN.steps))
+    return OuterUpdate(trainable(redraw(learner().model, 0)), "adam", schedule("cosine", 0.01, PLAN.steps))
 
 
 def batches(dataset: Dataset, start: int = 0) -> Iterator[EpisodeBatch]:
@@ -161,7 +161,7 @@ def test_too_many_in_a_row_stop_the_run(dataset: Dataset) -> None:
 def test_float64_from_float32_images(dataset: Dataset) -> None:
     maml = learner()
     maml.model.double()
-    outer = OuterUpdate(initial_params(maml.model, 0), "adam", schedule("constant", 0.01, 2))
+    outer = OuterUpdate(trainable(redraw(maml.model, 0)), "adam", schedule("constant", 0.01, 2))
     assert train(maml, outer, batches(dataset), Progress(), PLAN._replace(steps=2), Recorder())
     assert {value.dtype for value in outer.meta_params.values()} == {torch.float64}
 
@@ -180,7 +180,7 @@ def test_a_failing_stream_is_the_runs_failure(dataset: Dataset) -> None:
 def test_evaluation_counts_what_it_says(dataset: Dataset) -> None:
     """By hand, over the same episodes."""
     stream, maml = EpisodeStream(dataset, "test", TASK, 0), learner()
-    theta = initial_params(maml.model, 0)
+    theta = trainable(redraw(maml.model, 0))
     result = evaluate(Accuracy(), maml, theta, stream, 10, "batch").as_dict()
     accuracies = []
     for batch in stream.evaluation(range(10)):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from distmeta.errors import ConfigError
-from distmeta.learners.params import Params, initial_params, weights_sha256
-from distmeta.models import MODELS, build_model
+from distmeta.learners.params import Params, trainable, weights_sha256
+from distmeta.models import MODELS, build_model, redraw
 from distmeta.models.dropblock import DropBlock, set_noise
 from distmeta.models.norm import NORMS
 
@@ -51,7 +51,7 @@ def parameters_of(model: nn.Module) -> int:
 def net_and_inputs(small: str, norm: str, tasks: int, images: int = 6) -> tuple[nn.Module, Params, Tensor]:
     """A network in float64, `tasks` sets of its parameters stacked, each moved a little from initialisation, and inputs for them."""
     model = build(small, norm).double()
-    params = initial_params(model, 1)
+    params = trainable(redraw(model, 1))
     stacked = {name: value + 0.1 * drawn(tasks, *value.shape, seed=number) for number, (name, value) in enumerate(params.items())}
     return model, stacked, drawn(tasks, images, *SMALL[small]["input_shape"], seed=99)
 
@@ -139,19 +139,19 @@ def test_resnet_is_its_formula() -> None:
 def test_initialisation_comes_from_the_seed_alone(small: str, norm: str) -> None:
     """Also for a model that has been trained: every parameter is drawn anew."""
     model, other = build(small, norm), build(small, norm)
-    expected = weights_sha256(initial_params(model, 5))
+    expected = weights_sha256(trainable(redraw(model, 5)))
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.fill_(7)
-    assert weights_sha256(initial_params(other, 5)) == expected
-    assert weights_sha256(initial_params(other, 6)) != expected
+    assert weights_sha256(trainable(redraw(other, 5))) == expected
+    assert weights_sha256(trainable(redraw(other, 6))) != expected
 
 
 @pytest.mark.parametrize("small", ["resnet12", "vgg"])
 def test_kaimings_variance(small: str) -> None:
     """Drawn by He's rule a convolution's weights have the variance 2 / (outputs · kernel pixels)."""
     widths = {"resnet12": [64, 64, 64, 64], "vgg": [64, 64]}[small]
-    params = initial_params(build(small, widths=widths), 0)
+    params = trainable(build(small, widths=widths, seed=0))
     kernels = [value for value in params.values() if value.dim() == 4 and value.numel() > 4000]
     assert kernels
     for kernel in kernels:
@@ -206,14 +206,14 @@ def test_predictions_by_buffers_do_not_depend_on_company() -> None:
 
 
 REFUSED = [
-    ({"filter": 32}, r"model.filter is no argument of conv4\nits arguments: filters, downsample$"),
-    ({"filters": 0}, r"model.filters=0: input should be greater than or equal to 1\nmend model.filters"),
+    ({"filter": 32}, r"model.filter is not an argument of conv4\nits arguments: filters, downsample$"),
+    ({"filters": 0}, r"model.filters=0: input should be greater than or equal to 1\nfix model.filters"),
     ({"filters": "many"}, r"model.filters='many': input should be a valid integer"),
     ({"downsample": "mean"}, r"model.downsample='mean': input should be 'max-pool' or 'stride'"),
     ({"norm": "layer"}, r"model.norm='layer' is no norm\nchoose one of batch, running, group, none"),
     ({"input_shape": (3, 15, 99)}, r"model.name=conv4 halves images 4 times; 15×99 pixels are fewer than 16×16\nset data.image_size to 16"),
     ({"input_shape": (1,)}, r"model.name=conv4 reads images \(C, H, W\), not shape \(1,\)\nchoose model.name=mlp"),
-    ({"name": "resnet18"}, r"model.name='resnet18' is no backbone of distmeta\nchoose one of conv4, resnet12, vgg, mlp"),
+    ({"name": "resnet18"}, r"model.name='resnet18' is not a backbone of distmeta\nchoose one of conv4, resnet12, vgg, mlp"),
     ({"name": "resnet12", "widths": [64, 64]}, r"model.widths=\[64, 64\]: "),
     ({"name": "resnet12", "drop_rate": 1.0}, r"model.drop_rate=1.0: input should be less than 1"),
     ({"name": "vgg", "convolutions": [2, 2]}, r"model.convolutions=.* has 2 stages and model.widths=.* has 5"),
@@ -251,6 +251,10 @@ class Net(nn.Module):
         return self.head(self.body(images).mean((2, 3)))
 
 
+def no_network() -> int:
+    return 3
+
+
 def own(name: str = f"{__name__}.Net", **arguments: Any) -> nn.Module:
     return build_model(name, (3, 8, 8), 5, allow_import=True, **arguments)
 
@@ -266,12 +270,13 @@ def test_a_class_of_the_users_own() -> None:
     ("arguments", "message"),
     [
         ({}, r"model.width is missing: .*Net has no default for it\nadd it"),
-        ({"width": 4, "depth": 2}, r"model.depth is no argument of .*Net\nits arguments: width$"),
+        ({"width": 4, "depth": 2}, r"model.depth is not an argument of .*Net\nits arguments: width$"),
         ({"width": -1}, r"cannot be built from .*width=-1: ValueError\('width below zero'\)"),
         ({"name": f"{__name__}.Absent"}, r"Absent' cannot be imported: AttributeError"),
         ({"name": "no_such_package.Net"}, r"model.name='no_such_package.Net' cannot be imported: ModuleNotFoundError"),
-        ({"name": f"{__name__}.own"}, r"own' is no class of torch.nn.Module"),
-        ({"name": "Net"}, r"model.name='Net' is no backbone of distmeta"),
+        ({"name": f"{__name__}.OUTPUTS"}, r"OUTPUTS' is neither a torch.nn.Module's class nor a function"),
+        ({"name": f"{__name__}.no_network"}, r"no_network' makes a int, not a torch.nn.Module"),
+        ({"name": "Net"}, r"model.name='Net' is not a backbone of distmeta"),
     ],
 )
 def test_what_is_wrong_with_a_class_of_the_users_own_is_said(arguments: dict[str, Any], message: str) -> None:
@@ -283,7 +288,7 @@ def test_nothing_is_imported_without_leave(tmp_path: Path, monkeypatch: pytest.M
     """A name that came from elsewhere than the user's config must not run code; with leave the same name does, so the test can fail."""
     (tmp_path / "received_net.py").write_text("from distmeta.models.mlp import MLP as Net")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match=r"model.name='received_net.Net' is no backbone of distmeta"):
+    with pytest.raises(ConfigError, match=r"model.name='received_net.Net' is not a backbone of distmeta"):
         build_model("received_net.Net", (3,), 5)
     assert "received_net" not in sys.modules
     build_model("received_net.Net", (3,), 5, allow_import=True)

@@ -191,7 +191,7 @@ def test_dice_against_finite_differences_of_the_return_after_adaptation(decay: f
     objective.course = torch.zeros(horizon, dtype=torch.float64)
     network = build_model("mlp", (2,), 2, "none", widths=[6], activation="tanh").double()
     learner = LEARNERS["maml"](network, objective=objective, inner_lr=0.1, inner_steps=1, tasks_per_chunk=replicates)
-    theta = learner.initial_params(3)
+    theta = learner.initial_params()
     random = torch.Generator().manual_seed(0)
 
     def drawn(count: int, tasks: int) -> TaskBatch:

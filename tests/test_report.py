@@ -130,7 +130,7 @@ def test_its_curves_are_those_of_the_evaluation(run: RunFolder, packed: Path, da
     stream = EpisodeStream(dataset, "test", Task(WAY, 1, 3), 0)
     weights = run.best.load_params()
     learner = build(DESCRIPTION, weights)
-    fresh = learner.initial_params(5)
+    fresh = learner.initial_params()
     found = study(learner, weights, fresh, stream, 9)
     for by_step, params in ((found.trained, weights), (found.random_init, fresh)):
         own = evaluate(Accuracy(), learner, params, stream, 9, "batch")

@@ -220,12 +220,14 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
     result = run(made, address=address)
     assert result["model"] == "models:/own@champion"
     uri = made.tracking.uri or ""
-    with pytest.raises(RegistryError, match=r"uses network 'own_network.Net', which is none of distmeta .*\n.*--network own_network.Net"):
+    with pytest.raises(
+        RegistryError, match=r"uses network 'own_network.Net', which is not part of distmeta .*\n.*--network own_network.Net"
+    ):
         load_model(uri, "models:/own@champion")
     with pytest.raises(RegistryError, match=r"uses network 'own_network\.Net'"):
         load_model(uri, "models:/own@champion", "another.Net")
     found = evaluate(
-        load_model(uri, "models:/own@champion", "own_network.Net"),
+        load_model(uri, "models:/own@champion", ["own_network.Net"]),
         Asked(str(packed), "test", None, None, 3, 0),
         20,
         address,

@@ -61,9 +61,9 @@ def smooth(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def learner_and_episodes(name: str, slots: int, **settings: Any) -> tuple[Any, Params, EpisodeBatch]:
-    model = build_model("spiking_conv4", (1, 16, 16), 3, "batch", filters=4, steps=3).double()
+    model = build_model("spiking_conv4", (1, 16, 16), 3, "batch", filters=4, steps=3, seed=1).double()
     learner = build_learner(name, model, inner_lr=0.3, inner_steps=2, **settings)
-    params = {key: value.double() for key, value in learner.initial_params(3).items()}
+    params = {key: value.double() for key, value in learner.initial_params().items()}
     random = torch.Generator().manual_seed(5)
     images = [torch.rand(slots, count, 1, 16, 16, generator=random, dtype=torch.float64) for count in (6, 9)]
     labels = [torch.arange(3).repeat_interleave(count).expand(slots, -1) for count in (2, 3)]

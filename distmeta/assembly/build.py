@@ -7,11 +7,13 @@ import torch
 from distmeta.assembly.domain import Domain
 from distmeta.config import Config
 from distmeta.errors import ConfigError
-from distmeta.learners import build_learner, check_settings, settings_of
+from distmeta.inference.model import build
+from distmeta.learners import build_learner, check_settings
 from distmeta.learners.learner import Learner
 from distmeta.learners.memory import predicted_bytes
-from distmeta.learners.params import Params, warm_start
+from distmeta.learners.params import Params
 from distmeta.models import build_model
+from distmeta.models.contract import check_forward
 from distmeta.seeds import torch_seed
 from distmeta.training.model_folder import ModelFolder
 from distmeta.training.outer import OuterUpdate, schedule
@@ -25,32 +27,30 @@ def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
 
 
 def learner_of(config: Config, domain: Domain, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Learner:
-    """The learner that `config` names, around its network. Raises ConfigError if either does not take a setting."""
-    check_settings(config.learner.name, config.learner.settings)
-    network = build_model(**model_settings(config, domain), allow_import=True).to(device, dtype)
+    """The learner that `config` names, around its network as the run's seed draws it, on the CPU in float32 whatever device and type
+    follow, so that all workers start alike. Raises ConfigError if either does not take a setting."""
+    settings = check_settings(config.learner.name, config.learner.settings, allow_import=True)
+    seed = torch_seed(config.seed, "initial weights")
+    network = build_model(**model_settings(config, domain), allow_import=True, seed=seed).to(device, dtype)
     return build_learner(
         config.learner.name,
         network,
         objective=domain.objective,
+        allow_import=True,
         seed=config.seed,
         bfloat16=config.train.precision == "bfloat16",
-        **config.learner.settings,
+        **settings,
     )
 
 
-def initial_params(config: Config, domain: Domain, learner: Learner) -> Params:
-    """meta_params at step 0, drawn on the CPU in float32 whatever device and precision follow, so that all of them start alike."""
-    drawn = learner_of(config, domain).initial_params(torch_seed(config.seed, "initial weights"))
-    like = next(learner.model.parameters())
-    return {name: value.to(like.device, like.dtype) for name, value in drawn.items()}
+def started_from(config: Config, learner: Learner) -> Params:
+    """meta_params at step 0: the learner's, with the weights of the registered model that config.init_from names, if it names one.
 
-
-def started_from(config: Config, params: Params, statistics: Params) -> Params:
-    """`params` with the weights of the registered model that config.init_from names, if it names one."""
+    Raises ConfigError if they do not fit.
+    """
     if config.init_from is None:
-        return params
-    given = RunFolder(config.run_folder).init_from.load_params()
-    return warm_start(params, given, config.init_from, optional=set(statistics))
+        return learner.initial_params()
+    return learner.start_from(RunFolder(config.run_folder).init_from.load_params(), config.init_from)[0]
 
 
 def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
@@ -65,11 +65,9 @@ def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: to
             f"{origin} reads inputs of shape {tuple(description['model']['input_shape'])}; this run has {domain.input_shape}",
             "leave it out of data.eval.beside",
         )
-    network = build_model(**description["model"], allow_import=description["model"]["name"] == domain.config.model.name).to(
-        like.device, like.dtype
-    )
+    own = {domain.config.model.name, domain.config.learner.name}
     weights = {name: value.to(like.device, like.dtype) for name, value in folder.load_params().items()}
-    return build_learner(model=network, objective=domain.objective, **description["learner"]), weights, description["norm"]
+    return build(description, weights, own, domain.objective), weights, description["norm"]
 
 
 def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUpdate:
@@ -82,12 +80,12 @@ def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUp
 
 def model_description(config: Config, domain: Domain, learner: Learner) -> dict[str, Any]:
     """All that is needed to build the network and its learner again, names and constructor arguments, and what they were trained on."""
-    taken = {key: getattr(learner, key) for key in sorted(settings_of(config.learner.name))}
     return {
         "model": model_settings(config, domain),
-        "learner": {"name": config.learner.name} | taken,
+        "learner": {"name": config.learner.name} | learner.settings,
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
         "norm": config.model.norm,
+        "frozen": sorted(name for name, value in learner.model.named_parameters() if not value.requires_grad),
         "domain": {"name": config.data.domain, "settings": config.data.settings},
         "dataset": domain.name,
         "fingerprint": domain.fingerprint,
@@ -103,7 +101,7 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     Raises ConfigError if a parameter of the network does not reach the loss.
     """
     learner = learner_of(config, domain)
-    params = learner.initial_params(0)
+    params = learner.initial_params()
     batched = learner.batches_tasks(torch.device(device))
     learner.task_batching = "vmap" if batched else "loop"
     tasks = min(slots, learner.tasks_per_chunk) if batched else 1
@@ -115,19 +113,5 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
 
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
-    """Raises ConfigError unless the network maps two inputs to two rows as wide as its head should be."""
-    wanted = (2, domain.outputs)
-    name = config.model.name
-    try:
-        found = tuple(learner.model(torch.zeros(2, *domain.input_shape)).shape)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
-        shape = ", ".join(map(str, (2, *domain.input_shape)))
-        raise ConfigError(
-            f"model.name={name} does not take inputs of shape ({shape}): {reason}", "mend its forward, or choose another network"
-        ) from error
-    if found != wanted:
-        raise ConfigError(
-            f"model.name={name} gives {found} for two inputs; {wanted} is needed: a row of {domain.outputs} for each",
-            "make its head as wide as `outputs` says",
-        )
+    """Raises ConfigError unless the network does what docs/extending.md asks of one, tried out on two inputs."""
+    check_forward(config.model.name, learner.model, torch.zeros(2, *domain.input_shape), domain.outputs)

@@ -8,7 +8,6 @@ import torch
 
 from distmeta.assembly.build import (
     check_outputs,
-    initial_params,
     learner_of,
     model_description,
     outer_of,
@@ -20,7 +19,7 @@ from distmeta.assembly.domain import Domain, domain_of
 from distmeta.config import Config
 from distmeta.errors import ConfigError
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, fill
 from distmeta.registry import versions
 from distmeta.training.checkpoint import machine
 from distmeta.training.outer import OuterUpdate
@@ -90,23 +89,23 @@ class Run:
 
     def random_init(self) -> Params:
         """The network's own weights, not trained at all."""
-        return initial_params(self.config, self.domain, self.learner)
+        return learner_of(self.config, self.domain, self.device, self.dtype).initial_params()
 
     def start(self) -> Params:
         """meta_params at step 0: `random_init`, with the weights of the registered model that init_from names, if it names one.
 
         Raises ConfigError if these do not fit.
         """
-        return started_from(self.config, self.random_init(), self.learner.statistics)
+        return started_from(self.config, self.learner)
 
     def outer(self) -> OuterUpdate:
         """The outer update of meta_params that stand at step 0."""
-        meta_params = {name: value.clone() for name, value in self.start().items()}
-        return outer_of(self.config, meta_params, self.learner.statistics)
+        return outer_of(self.config, self.start(), self.learner.statistics)
 
     def best_params(self, like: Params) -> Params:
         """meta_params of the best step so far, on the device, in the type and in the memory layout of `like`."""
         kept = self.folder.best.load_params()
+        fill(self.learner.model, kept)
         return {name: torch.empty_like(value).copy_(kept[name]) for name, value in like.items()}
 
     def beside(self, number: int) -> tuple[Learner, Params, str]:

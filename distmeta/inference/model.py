@@ -5,7 +5,7 @@ This is what a published model brings along as code, so it knows torch and image
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,11 @@ from distmeta.data.images import Pixels, Preprocessing, channels_last, decode, p
 from distmeta.errors import ConfigError, DataError
 from distmeta.learners import build_learner
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params
+from distmeta.learners.objective import Objective
+from distmeta.learners.params import Params, fill, state
 from distmeta.models import build_model
-from distmeta.models.norm import BatchNorm2d
+from distmeta.models.convert import batch_norms
+from distmeta.models.head import is_head, set_head
 
 CHUNK = 16  # queries classified at once; always as many, so that a query meets the same arithmetic in every company
 _WEIGHTS, _ABOUT = "adapted.safetensors", "adapted.json"
@@ -102,14 +104,14 @@ class Adapted(nn.Module):
         self.classes = classes
         self.learner = learner
         self.network = _filled(learner.model, tensors)
-        self._beside = sorted(tensors.keys() - self.network.state_dict().keys())
+        self._beside = sorted(tensors.keys() - state(self.network).keys())
         for name in self._beside:  # such as centroids
             self.register_buffer(name, tensors[name])
         self.eval()
 
     def tensors(self) -> Params:
         """What `Learner.adapt` returned, by name."""
-        return self.network.state_dict() | {name: self.get_buffer(name) for name in self._beside}
+        return state(self.network) | {name: self.get_buffer(name) for name in self._beside}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.learner.outputs(self.tensors(), inputs)
@@ -134,15 +136,15 @@ class Adapted(nn.Module):
         (folder / _ABOUT).write_text(json.dumps({"classes": self.classes, "description": self.description}, indent=1))
 
     @staticmethod
-    def load(folder: Path | str, own_network: str | None = None) -> "Adapted":
-        """What `save` wrote; `own_network` is the import path of the network's class, if it is one of your own.
+    def load(folder: Path | str, own: Collection[str] = ()) -> "Adapted":
+        """What `save` wrote; `own` holds the import paths of the network's and the learner's class, if they are your own.
 
         Raises DataError if `folder` does not hold it.
         """
         try:
             about = json.loads((Path(folder) / _ABOUT).read_text())
             tensors = load_file(Path(folder) / _WEIGHTS)
-            return Adapted(about["description"], build(about["description"], tensors, own_network), tensors, about["classes"])
+            return Adapted(about["description"], build(about["description"], tensors, own), tensors, about["classes"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError) as error:
             raise DataError(f"{folder} holds no adapted model ({error!r})", "give a folder that Adapted.save wrote") from None
 
@@ -164,24 +166,29 @@ class Adapted(nn.Module):
 
 def _filled(network: nn.Module, tensors: Params) -> nn.Module:
     """`network` with these values, of a head only if they hold one; norm statistics become part of its state."""
-    if not any(name.startswith("head.") for name in tensors):
-        network.head = nn.Identity()  # a metric learner compares features
-    for module in network.modules():
-        if isinstance(module, BatchNorm2d):
-            for name in ("running_mean", "running_var"):
-                module.register_buffer(name, getattr(module, name), persistent=True)
-    network.load_state_dict({name: tensors[name] for name in network.state_dict()})
+    if not any(is_head(network, name) for name in tensors):
+        set_head(network, nn.Identity())  # a metric learner compares features
+    for norm in batch_norms(network).values():
+        for name in ("running_mean", "running_var"):
+            norm.register_buffer(name, getattr(norm, name), persistent=True)
+    fill(network, tensors)
     return network.requires_grad_(False)
 
 
-def build(description: dict[str, Any], weights: Params, own_network: str | None = None) -> Learner:
-    """The learner that `description` names, around its network, in the weights' type. Raises what their constructors raise.
+def build(description: dict[str, Any], weights: Params, own: Collection[str] = (), objective: Objective | None = None) -> Learner:
+    """The learner that `description` names, around its network with the values of `weights`, on their device and in their type.
 
-    Nothing that came from a registry is imported for its name alone: only `own_network`, the import path that the user gave himself.
+    Nothing that came from a registry is imported for its name alone, only what `own` names: import paths that the user gave.
+    Raises what the constructors raise.
     """
-    allow_import = description["model"]["name"] == own_network
-    network = build_model(**description["model"], allow_import=allow_import).to(next(iter(weights.values())).dtype)
-    return build_learner(model=network, **description["learner"])
+    like = next(value for value in weights.values() if value.is_floating_point())
+    network = build_model(**description["model"], allow_import=description["model"]["name"] in own).to(like.device, like.dtype)
+    allow_import = description["learner"]["name"] in own
+    learner = build_learner(model=network, objective=objective, allow_import=allow_import, **description["learner"])
+    fill(learner.model, weights)  # an objective may have added parameters to the network
+    for name in description.get("frozen", ()):
+        learner.model.get_parameter(name).requires_grad_(False)
+    return learner
 
 
 def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor) -> Tensor:

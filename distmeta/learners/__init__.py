@@ -1,7 +1,8 @@
 """Learners: what adapts to a support set and turns episodes into a meta-gradient."""
 
+import difflib
 import inspect
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
@@ -10,7 +11,10 @@ from distmeta.learners.finetune import TransferBaseline
 from distmeta.learners.learner import Learner
 from distmeta.learners.maml import ANIL, FOMAML, MAML, MAMLPlusPlus, MetaSGD
 from distmeta.learners.metric import ClassifierBaseline, MetaBaseline, ProtoNet
+from distmeta.learners.objective import Objective
 from distmeta.learners.reptile import Reptile
+from distmeta.models import checked
+from distmeta.models.construct import imported
 
 LEARNERS: dict[str, type[Learner]] = {
     "maml": MAML,
@@ -26,25 +30,78 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 
 
-def settings_of(name: str) -> set[str]:
-    """The settings that learner `name` takes: its constructor's arguments and those of its bases."""
+def learner_class(name: str, allow_import: bool = False) -> type[Learner]:
+    """The learner `name`: one of LEARNERS or, with `allow_import` and only for a name from the user's own config, an import path.
+
+    Raises ConfigError.
+    """
+    if name in LEARNERS:
+        return LEARNERS[name]
+    if "." not in name or not allow_import:
+        near = ", ".join(difflib.get_close_matches(name, LEARNERS, n=3) or LEARNERS)
+        raise ConfigError(
+            f"learner.name={name!r} is not a learner of distmeta", f"choose one of {near}; or the import path of your own Learner"
+        )
+    found = imported("learner.name", name)
+    if not (isinstance(found, type) and issubclass(found, Learner)):
+        raise ConfigError(f"learner.name={name!r} is not a subclass of distmeta.Learner", "give the path of one, my_module.MyLearner")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        raise ConfigError(f"learner.name={name!r} does not define {', '.join(missing)}", "write it; docs/extending.md says what it returns")
+    return found
+
+
+def settings_of(learner: str | type[Learner]) -> dict[str, inspect.Parameter]:
+    """The settings that a learner takes: the arguments of its constructor, and of its bases' as far as it passes them on (**kwargs)."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in (LEARNERS[learner] if isinstance(learner, str) else learner).__mro__:
+        constructor: Any = vars(base).get("__init__")
+        if constructor is None or base is object:
+            continue
+        hints = get_type_hints(constructor, include_extras=True)
+        parameters = list(inspect.signature(constructor).parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name not in ("model", "objective"):
+                found.setdefault(parameter.name, parameter.replace(annotation=hints.get(parameter.name, Any)))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def check_settings(name: str, settings: dict[str, Any], allow_import: bool = False) -> dict[str, Any]:
+    """All settings of learner `name`, those of `settings` in the types that its constructor names and the others at their defaults.
+
+    Raises ConfigError naming the key, the value and the rule if the learner does not take one of them, or lacks one.
+    """
+    takes = settings_of(learner_class(name, allow_import))
+    for key in sorted(settings.keys() - takes.keys()):
+        near = difflib.get_close_matches(key, takes, n=3) or sorted(takes)
+        raise ConfigError(f"learner.{key} is not a setting of learner {name}", f"leave it out, or choose from: {', '.join(near)}")
+    for key, parameter in takes.items():
+        if parameter.default is parameter.empty and key not in settings:
+            raise ConfigError(f"learner.{key} is missing: {name} has no default for it", f"add it, or give --set learner.{key}=…")
     return {
-        parameter
-        for base in LEARNERS[name].__mro__
-        if "__init__" in vars(base) and base is not object
-        for parameter, kind in inspect.signature(base).parameters.items()
-        if kind.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and parameter not in ("model", "objective", "seed", "bfloat16")
+        key: checked(f"learner.{key}", settings[key], parameter.annotation) if key in settings else parameter.default
+        for key, parameter in takes.items()
     }
 
 
-def check_settings(name: str, settings: dict[str, Any]) -> None:
-    """Raises ConfigError if learner `name` does not take one of `settings`."""
-    unknown = sorted(set(settings) - settings_of(name))
-    if unknown:
-        takes = ", ".join(sorted(settings_of(name)))
-        raise ConfigError(f"learner.{unknown[0]} is no setting of learner {name}", f"leave it out; {name} takes {takes}")
+def build_learner(
+    name: str,
+    model: nn.Module,
+    objective: Objective | None = None,
+    allow_import: bool = False,
+    seed: int = 0,
+    bfloat16: bool = False,
+    **settings: Any,
+) -> Learner:
+    """The learner `name` for `model`, with its constructor's arguments; `allow_import` as in `learner_class`, the others as in `Learner`.
 
-
-def build_learner(name: str, model: nn.Module, **settings: Any) -> Learner:
-    """The learner `name` for `model`, with its constructor's arguments."""
-    return LEARNERS[name](model, **settings)
+    Its attribute `settings` holds all of them, defaults included: what a published model is built from again.
+    """
+    kind = learner_class(name, allow_import)
+    given: dict[str, Any] = {"objective": objective} if objective is not None else {}
+    learner = kind(model, **given, **settings)
+    learner.seed, learner.bfloat16 = seed, bfloat16
+    learner.settings = {key: settings.get(key, parameter.default) for key, parameter in settings_of(kind).items()}
+    return learner

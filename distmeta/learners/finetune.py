@@ -1,34 +1,43 @@
 """Learners that adapt by gradient descent on the support set, and the simplest of them, the transfer baseline."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from distmeta.data.episodes import Batch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, Network, frozen
-from distmeta.learners.inner import InnerLoop, MetaGradients, gradients_of
+from distmeta.learners.inner import InnerLoop, InnerOptimizer, InnerOptimizerName, MetaGradients, gradients_of
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, detached, leaves
+from distmeta.models.layers import Positive, PositiveFloat
 
 INNER_STEPS = 5  # where learner.inner_steps is not set
 
 
 class FineTuning(Learner):
-    """Adapts the network, or `adapted` parameters of it, by `inner_steps_eval` (inner_steps if None) of gradient descent with inner_lr.
+    """Adapts the network by `inner_steps_eval` (default: inner_steps) inner steps on the support set.
 
-    inner_lr is α for a loss that is a mean over the support set (see `distmeta.learners.objective`). After the first inner step it is
+    inner_lr: α, for a loss that is a mean over the support set (see `distmeta.learners.objective`). After the first inner step it is
     multiplied by inner_lr_decay, as MAML's authors do with 0.5 when policies adapt by several steps.
+    adapt: shell patterns over the names of the parameters that the inner loop changes (default: all that are not frozen).
+    inner_optimizer: sgd, momentum or adam (`distmeta.learners.inner.InnerOptimizer` has the formulas); inner_momentum is its μ, and
+    inner_epsilon Adam's ε.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        inner_lr: float = 0.05,
-        inner_steps: int = INNER_STEPS,
-        inner_steps_eval: int | None = None,
-        inner_lr_decay: float = 1.0,
+        inner_lr: PositiveFloat = 0.05,
+        inner_steps: Positive = INNER_STEPS,
+        inner_steps_eval: Positive | None = None,
+        inner_lr_decay: PositiveFloat = 1.0,
+        adapt: list[str] | None = None,
+        inner_optimizer: InnerOptimizerName = "sgd",
+        inner_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
+        inner_epsilon: PositiveFloat = 1e-8,
         **common: Any,
     ) -> None:
         super().__init__(model, **common)
@@ -38,11 +47,13 @@ class FineTuning(Learner):
         self.inner_lr_decay = inner_lr_decay
         self.inner_steps = inner_steps
         self.inner_steps_eval = inner_steps if inner_steps_eval is None else inner_steps_eval
+        self.optimizer = InnerOptimizer(inner_optimizer, inner_momentum, inner_epsilon)
+        self.patterns = adapt
 
     @property
     def adapted(self) -> list[str]:
         """Names of the parameters that the inner loop changes."""
-        return [name for name, _ in self.model.named_parameters()]
+        return self.chosen("learner.adapt", self.patterns) if self.patterns else self.not_frozen
 
     def rate(self, params: Params, name: str, step: int) -> float | Tensor:
         """α of one parameter at one inner step."""
@@ -53,25 +64,26 @@ class FineTuning(Learner):
         return self.inner_lr_decay if step else 1.0
 
     def adaptation(self, meta_params: Params, episode: Batch, steps: int | None = None) -> Iterator[Params]:
-        yield from self.adaptations(self.forward(), detached(meta_params), episode, steps)
+        yield from self.adaptations(self.forward(), self.with_fixed(detached(meta_params)), episode, steps)
 
     def adaptations(self, forward: Forward, params: Params, batch: Batch, steps: int | None = None) -> Iterator[Params]:
         """The same for the T tasks of `batch`; `params` are {name: (T, …)} if `forward` is batched."""
         steps = self.inner_steps_eval if steps is None else steps
         held = self.model.state_dict()
-        descent = self.descent(forward, params, {name: params[name] for name in self.adapted}, batch, steps)
+        descent = self.descent(forward, params, batch, steps)
         fast_weights: Params | None = {}
         while fast_weights is not None:
             yield {name: value for name, value in (params | fast_weights).items() if name in held}
             with frozen(self.model, running_only=True):
                 fast_weights = next(descent, None)
 
-    def descent(self, forward: Forward, params: Params, fast_weights: Params, batch: Batch, steps: int) -> Iterator[Params]:
+    def descent(self, forward: Forward, params: Params, batch: Batch, steps: int) -> Iterator[Params]:
         """fast_weights after 1, 2, … `steps` steps on the support data of T tasks, without a graph through them."""
-        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, [1.0])
+        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, [1.0], optimizer=self.optimizer)
+        fast = detached(loop.start(params))
         for step in range(steps):
-            fast_weights = detached(loop.step(params, leaves(fast_weights), batch, step, create_graph=False))
-            yield fast_weights
+            fast = detached(loop.step(params, leaves(fast), batch, step, create_graph=False))
+            yield {name: fast[name] for name in loop.adapted}
 
 
 class TransferBaseline(FineTuning):

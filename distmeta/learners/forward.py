@@ -1,30 +1,45 @@
 """The network as a function of its parameters: for one task or several at once, and with whose statistics its norms normalise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distmeta.learners.params import Params
+from distmeta.models.convert import batch_norms, set_training
 from distmeta.models.dropblock import set_noise
-from distmeta.models.norm import BatchNorm2d, RunningBatchNorm2d
+from distmeta.models.dropout import dropouts, keys
+from distmeta.models.head import features, head_name, head_of
+from distmeta.models.norm import RunningBatchNorm2d, Statistics, pooled
+from distmeta.seeds import torch_seed
 
 Method = Literal["forward", "features"]
+
+
+class Noise(NamedTuple):
+    """What decides the random numbers of training forwards: (seed, step) and the slot of each of the T tasks."""
+
+    seed: int
+    step: int
+    slots: Sequence[int]
 
 
 class Forward:
     """(params, inputs (T, M, …)) → outputs (T, M, N), or features (T, M, D). It takes those of params that are the network's.
 
     `batched`: params carry the leading T as well, {name: (T, …)}, and tasks are computed together; otherwise T is 1 and params are bare.
-    `noise` (seed, step, slot) and `phase`, the call's number in the task, decide what dropout drops; without noise nothing is dropped.
+    What params lack, such as frozen parameters, is the network's own. With `noise` the network is in training mode, and `phase`, the
+    call's number in the task, decides with it what dropout drops and whatever else the forward draws; without it the network is in
+    evaluation mode, and nothing is dropped.
     `bfloat16` lets torch's autocast compute outer passes in that type; outputs come in the inputs' own.
     `statistics` holds what running norms saw in the call of the last phase, in training mode: {name: (T, C)} or, for bare params, (C,).
     """
 
-    def __init__(self, model: nn.Module, batched: bool, noise: tuple[int, int, int] | None = None, bfloat16: bool = False) -> None:
+    def __init__(self, model: nn.Module, batched: bool, noise: Noise | None = None, bfloat16: bool = False) -> None:
         self.model = model
         self.batched = batched
         self.noise = noise
@@ -32,31 +47,64 @@ class Forward:
         self.statistics: Params = {}
         self._last_phase = 0
         self._names = model.state_dict().keys() | {name for name, _ in model.named_buffers()}
-        self._running = {name: module for name, module in model.named_modules() if isinstance(module, RunningBatchNorm2d)}
+        self._running = {name: norm for name, norm in batch_norms(model).items() if isinstance(norm, RunningBatchNorm2d)}
+        self._dropouts = dropouts(model)
 
     def __call__(self, params: Params, inputs: Tensor, phase: int = 0, method: Method = "forward", outer: bool = False) -> Tensor:
         """`outer` says that no inner step depends on the outputs: this pass may be computed in bfloat16."""
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bfloat16 and outer):
-            return self._call(params, inputs, phase, method).to(inputs.dtype)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bfloat16 and outer), twice_differentiable():
+            outputs = self._call(params, inputs, phase, method)
+        return outputs.to(inputs.dtype) if inputs.is_floating_point() else outputs
 
     def _call(self, params: Params, inputs: Tensor, phase: int, method: Method) -> Tensor:
-        set_noise(self.model, *(self.noise or (None,)), phase)
+        set_training(self.model, self.noise is not None)
+        drawn = self._draw(phase, len(inputs), inputs.device)
         if self.batched:
-            outputs, statistics = torch.vmap(lambda one, of: self._one_task(one, of, method))(params, inputs)
+            outputs, statistics = torch.vmap(lambda one, of, key: self._one_task(one, of, key, method))(params, inputs, drawn)
         else:
-            outputs, statistics = self._one_task(params, inputs[0], method)
+            with self._seeded(phase, inputs.device):
+                outputs, statistics = self._one_task(params, inputs[0], drawn[0], method)
             outputs = outputs[None]
         if phase >= self._last_phase:
             self.statistics, self._last_phase = statistics, phase
         return outputs
 
-    def _one_task(self, params: Params, inputs: Tensor, method: Method) -> tuple[Tensor, Params]:
+    def _draw(self, phase: int, tasks: int, device: torch.device) -> Tensor:
+        """int64 (T, layers): what each dropout layer draws from; DropBlock is told here, for a loop alone."""
+        if self.noise is None:
+            set_noise(self.model, None)
+            return torch.zeros(tasks, 0, dtype=torch.int64, device=device)
+        set_noise(self.model, self.noise.seed, self.noise.step, self.noise.slots[0], phase)
+        return keys(*self.noise, phase, len(self._dropouts)).to(device)
+
+    @contextmanager
+    def _seeded(self, phase: int, device: torch.device) -> Iterator[None]:
+        """What a forward draws from torch's global generator, in training, is a function of the noise as well."""
+        if self.noise is None:
+            yield
+            return
+        seed, step, slots = self.noise
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(torch_seed(seed, "forward", step, slots[0], phase))
+            yield
+
+    def _one_task(self, params: Params, inputs: Tensor, drawn: Tensor, method: Method) -> tuple[Tensor, Params]:
         prefixed = {f"network.{name}": value for name, value in params.items() if name in self._names}
+        self._hand_out(drawn)
+        for norm in self._running.values():
+            norm.seen = []
         outputs = functional_call(_Calling(self.model, method), prefixed, (inputs,))
-        if not self.model.training:
-            return outputs, {}
-        means = {f"{name}.running_mean": module.batch_mean for name, module in self._running.items() if module.training}
-        return outputs, means | {f"{name}.running_var": module.batch_var for name, module in self._running.items() if module.training}
+        return outputs, self._seen()
+
+    def _hand_out(self, drawn: Tensor) -> None:
+        for number, layer in enumerate(self._dropouts):
+            layer.take_key(drawn[number] if len(drawn) else None)
+
+    def _seen(self) -> Params:
+        """The statistics of each running norm that normalised by its batch, over all its calls in this forward."""
+        seen = {name: pooled(norm.seen) for name, norm in self._running.items() if norm.seen}
+        means = {f"{name}.running_mean": found.mean for name, found in seen.items()}
+        return means | {f"{name}.running_var": found.var for name, found in seen.items()}
 
 
 class Network(NamedTuple):
@@ -77,10 +125,11 @@ class Network(NamedTuple):
 class Head(Forward):
     """The same for the network's head alone: features (T, M, D) → outputs (T, M, N); parameters keep their names in the network."""
 
-    def _one_task(self, params: Params, inputs: Tensor, method: Method) -> tuple[Tensor, Params]:
-        own = {name.removeprefix("head."): value for name, value in params.items() if name.startswith("head.")}
-        head = self.model.get_submodule("head")
-        return functional_call(head, own, (inputs,)), {}
+    def _one_task(self, params: Params, inputs: Tensor, drawn: Tensor, method: Method) -> tuple[Tensor, Params]:
+        prefix = f"{head_name(self.model)}."
+        own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+        self._hand_out(drawn)
+        return functional_call(head_of(self.model), own, (inputs,)), {}
 
 
 class _Calling(nn.Module):
@@ -92,39 +141,50 @@ class _Calling(nn.Module):
         self.method = method
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return getattr(self.network, self.method)(inputs)
+        return features(self.network, inputs) if self.method == "features" else self.network(inputs)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """torch's attention as plain operations: its fused kernels have no second derivative, and other bits without gradients than with."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
 def frozen(model: nn.Module, running_only: bool = False) -> Iterator[None]:
     """Norms take their statistics from buffers, not from what they are given; with `running_only`, just those that keep running ones."""
-    modules = [m for m in model.modules() if isinstance(m, RunningBatchNorm2d)] if running_only else [model]
-    for module in modules:
-        module.eval()
+    norms = [norm for norm in batch_norms(model).values() if isinstance(norm, RunningBatchNorm2d) or not running_only]
+    for norm in norms:
+        norm.eval()
     try:
         yield
     finally:
-        for module in modules:
-            module.train()
+        for norm in norms:
+            norm.train()
 
 
 @torch.no_grad()
 def support_statistics(forward: Forward, adapted: Params, inputs: Tensor) -> Params:
     """The batch-norm statistics of a support set, inputs (M, …), under `adapted`: {"….running_mean": (C,), "….running_var": (C,)}.
 
-    With them a network in evaluation mode classifies every query by itself, whoever else is asked (law of inductive prediction).
+    With them a network in evaluation mode classifies every query by itself, whoever else is asked (law of inductive prediction). A norm
+    that the network calls several times pools the statistics of its calls.
     """
-    statistics: Params = {}
-    norms = {
-        name: module
-        for name, module in forward.model.named_modules()
-        if isinstance(module, BatchNorm2d) and not isinstance(module, RunningBatchNorm2d)
-    }
+    norms = {name: norm for name, norm in batch_norms(forward.model).items() if not isinstance(norm, RunningBatchNorm2d)}
+    if not norms:
+        return {}
+    seen: dict[str, list[Statistics]] = {name: [] for name in norms}
 
     def record(name: str, given: Tensor) -> None:
         others = [dimension for dimension in range(given.dim()) if dimension != 1]
-        statistics[f"{name}.running_mean"] = given.mean(others)
-        statistics[f"{name}.running_var"] = given.var(others, correction=0)
+        count = given.numel() // given.shape[1]
+        seen[name].append(Statistics(count, given.mean(others), given.var(others, correction=0)))
 
     hooks = [module.register_forward_pre_hook(lambda _module, given, name=name: record(name, given[0])) for name, module in norms.items()]
     try:
@@ -132,4 +192,6 @@ def support_statistics(forward: Forward, adapted: Params, inputs: Tensor) -> Par
     finally:
         for hook in hooks:
             hook.remove()
-    return statistics
+    statistics = {name: pooled(parts) for name, parts in seen.items() if parts}
+    means = {f"{name}.running_mean": found.mean for name, found in statistics.items()}
+    return means | {f"{name}.running_var": found.var for name, found in statistics.items()}

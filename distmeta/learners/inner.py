@@ -4,7 +4,7 @@ Everything here works on T tasks at once: losses are summed over tasks before th
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,57 @@ from distmeta.learners.objective import Cost, Objective
 from distmeta.learners.params import Params, detached, leaves
 
 Rate = Callable[[Params, str, int], float | Tensor]
+InnerOptimizerName = Literal["sgd", "momentum", "adam"]
+
+_SQUARES_DECAY = 0.999  # Adam's β2
+
+
+class InnerOptimizer(NamedTuple):
+    """How an inner step follows a gradient g: every state starts at zero, and all of it is differentiable.
+
+    sgd:      φ ← φ - α g
+    momentum: v ← μ v + g;  φ ← φ - α v  (as torch's SGD)
+    adam:     m ← μ m + (1 - μ) g;  s ← β2 s + (1 - β2) g²;  φ ← φ - α m̂ / √(ŝ + ε²)  (Kingma & Ba 2015, arXiv:1412.6980)
+
+    m̂ and ŝ are m and s without their bias towards zero. ε stands inside the root, which has a derivative at s = 0 so.
+    """
+
+    name: InnerOptimizerName = "sgd"
+    momentum: float = 0.9
+    epsilon: float = 1e-8
+
+    def start(self, weights: Params) -> Params:
+        """The state before the first step, under names that no parameter has."""
+        parts = {"sgd": (), "momentum": ("velocity",), "adam": ("velocity", "squares")}[self.name]
+        return {f"{name}:{part}": torch.zeros_like(value) for part in parts for name, value in weights.items()}
+
+    def step(self, fast: Params, gradients: Params, rates: dict[str, float | Tensor], step: int) -> Params:
+        """`fast`, weights and state, after inner step number `step` (from 0), in the same order."""
+        moved = {name: self._state(fast, gradients[name], name, step) for name in gradients}
+        weights = {name: fast[name] - rates[name] * direction for name, (direction, _) in moved.items()}
+        state = {key: value for _, parts in moved.values() for key, value in parts.items()}
+        return {key: (weights | state)[key] for key in fast}
+
+    def _state(self, fast: Params, gradient: Tensor, name: str, step: int) -> tuple[Tensor, Params]:
+        """The direction that a parameter takes, and its new state."""
+        if self.name == "sgd":
+            return gradient, {}
+        if self.name == "momentum":
+            velocity = self.momentum * fast[f"{name}:velocity"] + gradient
+            return velocity, {f"{name}:velocity": velocity}
+        velocity = self.momentum * fast[f"{name}:velocity"] + (1 - self.momentum) * gradient
+        squares = _SQUARES_DECAY * fast[f"{name}:squares"] + (1 - _SQUARES_DECAY) * gradient.square()
+        unbiased = squares / (1 - _SQUARES_DECAY ** (step + 1))
+        direction = velocity / (1 - self.momentum ** (step + 1)) / (unbiased + self.epsilon**2).sqrt()
+        return direction, {f"{name}:velocity": velocity, f"{name}:squares": squares}
 
 
 class InnerLoop(NamedTuple):
     """`objective` gives the losses of a task's data; `rate(params, name, step)` is α for one parameter at one inner step.
 
     `adapted` names the parameters that the inner loop changes.
-    loss_weights (steps + 1): how much the query loss after 0, 1, … inner steps counts in the meta-loss.
+    loss_weights (steps + 1): how much the query loss after 0, 1, … inner steps counts in the meta-loss. `fast` in its methods holds
+    fast_weights φ together with the optimiser's state.
     """
 
     forward: Forward
@@ -31,20 +75,25 @@ class InnerLoop(NamedTuple):
     adapted: Sequence[str]
     loss_weights: Sequence[float]
     first_order: bool = False
+    optimizer: InnerOptimizer = InnerOptimizer()
 
     @property
     def steps(self) -> int:
         return len(self.loss_weights) - 1
 
-    def step(self, params: Params, fast_weights: Params, batch: Batch, step: int, create_graph: bool) -> Params:
-        """φ ← φ - α ∇L_support(φ) (MAML, arXiv:1703.03400, equation 1); `params` holds what `fast_weights` does not."""
-        losses = self.objective.support(Network(self.forward, params | fast_weights, 2 * step), batch, step).losses
-        gradients = gradients_of(losses, fast_weights, create_graph)
-        return {name: value - self.rate(params, name, step) * gradients[name] for name, value in fast_weights.items()}
+    def start(self, params: Params) -> Params:
+        weights = {name: params[name] for name in self.adapted}
+        return weights | self.optimizer.start(weights)
 
-    def query(self, params: Params, fast_weights: Params, batch: Batch, step: int) -> Cost:
+    def step(self, params: Params, fast: Params, batch: Batch, step: int, create_graph: bool) -> Params:
+        """φ ← φ - α ∇L_support(φ) (MAML, arXiv:1703.03400, equation 1), or as the optimiser says; `params` holds what `fast` does not."""
+        losses = self.objective.support(Network(self.forward, params | fast, 2 * step), batch, step).losses
+        gradients = gradients_of(losses, {name: fast[name] for name in self.adapted}, create_graph)
+        return self.optimizer.step(fast, gradients, {name: self.rate(params, name, step) for name in self.adapted}, step)
+
+    def query(self, params: Params, fast: Params, batch: Batch, step: int) -> Cost:
         """The queries' cost after `step` inner steps."""
-        return self.objective.query(Network(self.forward, params | fast_weights, 2 * step + 1, outer=True), batch, step)
+        return self.objective.query(Network(self.forward, params | fast, 2 * step + 1, outer=True), batch, step)
 
 
 def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> Params:
@@ -68,15 +117,15 @@ class MetaGradients(NamedTuple):
 
 def unrolled(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: Batch) -> MetaGradients:
     """Meta-gradients by params[wanted], through a graph that holds every inner step."""
-    fast_weights = {name: params[name] for name in loop.adapted}
+    fast = loop.start(params)
     meta_losses: Tensor | float = 0.0
     scores = None
     for step, weight in enumerate(loop.loss_weights):
         if weight:
-            losses, scores = loop.query(params, fast_weights, batch, step)
+            losses, scores = loop.query(params, fast, batch, step)
             meta_losses = meta_losses + weight * losses
         if step < loop.steps:
-            fast_weights = loop.step(params, fast_weights, batch, step, not loop.first_order)
+            fast = loop.step(params, fast, batch, step, not loop.first_order)
     assert isinstance(meta_losses, Tensor)
     return MetaGradients(gradients_of(meta_losses, {name: params[name] for name in wanted}), meta_losses, scores)
 
@@ -85,8 +134,9 @@ def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: 
     """What `unrolled` gives, holding the graph of one inner step only: memory grows by the size of φ a step, not by the activations.
 
     Going back, v = ∂L/∂φ_(k+1) becomes ∂L/∂φ_k = v - H_k(α v) by differentiating inner step k once more: one Hessian-vector product.
+    What is differentiated is the whole step, so the optimiser's state has its cotangents as φ has.
     """
-    visited = [{name: params[name].detach() for name in loop.adapted}]
+    visited = [detached(loop.start(params))]
     for step in range(loop.steps):
         visited.append(detached(loop.step(params, leaves(visited[-1]), batch, step, create_graph=False)))
     others = {name: params[name] for name in wanted if name not in visited[0]}
@@ -95,19 +145,20 @@ def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: 
     cotangents: list[Tensor] = []
     last_scores = None
     for step in range(loop.steps, -1, -1):
-        fast_weights, weight = leaves(visited.pop()), loop.loss_weights[step]
+        fast, weight = leaves(visited.pop()), loop.loss_weights[step]
         ends: list[Tensor] = []
         if cotangents:
-            ends += loop.step(params, fast_weights, batch, step, create_graph=True).values()
+            ends += loop.step(params, fast, batch, step, create_graph=True).values()
         if weight:
-            losses, scores = loop.query(params, fast_weights, batch, step)
+            losses, scores = loop.query(params, fast, batch, step)
             meta_losses = meta_losses + weight * losses.detach()
             last_scores = scores if last_scores is None else last_scores
             ends, cotangents = [*ends, weight * losses.sum()], [*cotangents, losses.new_ones(())]
-        inputs = fast_weights | others
+        inputs = fast | others
         found = torch.autograd.grad(ends, list(inputs.values()), cotangents, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(inputs, found, strict=True))
-        cotangents = [gradients[name] for name in fast_weights]
+        cotangents = [gradients[name] for name in fast]
         total = {name: value + gradients[name] for name, value in total.items()}
     assert isinstance(meta_losses, Tensor)
-    return MetaGradients(total | dict(zip(loop.adapted, cotangents, strict=True)), meta_losses, last_scores)
+    found_by_name = dict(zip(fast, cotangents, strict=True))
+    return MetaGradients(total | {name: found_by_name[name] for name in loop.adapted}, meta_losses, last_scores)

@@ -1,7 +1,7 @@
 """What every learner is: something that adapts to a support set, and turns episodes into meta-gradients, one for each slot."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -9,10 +9,14 @@ from torch import Tensor, nn
 
 from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
-from distmeta.learners.forward import Forward, frozen, support_statistics
+from distmeta.learners.forward import Forward, Method, Noise, frozen, support_statistics
 from distmeta.learners.inner import MetaGradients
 from distmeta.learners.objective import CrossEntropy, Objective
-from distmeta.learners.params import Params, initial_params, leaves, persistent_buffers
+from distmeta.learners.params import Params, constants, leaves, trainable
+from distmeta.models.convert import statistics
+from distmeta.models.layers import Positive
+from distmeta.models.patterns import matching
+from distmeta.models.pretrained import Loaded, load_into
 
 TaskBatching = Literal["loop", "vmap", "auto"]
 
@@ -32,45 +36,106 @@ class Logits(NamedTuple):
 
 
 class Learner(ABC):
-    """Base of all learners. `model` is only the network's shape: every tensor a learner computes with is in meta_params.
+    """Base of all learners. What is learned is in meta_params; `model` holds what nobody changes: frozen parameters and its own buffers.
 
     `objective` gives the losses of tasks (default: cross-entropy, for classification).
 
     task_batching says how the slots of a step are computed: one after another ("loop"), `tasks_per_chunk` at a time ("vmap"), or by what is
-    faster here ("auto": vmap on CUDA and for networks without convolutions). `seed` decides dropout noise. With `bfloat16` training
-    computes its outer pass (the query loss; without an inner loop, everything) in that type; inner steps and evaluation stay exact.
+    faster here ("auto": vmap on CUDA and for networks without convolutions).
     """
 
     trains_on: ClassVar[Literal["episodes", "labelled batches"]] = "episodes"
     any_way: ClassVar[bool] = False
     """Whether it adapts to any number of classes; otherwise only to as many as the network's head is wide."""
+    method: ClassVar[Method] = "forward"
+    """What training computes of the network: its outputs, or the features that flow into its head."""
     inner_steps_eval: int = 0
     """Inner steps in evaluation and prediction."""
+    settings: dict[str, Any]
+    """The constructor's arguments, as `build_learner` gave them."""
+    seed: int = 0
+    """Decides dropout's masks and whatever else the network draws in training."""
+    bfloat16: bool = False
+    """Whether training computes its outer pass (the query loss; without an inner loop, everything) in that type; the rest stays exact."""
 
     def __init__(
         self,
         model: nn.Module,
         objective: Objective | None = None,
-        seed: int = 0,
-        bfloat16: bool = False,
         task_batching: TaskBatching = "auto",
-        tasks_per_chunk: int = 4,
+        tasks_per_chunk: Positive = 4,
     ) -> None:
         self.objective = objective or CrossEntropy()
         self.model = self.objective.network(model)
-        self.seed = seed
-        self.bfloat16 = bfloat16
         self.task_batching = task_batching
         self.tasks_per_chunk = tasks_per_chunk
-        self.statistics = persistent_buffers(self.model)
+        self.statistics = statistics(self.model)
+        self._fixed: set[str] = set()
+
+    @property
+    def adapted(self) -> list[str]:
+        """Names of the parameters that an inner loop changes."""
+        return []
+
+    @property
+    def not_frozen(self) -> list[str]:
+        """Names of the network's parameters that require a gradient."""
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def chosen(self, key: str, patterns: Sequence[str]) -> list[str]:
+        """Names of the parameters that match one of `patterns` and are not frozen.
+
+        Raises ConfigError, naming `key`, if a pattern matches no parameter, or frozen ones alone.
+        """
+        free, names = set(self.not_frozen), [name for name, _ in self.model.named_parameters()]
+        for pattern in patterns:
+            found = matching([pattern], names, key)
+            if free.isdisjoint(found):
+                raise ConfigError(
+                    f"{key}={pattern!r} matches only frozen parameters, such as {found[0]}",
+                    f"leave it out of {key}, or let the network use that parameter and require its gradient",
+                )
+        return [name for name in matching(patterns, names, key) if name in free]
+
+    def train_only(self, patterns: Sequence[str]) -> None:
+        """Meta-train the parameters that match `patterns` alone. Others that adapt start from the network's own values in every episode;
+        all the rest is frozen. Raises ConfigError as `chosen`."""
+        kept, adapted = set(self.chosen("outer.train", patterns)), set(self.adapted)
+        for name, parameter in self.model.named_parameters():
+            if name in kept or not parameter.requires_grad:
+                continue
+            if name in adapted:
+                self._fixed.add(name)
+            else:
+                parameter.requires_grad_(False)
+
+    def with_fixed(self, params: Params) -> Params:
+        """`params` with the starting values of parameters that adapt but are not meta-trained, where it lacks them."""
+        return {name: self.model.get_parameter(name).detach() for name in sorted(self._fixed - params.keys())} | params
 
     def trained(self, params: Params) -> Params:
-        """Those of meta_params that a gradient is taken of: all but running statistics."""
-        return {name: value for name, value in params.items() if name not in self.statistics}
+        """Those of `params` that a meta-gradient is taken of: all but running statistics and what only adapts."""
+        return {name: value for name, value in params.items() if name not in self.statistics and name not in self._fixed}
 
-    def initial_params(self, seed: int) -> Params:
-        """Fresh meta_params from `seed` alone: the network's parameters and persistent buffers, and what else the learner learns."""
-        return initial_params(self.model, seed) | {name: buffer.detach().clone() for name, buffer in self.statistics.items()}
+    def initial_params(self) -> Params:
+        """meta_params at step 0: the network's parameters and running statistics as they stand, and what else the learner learns."""
+        values = {name: value for name, value in trainable(self.model).items() if name not in self._fixed}
+        return values | {name: buffer.detach().clone() for name, buffer in self.statistics.items()}
+
+    def start_from(self, given: Params, origin: str, prefix: str | None = None) -> tuple[Params, Loaded]:
+        """meta_params at step 0 with the values of `given`, and what was taken; also the network's frozen values become those of `given`.
+
+        What a learner learns beside the network (inner_lr.…, temperature) is taken where name and shape agree. Raises ConfigError as
+        `distmeta.models.pretrained.load_into`.
+        """
+        loaded = load_into(self.model, given, origin, prefix)
+        params = self.initial_params()
+        beside = {name: value for name, value in given.items() if name in params and value.shape == params[name].shape}
+        return params | {name: torch.empty_like(params[name]).copy_(value) for name, value in beside.items()}, loaded
+
+    def whole(self, meta_params: Params) -> Params:
+        """meta_params with all else that a prediction uses: frozen parameters and the network's own persistent buffers."""
+        return constants(self.model, meta_params) | self.with_fixed(meta_params)
 
     def slot_gradients(self, meta_params: Params, batch: Batch) -> tuple[Tensor, SlotMetrics]:
         """One meta-gradient for each slot, (B, P) in the order of meta_params, and their metrics: what `each_slot` finds, together."""
@@ -88,8 +153,8 @@ class Learner(ABC):
             # Past the end the last task stands again, so that every chunk is computed alike.
             chunk = batch.take([min(position, len(batch) - 1) for position in range(start, start + size)])
             kept = min(size, len(batch) - start)
-            params = _task_params(meta_params, size if batched else None)
-            forward = Forward(self.model, batched, (self.seed, batch.step, chunk.slots[0]), self.bfloat16)
+            params = _task_params(self.with_fixed(meta_params), size if batched else None)
+            forward = Forward(self.model, batched, Noise(self.seed, batch.step, chunk.slots), self.bfloat16)
             found = self.task_gradients(params, forward, chunk)
             gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
             losses = found.losses.detach()
@@ -134,16 +199,6 @@ class Learner(ABC):
             raise ConfigError(f"{steps} inner steps: {type(self).__name__} adapts without any", "leave the inner steps out")
         if steps < 1:
             raise ConfigError(f"{steps} inner steps: at least one is needed to adapt", "give 1 or more")
-
-    def check_features(self) -> None:
-        """Raises ConfigError unless the network has `features` and `head`."""
-        missing = [part for part in ("features", "head") if not hasattr(self.model, part)]
-        if missing:
-            raise ConfigError(
-                f"learner {type(self).__name__} needs a network with features(images) and head; {type(self.model).__name__} "
-                f"has no {missing[0]}",
-                "add it, or choose a learner that adapts the whole network",
-            )
 
     def outputs(self, adapted: Params, queries: Tensor) -> Tensor:
         """Outputs (M, N) in the present mode of the network's norms."""

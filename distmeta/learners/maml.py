@@ -14,6 +14,8 @@ from distmeta.learners.forward import Forward, Head
 from distmeta.learners.inner import InnerLoop, MetaGradients, checkpointed, unrolled
 from distmeta.learners.objective import Supervised
 from distmeta.learners.params import Params, leaves
+from distmeta.models.head import head_of, is_head
+from distmeta.models.layers import Count
 
 _ENGINES = {"unrolled": unrolled, "checkpointed": checkpointed}
 
@@ -33,7 +35,8 @@ class MAML(FineTuning):
         self.gradient = gradient
 
     def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
-        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, self.loss_weights(batch.step), self.first_order)
+        weights = self.loss_weights(batch.step)
+        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, weights, self.first_order, self.optimizer)
         engine = unrolled if self.first_order else _ENGINES[self.gradient]
         return engine(loop, params, list(self.trained(params)), batch)
 
@@ -56,18 +59,18 @@ class ANIL(MAML):
 
     def __init__(self, model: nn.Module, **maml: Any) -> None:
         super().__init__(model, **maml)
-        self.check_features()
+        head_of(model)
 
     @property
     def adapted(self) -> list[str]:
-        return [name for name in super().adapted if name.startswith("head.")]
+        return [name for name in super().adapted if is_head(self.model, name)]
 
-    def descent(self, forward: Forward, params: Params, fast_weights: Params, batch: Batch, steps: int) -> Iterator[Params]:
+    def descent(self, forward: Forward, params: Params, batch: Batch, steps: int) -> Iterator[Params]:
         if isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised):
             with torch.no_grad():
                 batch = replace(batch, support_images=forward(params, batch.support_images, method="features"))
             forward = Head(self.model, forward.batched)
-        yield from super().descent(forward, params, fast_weights, batch, steps)
+        yield from super().descent(forward, params, batch, steps)
 
     def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
         if not (isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised)):
@@ -77,13 +80,15 @@ class ANIL(MAML):
             "queries": forward(params, batch.query_images, 1, "features", outer=True),
         }
         held = leaves(ends) | {name: params[name] for name in self.adapted}
-        head = Head(self.model, forward.batched)
+        head = Head(self.model, forward.batched, forward.noise)
         on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
-        loop = InnerLoop(head, self.objective, self.rate, self.adapted, self.loss_weights(batch.step))
+        loop = InnerLoop(head, self.objective, self.rate, self.adapted, self.loss_weights(batch.step), optimizer=self.optimizer)
         found, losses, scores = _ENGINES[self.gradient](loop, held, list(held), on_features)
         body = {name: value for name, value in self.trained(params).items() if name not in self.adapted}
-        gradients = torch.autograd.grad(list(ends.values()), list(body.values()), [found.pop(end) for end in ends])
-        return MetaGradients(found | dict(zip(body, gradients, strict=True)), losses, scores)
+        if body:
+            gradients = torch.autograd.grad(list(ends.values()), list(body.values()), [found[end] for end in ends])
+            found |= dict(zip(body, gradients, strict=True))
+        return MetaGradients(found, losses, scores)
 
 
 class MetaSGD(MAML):
@@ -92,9 +97,9 @@ class MetaSGD(MAML):
     All of them begin at inner_lr.
     """
 
-    def initial_params(self, seed: int) -> Params:
-        params = super().initial_params(seed)
-        return params | {f"inner_lr.{name}": torch.full_like(params[name], self.inner_lr) for name in self.adapted}
+    def initial_params(self) -> Params:
+        params = super().initial_params()
+        return params | {f"inner_lr.{name}": torch.full_like(self.with_fixed(params)[name], self.inner_lr) for name in self.adapted}
 
     def rate(self, params: Params, name: str, step: int) -> Tensor:
         return self.decay(step) * params[f"inner_lr.{name}"]
@@ -107,14 +112,14 @@ class MAMLPlusPlus(MAML):
     step, the earlier ones ever less, until after `multi_step_loss` training steps only the last counts (0: from the start).
     """
 
-    def __init__(self, model: nn.Module, multi_step_loss: int = 0, **maml: Any) -> None:
+    def __init__(self, model: nn.Module, multi_step_loss: Count = 0, **maml: Any) -> None:
         super().__init__(model, **maml)
         self.multi_step_loss = multi_step_loss
 
-    def initial_params(self, seed: int) -> Params:
-        params = super().initial_params(seed)
+    def initial_params(self) -> Params:
+        params = super().initial_params()
         steps = max(self.inner_steps, self.inner_steps_eval)
-        like = next(iter(params.values()))
+        like = next(self.model.parameters())
         return params | {_layer_rate(name): like.new_full((steps,), self.inner_lr) for name in self.adapted}
 
     def rate(self, params: Params, name: str, step: int) -> Tensor:

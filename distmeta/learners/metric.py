@@ -9,27 +9,30 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from distmeta.data.episodes import EpisodeBatch, LabelledBatch
-from distmeta.learners.forward import Forward, frozen
+from distmeta.learners.forward import Forward, Method, frozen
 from distmeta.learners.inner import MetaGradients, gradients_of
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Cost, Supervised
 from distmeta.learners.params import Params
+from distmeta.models.head import head_of, is_head
+from distmeta.models.layers import Positive, PositiveFloat
 
 IMAGES_PER_SLOT = 32  # of Classifier-Baseline, unless told otherwise
 _CENTROIDS = "centroids"
 
 
 class MetricLearner(Learner):
-    """Queries are compared with the means of each class's support features. Needs a network with `features`; its head is left out."""
+    """Queries are compared with the means of each class's support features: what flows into the network's head, which is left out."""
 
     any_way = True
+    method: ClassVar[Method] = "features"
 
     def __init__(self, model: nn.Module, **common: Any) -> None:
         super().__init__(model, **common)
-        self.check_features()
+        head_of(model)
 
-    def initial_params(self, seed: int) -> Params:
-        return {name: value for name, value in super().initial_params(seed).items() if not name.startswith("head.")}
+    def initial_params(self) -> Params:
+        return {name: value for name, value in super().initial_params().items() if not is_head(self.model, name)}
 
     @abstractmethod
     def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
@@ -86,13 +89,13 @@ class MetaBaseline(MetricLearner):
     Meant to start from a Classifier-Baseline (init_from). `temperature` is where the scale begins; the paper takes 10.
     """
 
-    def __init__(self, model: nn.Module, temperature: float = 10.0, **common: Any) -> None:
+    def __init__(self, model: nn.Module, temperature: PositiveFloat = 10.0, **common: Any) -> None:
         super().__init__(model, **common)
         self.temperature = temperature
 
-    def initial_params(self, seed: int) -> Params:
-        params = super().initial_params(seed)
-        return params | {"temperature": next(iter(params.values())).new_tensor(self.temperature)}
+    def initial_params(self) -> Params:
+        like = next(self.model.parameters())
+        return super().initial_params() | {"temperature": like.new_tensor(self.temperature)}
 
     def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
         return params["temperature"].view(-1, 1, 1) * cosine(features, centroids)
@@ -106,14 +109,15 @@ class ClassifierBaseline(MetricLearner):
     """
 
     trains_on: ClassVar = "labelled batches"
+    method: ClassVar[Method] = "forward"
     _SCALE = 10.0  # probabilities only: the order of classes does not depend on it
 
-    def __init__(self, model: nn.Module, images_per_slot: int = IMAGES_PER_SLOT, **common: Any) -> None:
+    def __init__(self, model: nn.Module, images_per_slot: Positive = IMAGES_PER_SLOT, **common: Any) -> None:
         super().__init__(model, **common)
         self.images_per_slot = images_per_slot
 
-    def initial_params(self, seed: int) -> Params:
-        return Learner.initial_params(self, seed)
+    def initial_params(self) -> Params:
+        return Learner.initial_params(self)
 
     def task_gradients(self, params: Params, forward: Forward, batch: LabelledBatch) -> MetaGradients:  # type: ignore[override]
         losses, scores = self.cost(forward(params, batch.images, outer=True), batch.labels)

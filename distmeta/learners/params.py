@@ -1,52 +1,37 @@
 """Parameters as a name → tensor dictionary (what the learners compute with) and as one flat vector (what workers exchange)."""
 
 import hashlib
-from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
-from distmeta.errors import ConfigError
-
 Params = dict[str, Tensor]
 
 
-def initial_params(model: nn.Module, seed: int) -> Params:
-    """Fresh parameters of `model`, drawn by its own modules' initialisation from `seed` alone.
-
-    Every submodule with `reset_parameters` draws anew; the global generator is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in model.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+def trainable(model: nn.Module) -> Params:
+    """The parameters of `model` that are not frozen, as they stand, each a tensor of its own."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def warm_start(fresh: Params, given: Params, origin: str, optional: Collection[str] = ()) -> Params:
-    """`fresh` with the values of `given` wherever name and shape agree: the network's body must, its head and all else may.
-
-    What a learner learns beside the network (inner_lr.…, temperature) and the names in `optional` stay fresh where `given` lacks them.
-    Raises ConfigError naming the first parameter of the body that does not fit; `origin` says where `given` comes from.
-    """
-    for name, value in fresh.items():
-        free = name.startswith(("head.", "inner_lr.")) or name == "temperature" or name in optional
-        there = given.get(name)
-        if not free and (there is None or there.shape != value.shape):
-            found = "lacks it" if there is None else f"has {tuple(there.shape)}"
-            raise ConfigError(
-                f"this network has {name} {tuple(value.shape)}; init_from={origin} {found}",
-                "set model.* as in the run that made that model",
-            )
-    return {name: given[name].to(value) if name in given and given[name].shape == value.shape else value for name, value in fresh.items()}
+def constants(model: nn.Module, moved: Params) -> Params:
+    """What a prediction of `model` uses and nobody changes: frozen parameters, and persistent buffers that are not in `moved`."""
+    learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: value for name, value in state(model).items() if name not in learned and name not in moved}
 
 
-def persistent_buffers(model: nn.Module) -> Params:
-    """The buffers that belong to what is trained (running statistics), not to one support set."""
+def state(model: nn.Module) -> Params:
+    """All parameters and persistent buffers, each under one name: of tied tensors `state_dict` gives every name."""
     held = model.state_dict()
-    return {name: buffer for name, buffer in model.named_buffers() if name in held}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in held}
+    return {name: parameter.detach() for name, parameter in model.named_parameters()} | buffers
+
+
+def fill(model: nn.Module, values: Params) -> None:
+    """Give the parameters and buffers of `model` those of `values` that have their names, in place."""
+    places = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        for name in places.keys() & values.keys():
+            places[name].copy_(values[name])
 
 
 def leaves(params: Params) -> Params:

@@ -1,6 +1,5 @@
-"""Backbones: `nn.Module`s that map images (B, C, H, W) or vectors (B, D) to outputs (B, outputs), by features and a linear head."""
+"""Backbones: `nn.Module`s that map images (B, C, H, W), vectors (B, D) or whatever else a batch holds to rows of outputs (B, outputs)."""
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +8,12 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from distmeta.errors import ConfigError, DistmetaError
+from distmeta.errors import ConfigError
+from distmeta.models.construct import constructed, imported, seeded
 from distmeta.models.conv4 import Conv4
+from distmeta.models.convert import convert_dropout, convert_norms
+from distmeta.models.head import HEAD, fit_head, has_head, name_head
+from distmeta.models.lora import add_pairs
 from distmeta.models.lstm import LSTM
 from distmeta.models.mlp import MLP
 from distmeta.models.resnet12 import ResNet12
@@ -32,68 +35,96 @@ Parameters = Mapping[str, inspect.Parameter]
 
 
 def build_model(
-    name: str, input_shape: tuple[int, ...], outputs: int, norm: str = "batch", allow_import: bool = False, **own: Any
+    name: str,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    norm: str = "batch",
+    allow_import: bool = False,
+    head: str = HEAD,
+    lora: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    **own: Any,
 ) -> nn.Module:
-    """The backbone `name` for inputs of shape (C, H, W) or (D,), with its constructor's own arguments.
+    """The network `name` for inputs of shape (C, H, W) or (D,), with its constructor's own arguments.
 
-    A backbone is constructed as `Backbone(input_shape, outputs, norm, **own)`; it has `features(inputs (B, *input_shape)) -> (B, D)`, a
-    last `nn.Linear` called `head`, and `forward(inputs) = head(features(inputs))`. With `allow_import`, and only for a name from the user's
-    own config, `name` may also be an import path, "my_package.my_module.Net": of input_shape, outputs and norm such a class is given those
-    that its constructor takes.
-    Image models come in the memory layout that convolutions are fastest in. Raises ConfigError naming the key, the value and the rule.
+    A backbone of distmeta is constructed as `Backbone(input_shape, outputs, norm, **own)`. With `allow_import`, and only for a name from
+    the user's own config, `name` may also be the import path of a class, or of a function that returns a module; of input_shape, outputs
+    and norm it is given those that it takes. docs/extending.md says what such a network must do. Its layer `head` is replaced if it is a
+    linear layer of another width than `outputs`, its batch norms become those that `norm` names, its dropout layers become ours.
+    `lora` ({rank, alpha, modules}) puts low-rank pairs on layers and freezes the others.
+
+    With `seed` the values are those that the network starts from: drawn by torch's rules for a backbone of distmeta, otherwise as the
+    constructor leaves them. Without it only the shapes count. Image models come in the memory layout that convolutions are fastest in.
+    Raises ConfigError naming the key, the value and the rule.
     """
-    backbone = MODELS[name] if name in MODELS else _imported(name, allow_import)
-    parameters = inspect.signature(backbone).parameters
-    common = {"input_shape": tuple(input_shape), "outputs": outputs, "norm": norm}
-    _known(name, parameters, own, common)
-    arguments = {key: value for key, value in common.items() if key in parameters} | own
+    make = MODELS[name] if name in MODELS else _imported(name, allow_import)
+    arguments = _arguments(name, make, {"input_shape": tuple(input_shape), "outputs": outputs, "norm": norm}, own)
     if name in MODELS:
-        model = backbone(**{key: _checked(key, value, parameters[key].annotation) for key, value in arguments.items()})
+        model: nn.Module = make(**arguments)
+        if seed is not None:
+            redraw(model, seed)
     else:
-        model = _constructed(name, backbone, arguments)
+        model = constructed(name, make, arguments, seed)
+    name_head(model, head)
+    if name not in MODELS:
+        with seeded(seed):
+            if has_head(model):
+                fit_head(model, outputs)
+        convert_norms(model, norm)
+        convert_dropout(model)
+    if lora is not None:
+        with seeded(seed):
+            add_pairs(model, **lora)
     return model.to(memory_format=torch.channels_last) if len(input_shape) == 3 else model  # type: ignore[call-overload]
 
 
-def _imported(name: str, allowed: bool) -> type[nn.Module]:
-    module, _, attribute = name.rpartition(".")
-    if not (module and allowed):
-        raise ConfigError(f"model.name={name!r} is no backbone of distmeta", f"choose one of {', '.join(MODELS)}")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the user's own module raises
+def redraw(model: nn.Module, seed: int) -> nn.Module:
+    """`model` with fresh values from `seed` alone: every submodule with `reset_parameters` draws anew. The global generators stay."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    return model
+
+
+def _imported(name: str, allowed: bool) -> Any:
+    if "." not in name or not allowed:
+        raise ConfigError(f"model.name={name!r} is not a backbone of distmeta", f"choose one of {', '.join(MODELS)}")
+    found = imported("model.name", name)
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, nn.Module)):
         raise ConfigError(
-            f"model.name={name!r} cannot be imported: {error!r}", "give the path of a class that Python finds, my_package.my_module.Net"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ConfigError(f"model.name={name!r} is no class of torch.nn.Module", "give the path of one, my_package.my_module.Net")
+            f"model.name={name!r} is neither a torch.nn.Module's class nor a function that returns one",
+            "give the path of one, my_package.my_module.Net",
+        )
     return found
 
 
-def _known(name: str, parameters: Parameters, own: Mapping[str, Any], common: Mapping[str, Any]) -> None:
-    """Raises ConfigError if an own argument is unknown to the constructor, or one is missing."""
+def _arguments(name: str, make: Any, common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the constructor is called with. Raises ConfigError if an own argument is unknown to it, of another type, or missing."""
+    try:
+        parameters: Parameters = inspect.signature(make).parameters
+    except ValueError:  # a class written in C says nothing of its arguments
+        return dict(own)
     named = {key: p for key, p in parameters.items() if key not in common and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in own:
         if key not in named and not takes_any:
-            raise ConfigError(f"model.{key} is no argument of {name}", f"its arguments: {', '.join(named) or 'none'}")
+            raise ConfigError(f"model.{key} is not an argument of {name}", f"its arguments: {', '.join(named) or 'none'}")
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in own:
             raise ConfigError(f"model.{key} is missing: {name} has no default for it", f"add it, or give --set model.{key}=…")
+    arguments = {key: value for key, value in common.items() if key in parameters} | dict(own)
+    if name not in MODELS:
+        return arguments
+    return {key: checked(f"model.{key}", value, parameters[key].annotation) for key, value in arguments.items()}
 
 
-def _checked(key: str, value: Any, annotation: Any) -> Any:
+def checked(key: str, value: Any, annotation: Any) -> Any:
+    """`value` as the annotation of an argument says. Raises ConfigError naming the key, the value and the rule."""
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
-    raise ConfigError(f"model.{key}={value!r}: {message[0].lower()}{message[1:]}", f"mend model.{key}")
-
-
-def _constructed(name: str, backbone: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    try:
-        return backbone(**arguments)
-    except DistmetaError:
-        raise
-    except Exception as error:  # whatever the user's own class raises
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise ConfigError(f"model.name={name!r} cannot be built from {given}: {error!r}", "mend the class or its arguments") from error
+    raise ConfigError(f"{key}={value!r}: {message[0].lower()}{message[1:]}", f"fix {key}")

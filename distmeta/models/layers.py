@@ -8,6 +8,8 @@ from torch import nn
 from distmeta.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 

@@ -4,8 +4,8 @@ torch composes the second derivative of batch norm from some thirty-five passes 
 call and two linear combinations. Formulas: differentiate Ioffe & Szegedy 2015 (arXiv:1502.03167), Algorithm 1, twice.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +15,56 @@ from distmeta.errors import ConfigError
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 
+class Statistics(NamedTuple):
+    """Mean and biased variance (C,) of so many values a channel."""
+
+    values: int
+    mean: Tensor
+    var: Tensor
+
+
+def pooled(parts: Sequence[Statistics]) -> Statistics:
+    """The statistics of all values together, from those of their parts."""
+    if len(parts) == 1:
+        return parts[0]
+    values = sum(part.values for part in parts)
+    mean = sum(part.mean * (part.values / values) for part in parts)
+    assert isinstance(mean, Tensor)
+    var = sum((part.var + (part.mean - mean).square()) * (part.values / values) for part in parts)
+    assert isinstance(var, Tensor)
+    return Statistics(values, mean, var)
+
+
+def as_images(inputs: Tensor) -> Tensor:
+    """(N, C, …) as images (N, C, H, W): a vector is an image of one pixel, a sequence one of one column."""
+    return inputs if inputs.dim() == 4 else inputs.reshape(*inputs.shape[:2], -1, 1)
+
+
 class BatchNorm2d(nn.Module):
     """Batch norm whose statistics belong to the episode.
 
     In training mode every call normalises by the statistics of the images it is given (transductive when these are queries).
     In evaluation mode it uses `running_mean` and `running_var`, which `distmeta.learners.forward.support_statistics` takes from a
     support set.
-    Shapes: input and output (N, C, H, W), a vector being an image of one pixel (N, C, 1, 1); weight, bias, running_mean, running_var (C,).
+    Shapes: input and output (N, C, …), usually images (N, C, H, W); weight, bias, running_mean, running_var (C,). Without `affine`, weight
+    and bias are constants.
     """
 
+    weight: Tensor
+    bias: Tensor
     running_mean: Tensor
     running_var: Tensor
     # The buffers describe one support set, not what the outer loop learns.
     persistent = False
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.empty(channels))
-        self.bias = nn.Parameter(torch.empty(channels))
+        for name in ("weight", "bias"):
+            if affine:
+                self.register_parameter(name, nn.Parameter(torch.empty(channels)))
+            else:
+                self.register_buffer(name, torch.empty(channels), persistent=False)
         self.register_buffer("running_mean", torch.empty(channels), persistent=self.persistent)
         self.register_buffer("running_var", torch.empty(channels), persistent=self.persistent)
         self.reset_parameters()
@@ -44,10 +75,12 @@ class BatchNorm2d(nn.Module):
         nn.init.zeros_(self.running_mean)
         nn.init.ones_(self.running_var)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        images = as_images(inputs)
         if self.training:
-            return self.normalise(images)[0]
-        return nn.functional.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return self.normalise(images)[0].view(inputs.shape)
+        normalised = nn.functional.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return normalised.view(inputs.shape)
 
     def normalise(self, images: Tensor) -> Gradients:
         """Normalised images, and the mean (C,) and 1/√(variance + eps) (C,) they were normalised by, neither of which has a gradient."""
@@ -58,23 +91,54 @@ class RunningBatchNorm2d(BatchNorm2d):
     """Batch norm that tells the statistics it used, for a training loop that averages them into `running_mean` and `running_var`.
 
     Each forward in training mode leaves the mean and the biased variance of its images, (C,) each and without gradient, in `batch_mean`
-    and `batch_var`; inside `torch.vmap` they must be read inside the mapped function. The module itself never changes its buffers.
+    and `batch_var`; inside `torch.vmap` they must be read inside the mapped function. While `seen` is a list, each call also appends its
+    statistics there, for a network that calls one norm several times. The module itself never changes its buffers.
     """
 
     batch_mean: Tensor
     batch_var: Tensor
+    seen: list[Statistics] | None = None
     persistent = True
 
     def normalise(self, images: Tensor) -> Gradients:
         found = super().normalise(images)
-        self.tell(*found[1:])
+        self.tell(images.numel() // images.shape[1], *found[1:])
         return found
 
-    def tell(self, mean: Tensor, inverse_std: Tensor) -> None:
-        """Set `batch_mean` and `batch_var` from what images were normalised by."""
+    def tell(self, values: int, mean: Tensor, inverse_std: Tensor) -> None:
+        """Set `batch_mean` and `batch_var` from what images, of so many values a channel, were normalised by."""
         self.batch_mean = mean
         # No pass over the images: exact to rounding in variance + eps, which is all that a norm needs of a variance.
         self.batch_var = (inverse_std**-2 - self.eps).clamp_min(0)
+        if self.seen is not None:
+            self.seen.append(Statistics(values, self.batch_mean, self.batch_var))
+
+
+class FrozenBatchNorm(nn.Module):
+    """The affine map that a trained batch norm is: its statistics are constants, in training and evaluation mode alike.
+
+    Shapes: input and output (N, C, …); weight, bias, running_mean, running_var (C,). Without `affine`, weight and bias are constants.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", torch.ones(channels)), ("bias", torch.zeros(channels))):
+            if affine:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value, persistent=False)
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        slope = self.weight * (self.running_var + self.eps).rsqrt()
+        return _affine(as_images(inputs), slope, self.bias - self.running_mean * slope).view(inputs.shape)
 
 
 class GroupNorm(nn.GroupNorm):

@@ -31,7 +31,7 @@ class FewShotClassifier(PythonModel):
     def load_context(self, context: Any) -> None:
         description = json.loads(Path(context.artifacts["model"]).read_text())
         weights = load_file(context.artifacts["meta_params"])
-        self.model = Model("", description, build(description, weights, description["model"]["name"]), weights)
+        self.model = Model("", description, build(description, weights, _named(description)), weights)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         try:
@@ -65,3 +65,8 @@ def _picture(image: Any) -> Picture:
 
 
 mlflow.models.set_model(FewShotClassifier())
+
+
+def _named(description: dict[str, Any]) -> set[str]:
+    """The classes of the user's own that a model needs; whoever serves it has chosen to run its code."""
+    return {description[part]["name"] for part in ("model", "learner")}

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,31 +253,30 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
         raise RegistryError(f"{model_uri} cannot be read: {error.message}", _PUBLISH_AGAIN) from None
 
 
-def load_model(uri: str, model_uri: str, own_network: str | None = None) -> Model:
+def load_model(uri: str, model_uri: str, own: Collection[str] = ()) -> Model:
     """Look up a registered model of images and build it. Nothing downloaded is executed: weights are safetensors, the rest JSON.
 
-    `own_network` is the import path of its network's class, if that is one of the user's own. Raises RegistryError.
+    `own` holds the import paths of its network's and learner's classes, if they are the user's own. Raises RegistryError.
     """
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
         try:
-            return _built(model_uri, description, ModelFolder(Path(scratch)).load_params(), own_network)
+            return _built(model_uri, description, ModelFolder(Path(scratch)).load_params(), own)
         except (KeyError, TypeError, ValueError, RuntimeError, RunError, ConfigError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
 
 
-def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor], own_network: str | None) -> Model:
-    network, learner_name = description["model"]["name"], description["learner"]["name"]
-    if learner_name not in LEARNERS:
-        raise RegistryError(f"{model_uri} uses learner {learner_name!r}, unknown to distmeta {__version__}", "update distmeta")
-    if network not in MODELS and network != own_network:
-        raise RegistryError(
-            f"{model_uri} uses network {network!r}, which is none of distmeta {__version__}",
-            f"if it is a class of your own, name it: --network {network} (own_network= in Python); else update distmeta",
-        )
+def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor], own: Collection[str]) -> Model:
+    for part, known in (("network", MODELS), ("learner", LEARNERS)):
+        name = description["model" if part == "network" else part]["name"]
+        if name not in known and name not in own:
+            raise RegistryError(
+                f"{model_uri} uses {part} {name!r}, which is not part of distmeta {__version__}",
+                f"if it is a class of your own, name it: --{part} {name} (own=[{name!r}] in Python); else update distmeta",
+            )
     if description["preprocessing"] is None:
         raise RegistryError(f"{model_uri} reads no images: it was trained on {description['dataset']}", "distmeta models lists the others")
-    learner = build(description, weights, own_network)
+    learner = build(description, weights, own)
     check_weights(learner, weights, model_uri)
     return Model(model_uri, description, learner, weights)
 
@@ -293,7 +293,7 @@ def run_of(uri: str, version: ModelVersion) -> tuple[str, RunFolder]:
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
     """Raises RegistryError unless `weights` are named and shaped as the learner's own."""
-    expected = {name: value.shape for name, value in learner.initial_params(0).items()}
+    expected = {name: value.shape for name, value in learner.whole(learner.initial_params()).items()}
     if {name: value.shape for name, value in weights.items()} != expected:
         raise RegistryError(f"the weights of {model_uri} are not those of its network", _PUBLISH_AGAIN)
 

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import ray
@@ -14,8 +14,10 @@ from distmeta.data.shards import Split
 from distmeta.errors import ClusterError, DistmetaError
 from distmeta.inference.evaluate import evaluation_stream
 from distmeta.inference.model import Model, build
+from distmeta.learners import build_learner
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
+from distmeta.models import build_model
 from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
 from distmeta.training.accuracy import Accuracy
@@ -35,10 +37,11 @@ class Asked(NamedTuple):
     seed: int
 
 
-def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own_network: str | None = None) -> Iterator[dict[str, Any]]:
+def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own: Collection[str] = ()) -> Iterator[dict[str, Any]]:
     """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the network's random initialisation beside it.
 
-    `own_network` is the import path of the network's class, if it is one of the user's own. Yields an empty dictionary for each part that
+    `own` holds the import paths of the network's and the learner's class, if they are the user's own. Yields an empty dictionary for each
+    part that
     is done, and at last the figures: the same from any cluster of one kind of machine.
     Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
     """
@@ -47,8 +50,8 @@ def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own
     with connected(address):
         on_gpu = bool(ray.cluster_resources().get("GPU"))
         task = _score.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
-        weights, own = ray.put(model.meta_params), (own_network, os.getcwd())
-        going = {task.remote(model.uri, model.description, weights, asked, indices, own): indices for indices in parts}
+        weights, places = ray.put(model.meta_params), (tuple(own), os.getcwd())
+        going = {task.remote(model.uri, model.description, weights, asked, indices, places): indices for indices in parts}
         by_episode = torch.zeros(episodes, 4, dtype=torch.float64)
         while going:
             (done, *_), _ = ray.wait(list(going))
@@ -60,21 +63,24 @@ def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own
 
 
 @ray.remote
-def _score(uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int], own: tuple[str | None, str]) -> Tensor:
+def _score(
+    uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int], places: tuple[tuple[str, ...], str]
+) -> Tensor:
     """Scores of these episodes (len(indices), 4): by the model, and by its random initialisation.
 
-    `own`: the import path of the user's own network, if it is one, and the folder where it is found.
+    `places`: import paths of the user's own classes, and the folder where they are found.
     """
-    own_network, import_from = own
+    own, import_from = places
     sys.path.append(import_from)
     torch.set_num_threads(1)
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     weights = {name: value.to(device) for name, value in weights.items()}
-    model = Model(uri, description, build(description, weights, own_network), weights)
+    model = Model(uri, description, build(description, weights, own), weights)
     stream = evaluation_stream(model, *asked)
-    model.learner.model.to(device)
-    drawn = model.learner.initial_params(torch_seed(asked.seed, "initial weights"))
-    random_init = {name: value.to(weights[name]) for name, value in drawn.items()}
+    settings = description["model"]
+    drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(asked.seed, "initial weights"))
+    learner = build_learner(model=drawn, allow_import=True, **description["learner"])
+    random_init = weights | {name: value.to(weights[name]) for name, value in learner.initial_params().items()}
     return torch.cat([scores(Accuracy(), model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
 
 

@@ -120,7 +120,7 @@ class Worker:
             content = {
                 "steps": self.progress.step,
                 "best_step": self.progress.best_step,
-                "weights_sha256": weights_sha256(self.outer.meta_params),
+                "weights_sha256": weights_sha256(self.learner.whole(self.outer.meta_params)),
                 "test": result.as_dict() | untrained.as_baseline() | ({"beside": beside} if beside else {}),
             }
             self.run_folder.write_result(content, result.rows())
@@ -158,7 +158,7 @@ class Worker:
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:
             found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
-            self.run_folder.save_best(step, meta_params, self.run.description | found)
+            self.run_folder.save_best(step, self.learner.whole(meta_params), self.run.description | found)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Metrics first, then the checkpoint: whoever finds a checkpoint finds the metrics up to it."""

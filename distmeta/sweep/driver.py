@@ -246,5 +246,5 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     seed = config.data.eval.seed + 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
     this = Run.of(config, dtype=getattr(torch, config.train.weights))
-    params = this.best_params(this.learner.initial_params(0))
+    params = this.best_params(this.learner.initial_params())
     return evaluate(this.domain.metric, this.learner, params, this.domain.evaluation("val"), episodes, config.model.norm)

@@ -42,7 +42,7 @@ def check_changeable(this: Run, candidate: Run, key: str) -> None:
     if not key.startswith(_CHANGEABLE) or key == "learner.name":
         raise ConfigError(f"sweep.search=pbt changes {key} while trials train, but a checkpoint cannot go on with another", remedy)
     learner = this.config.learner.name
-    before, after = (one.learner.initial_params(0) for one in (this, candidate))
+    before, after = (one.learner.initial_params() for one in (this, candidate))
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise ConfigError(
             f"sweep.search=pbt changes {key} while trials train, but with learner.name={learner} its value lies in the weights",

@@ -41,7 +41,7 @@ def after_each_step(learner: Learner, meta_params: Params, batch: TaskBatch) -> 
     assert isinstance(objective, PolicyGradient)
     assert isinstance(learner, FineTuning)
     forward = Forward(learner.model, batched=True)
-    params = {name: value.detach().expand(len(batch), *value.shape).clone() for name, value in meta_params.items()}
+    params = {name: value.detach().expand(len(batch), *value.shape).clone() for name, value in learner.with_fixed(meta_params).items()}
     return [
         objective.trajectories(Network(forward, adapted), batch, step)
         for step, adapted in enumerate(learner.adaptations(forward, params, batch))

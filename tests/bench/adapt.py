@@ -90,7 +90,7 @@ def main() -> None:
     for filters in (32, 64):
         about = description(filters)
         learner = build(about, {"": torch.zeros(())})
-        model = Model("bench", about, learner, learner.initial_params(0))
+        model = Model("bench", about, learner, learner.initial_params())
 
         def ours(model: Model = model) -> Tensor:
             return model.adapt(support, labels).predict(queries)

@@ -74,7 +74,7 @@ def episodes(work: Work) -> EpisodeBatch:
 
 def ours(work: Work) -> Step:
     learner, batch = learner_of(work), episodes(work)
-    meta_params = learner.initial_params(0)
+    meta_params = learner.initial_params()
     return lambda: learner.slot_gradients(meta_params, batch)[0].mean(0)
 
 
@@ -99,7 +99,7 @@ def plain_network(work: Work) -> nn.Module:
         network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * (work.size // 16) ** 2, work.way))
     network = network.to(getattr(torch, work.dtype))
     with torch.no_grad():
-        for parameter, value in zip(network.parameters(), learner_of(work).initial_params(0).values(), strict=True):
+        for parameter, value in zip(network.parameters(), learner_of(work).initial_params().values(), strict=True):
             parameter.copy_(value)
     return network
 

@@ -176,7 +176,7 @@ class RayWorker:
 
         torch.set_num_threads(1)
         self.learner, self.rank, self.workers, self.tasks = learner_of(work), rank, workers, work.tasks
-        self.meta_params = self.learner.initial_params(0)
+        self.meta_params = self.learner.initial_params()
         self.largest: float | None = None
         slots = list(block(work.tasks, rank, workers))
         self.batch = episodes(work).take(slots)
@@ -252,7 +252,7 @@ def resident(work: Work) -> int:
 
 def predicted(work: Work) -> int:
     learner = learner_of(work)
-    return predicted_bytes(learner, learner.initial_params(0), episodes(work))
+    return predicted_bytes(learner, learner.initial_params(), episodes(work))
 
 
 def sinusoids(repeats: int) -> Iterator[Row]:

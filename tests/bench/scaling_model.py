@@ -157,7 +157,7 @@ def operations(work: Work) -> int:
     """Floating-point operations of one task, counted on tensors without values."""
     learner, batch = learner_of(work), episodes(work)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
-        params = {name: mode.from_tensor(value) for name, value in learner.initial_params(0).items()}
+        params = {name: mode.from_tensor(value) for name, value in learner.initial_params().items()}
         learner.slot_gradients(params, batch.map(mode.from_tensor))
     return counter.get_total_flops()
 
@@ -303,7 +303,7 @@ def clusters_of(arguments: argparse.Namespace) -> list[Cluster]:
     }
     found: dict[str, list[Cluster]] = {"gloo": [], "nccl": []}
     for name, work in (("Conv-4", replace(W, tasks=1)), ("ResNet-12", RESNET12)):
-        params = learner_of(work).initial_params(0)
+        params = learner_of(work).initial_params()
         found["gloo"].append(Cluster(f"{name}, CPU cores, gloo", seconds[name], spread, gloo, costs(params, clock)))
         on_gpu = operations(work) / (1e12 * arguments.gpu_tflops)
         found["nccl"].append(Cluster(f"{name}, GPUs, NCCL", on_gpu, spread, nccl, costs(params, None)))

@@ -26,7 +26,7 @@ def compute(library: Library, images: Tensor, convolution: Any, norm: Any) -> Te
     """The block's output (N, F, H//2, W//2) for images (N, C, H, W); a running norm hears of the statistics."""
     output, mean, inverse_std = pooled_block(images, convolution.weight, norm.weight, norm.bias, norm.eps, library)
     if isinstance(norm, RunningBatchNorm2d):
-        norm.tell(mean, inverse_std)
+        norm.tell(images.numel() // images.shape[1], mean, inverse_std)
     return output
 
 

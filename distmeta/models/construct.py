@@ -1,0 +1,127 @@
+"""Networks of a user's own: found by import path, constructed so that every value is a function of the seed."""
+
+import importlib
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from distmeta.errors import ConfigError, DistmetaError
+
+IMPORT_LIMIT_S = 300.0
+"""Seconds that importing a network's module, or constructing it, may take: a download fits in, a deadlock does not."""
+
+
+def imported(key: str, path: str) -> Any:
+    """What the import path names: my_package.my_module.Name, or Name.method of a class. Raises ConfigError; `key` is the config's."""
+    parts = path.split(".")
+    error: Exception | None = None
+    with limited(f"{key}={path!r}: its import"):
+        for count in range(len(parts) - 1, 0, -1):
+            module = ".".join(parts[:count])
+            try:
+                found = importlib.import_module(module)
+                for name in parts[count:]:
+                    found = getattr(found, name)
+                return found
+            except ModuleNotFoundError as missing:
+                error = error or missing
+                if missing.name is None or not module.startswith(missing.name):
+                    error = missing  # the module is there, but what it imports is not
+                    break
+            except DistmetaError:
+                raise
+            except Exception as raised:  # whatever the user's own module raises
+                error = raised
+                break
+    raise ConfigError(
+        f"{key}={path!r} cannot be imported: {error!r}", "give a path that Python finds from here, such as my_package.my_module.Name"
+    ) from error
+
+
+def constructed(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: int | None) -> nn.Module:
+    """The module that `make(**arguments)` returns, its values a function of `seed`; without a seed they are arbitrary.
+
+    With a seed the network is made twice, and refused if the two differ. torch's, numpy's and Python's global generators are left as
+    they were. Raises ConfigError.
+    """
+    model = _made(name, make, arguments, seed)
+    if seed is not None:
+        twin = _made(name, make, arguments, seed).state_dict()
+        for key, value in model.state_dict().items():
+            if key not in twin or not _same_bytes(value, twin[key]):
+                raise ConfigError(
+                    f"model.name={name!r} starts with another {key} each time it is constructed",
+                    "draw its values from torch, numpy or random without seeding them from the clock, and leave no tensor uninitialised",
+                )
+    return model
+
+
+def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: int | None) -> nn.Module:
+    try:
+        with limited(f"model.name={name!r}: its constructor"), seeded(seed):
+            model = make(**arguments)
+    except DistmetaError:
+        raise
+    except Exception as error:  # whatever the user's own class raises
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ConfigError(
+            f"model.name={name!r} cannot be built from {given}: {error!r}", "fix the constructor, or change model.*"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model.name={name!r} makes a {type(model).__name__}, not a torch.nn.Module", "give the path of a class or function that does"
+        )
+    for key, value in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer):
+            raise ConfigError(f"model.name={name!r} has a lazy layer: {key} has no shape yet", "give the layer its input size")
+    if next(model.parameters(), None) is None:
+        raise ConfigError(f"model.name={name!r} has no parameters", "choose a network that can learn")
+    return model
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or one.numpy(force=True).tobytes() == other.numpy(force=True).tobytes()
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """torch's, numpy's and Python's global generators seeded, and put back at the end; with None, only put back."""
+    python, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpys)
+
+
+@contextmanager
+def limited(what: str) -> Iterator[None]:
+    """Raise ConfigError if the block takes longer than IMPORT_LIMIT_S; only where Python can interrupt itself, in the main thread."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def too_long(*_: object) -> None:
+        raise ConfigError(f"{what} takes more than {IMPORT_LIMIT_S:g} s", "find out where it waits, by importing it in a Python of its own")
+
+    previous = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, IMPORT_LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,107 @@
+"""What a network must do, tried out on example inputs before a run begins; docs/extending.md states it for users."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from distmeta.errors import ConfigError, DistmetaError
+from distmeta.models.convert import set_training
+
+Map = Callable[[nn.Module, Tensor], Tensor]
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The network's forward, as a `Map`; `distmeta.models.head.features` is the other."""
+    return model(inputs)
+
+
+def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> None:
+    """Raises ConfigError unless `model` maps inputs (M, …) to float rows (M, outputs) that depend on its parameters, changing no buffer."""
+    shape = ", ".join(map(str, inputs.shape))
+    before = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    try:
+        set_training(model, True)
+        with torch.random.fork_rng(devices=[]):
+            found: Any = model(inputs)
+    except DistmetaError:
+        raise
+    except Exception as error:  # whatever the user's own forward raises
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"model.name={name} does not take inputs of shape ({shape}): {type(error).__name__}: {reason}",
+            "fix its forward, or choose another network",
+        ) from error
+    finally:
+        set_training(model, False)
+    if not isinstance(found, Tensor):
+        raise ConfigError(
+            f"model.name={name} returns a {type(found).__name__}; a tensor of outputs is needed", "let its forward return the tensor alone"
+        )
+    wanted = (len(inputs), outputs)
+    if tuple(found.shape) != wanted:
+        raise ConfigError(
+            f"model.name={name} gives {tuple(found.shape)} for {len(inputs)} inputs; {wanted} is needed: a row of {outputs} for each",
+            "make its last layer as wide as `outputs`, or name a linear last layer by model.head, which is then replaced",
+        )
+    if not found.is_floating_point():
+        raise ConfigError(f"model.name={name} returns {found.dtype}; floating point is needed", "return scores, not the predicted classes")
+    if not found.requires_grad:
+        raise ConfigError(
+            f"the outputs of model.name={name} do not depend on a trainable parameter",
+            "remove detach and no_grad from its forward, and leave requires_grad of some parameters on",
+        )
+    changed = [key for key, buffer in model.named_buffers() if not torch.equal(buffer, before[key])]
+    if changed:
+        raise ConfigError(
+            f"the forward of model.name={name} changes its buffer {changed[0]} while training, so a step could not be repeated",
+            "keep that buffer constant (for spectral norm: use torch.nn.utils.parametrizations with eval(), or remove it)",
+        )
+
+
+def freeze_unreached(model: nn.Module, inputs: Tensor, map_: Map) -> list[str]:
+    """Freeze the parameters that do not influence what `map_` computes, such as a pooler that is not used; returns their names."""
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.random.fork_rng(devices=[]):
+        outputs = map_(model, inputs)
+    gradients = torch.autograd.grad(outputs.sum(), list(trainable.values()), allow_unused=True)
+    unreached = [name for (name, _), gradient in zip(trainable.items(), gradients, strict=True) if gradient is None]
+    for name in unreached:
+        trainable[name].requires_grad_(False)
+    return unreached
+
+
+def no_vmap(model: nn.Module, inputs: Tensor, map_: Map) -> str | None:
+    """Why `torch.vmap` cannot batch this network's tasks, or None if it can and gives what a loop gives."""
+    trainable = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    stacked = {name: torch.stack([value, value]).requires_grad_() for name, value in trainable.items()}
+
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model
+
+        def forward(self, given: Tensor) -> Tensor:
+            return map_(self.network, given)
+
+    def one(params: dict[str, Tensor], given: Tensor) -> Tensor:
+        return functional_call(Mapped(), {f"network.{name}": value for name, value in params.items()}, (given,))
+
+    try:
+        set_training(model, True)
+        with torch.random.fork_rng(devices=[]):
+            mapped = torch.vmap(one)(stacked, torch.stack([inputs, inputs]))
+        set_training(model, False)
+        mapped = torch.vmap(one)(stacked, torch.stack([inputs, inputs]))
+        first = torch.autograd.grad(mapped.square().sum(), list(stacked.values()), create_graph=True, allow_unused=True)
+        squares = [gradient.square().sum() for gradient in first if gradient is not None and gradient.requires_grad]
+        torch.autograd.grad(squares, list(stacked.values()), allow_unused=True)
+        looped = map_(model, inputs)
+    except Exception as error:  # torch.vmap has no exception of its own
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    finally:
+        set_training(model, False)
+    close = torch.allclose(mapped[0], looped, rtol=1e-3, atol=1e-4 * (1 + looped.abs().max().item()))
+    return None if close else "it gives other outputs than one task after another"

@@ -1,0 +1,102 @@
+"""The layers of a network that become distmeta's own: batch norms, whose statistics belong to an episode, and dropout with masks of a slot.
+
+Only these exact types are replaced. A subclass may hold more than its base, an activation for instance.
+"""
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from distmeta.errors import ConfigError
+from distmeta.models.dropout import SeededDropout
+from distmeta.models.norm import BatchNorm2d, FrozenBatchNorm, RunningBatchNorm2d
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OURS: dict[str, type[BatchNorm2d | FrozenBatchNorm]] = {"batch": BatchNorm2d, "running": RunningBatchNorm2d, "frozen": FrozenBatchNorm}
+
+
+def convert_norms(model: nn.Module, norm: str) -> list[str]:
+    """Replace torch's batch norms by those that `norm` names (batch, running, frozen), keeping their values; returns what was replaced.
+
+    Raises ConfigError, naming the layer, where that is not possible: for another `norm`, for a subclass unless its statistics are frozen,
+    and for a frozen layer without statistics.
+    """
+    found = [name for name, module in model.named_modules() if type(module) in _BATCH_NORMS]
+    if found and norm not in _OURS:
+        raise ConfigError(
+            f"model.norm={norm}, but {found[0]} of {type(model).__name__} is a {type(model.get_submodule(found[0])).__name__}",
+            "set model.norm to batch, running or frozen",
+        )
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm) or name in found:
+            continue
+        module.eval()
+        if norm != "frozen":
+            raise ConfigError(
+                f"model.norm={norm}, but {name} of {type(model).__name__} is a {type(module).__name__}, a subclass of batch norm",
+                "set model.norm=frozen, or use torch's own BatchNorm1d, BatchNorm2d or BatchNorm3d",
+            )
+    _replace(model, {id(model.get_submodule(name)): _norm_for(model, name, norm) for name in found})
+    return found
+
+
+def _norm_for(model: nn.Module, name: str, norm: str) -> nn.Module:
+    given = model.get_submodule(name)
+    assert isinstance(given, _BatchNorm)
+    if norm == "frozen" and given.running_mean is None:
+        raise ConfigError(
+            f"model.norm=frozen, but {name} of {type(model).__name__} keeps no statistics", "set model.norm to batch or running"
+        )
+    made = _OURS[norm](given.num_features, given.eps, given.affine)
+    if given.affine:
+        made.weight, made.bias = given.weight, given.bias
+    if given.running_mean is not None and given.running_var is not None:
+        made.running_mean, made.running_var = given.running_mean, given.running_var
+    return made
+
+
+def convert_dropout(model: nn.Module) -> list[str]:
+    """Replace torch's dropout layers by `SeededDropout`; returns what was replaced."""
+    makers = {
+        nn.Dropout: lambda rate: SeededDropout(rate),
+        nn.Dropout1d: lambda rate: SeededDropout(rate, whole=2),
+        nn.Dropout2d: lambda rate: SeededDropout(rate, whole=2),
+        nn.Dropout3d: lambda rate: SeededDropout(rate, whole=2),
+        nn.AlphaDropout: lambda rate: SeededDropout(rate, alpha=True),
+        nn.FeatureAlphaDropout: lambda rate: SeededDropout(rate, whole=2, alpha=True),
+    }
+    found = {name: module for name, module in model.named_modules() if type(module) in makers}
+    made: dict[int, nn.Module] = {}
+    for module in found.values():
+        assert isinstance(module, _DropoutNd)
+        made[id(module)] = makers[type(module)](module.p)
+    _replace(model, made)
+    return list(found)
+
+
+def _replace(model: nn.Module, made: dict[int, nn.Module]) -> None:
+    """Put made[id(module)] wherever `module` stands, which may be in several places."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and id(child) in made:
+                parent._modules[name] = made[id(child)]
+
+
+def set_training(model: nn.Module, training: bool) -> None:
+    """Put every layer but batch norms into training or evaluation mode: ours have a mode of their own, torch's keep to their statistics."""
+    if model.training == training:
+        return
+    for module in model.modules():
+        if not isinstance(module, BatchNorm2d):
+            module.training = training and not isinstance(module, _BatchNorm)
+
+
+def batch_norms(model: nn.Module) -> dict[str, BatchNorm2d]:
+    """distmeta's own batch norms that may take statistics from a batch, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm2d)}
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    """The running statistics that training moves, by name."""
+    running = [(name, module) for name, module in batch_norms(model).items() if isinstance(module, RunningBatchNorm2d)]
+    return {f"{name}.{part}": getattr(module, part) for name, module in running for part in ("running_mean", "running_var")}

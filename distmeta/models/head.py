@@ -1,0 +1,74 @@
+"""The last layer of a network: its name, its width, and the features that flow into it."""
+
+import difflib
+
+from torch import Tensor, nn
+
+from distmeta.errors import ConfigError
+
+HEAD = "head"
+"""How a network's last layer is called unless model.head says otherwise."""
+
+
+def name_head(model: nn.Module, name: str) -> nn.Module:
+    """`model`, remembering that its last layer is called `name`."""
+    model.__dict__["_distmeta_head"] = name
+    return model
+
+
+def head_name(model: nn.Module) -> str:
+    return model.__dict__.get("_distmeta_head", HEAD)
+
+
+def is_head(model: nn.Module, parameter: str) -> bool:
+    """Whether the parameter of that name belongs to the head."""
+    return parameter.startswith(f"{head_name(model)}.")
+
+
+def head_of(model: nn.Module) -> nn.Module:
+    """The last layer. Raises ConfigError, with the layers that it may be, if `model` has none of that name."""
+    name = head_name(model)
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        linear = [other for other, module in model.named_modules() if isinstance(module, nn.Linear)]
+        near = difflib.get_close_matches(name, linear, n=3) or linear[-3:]
+        raise ConfigError(
+            f"{type(model).__name__} has no layer {name!r}, which model.head names",
+            f"set model.head to the name of its last layer, such as {', '.join(near) or 'head'}",
+        ) from None
+
+
+def has_head(model: nn.Module) -> bool:
+    return any(name == head_name(model) for name, _ in model.named_modules())
+
+
+def fit_head(model: nn.Module, outputs: int) -> None:
+    """Replace the head, a linear layer of another width, by a new one of `outputs` rows, drawn as torch draws a linear layer.
+
+    A head of another kind stays; `distmeta.models.contract` finds out whether it gives rows of the right width.
+    """
+    head = head_of(model)
+    if isinstance(head, nn.Linear) and head.out_features != outputs:
+        fresh = nn.Linear(head.in_features, outputs, head.bias is not None, head.weight.device, head.weight.dtype)
+        set_head(model, fresh)
+
+
+def set_head(model: nn.Module, head: nn.Module) -> None:
+    """Put `head` in the place of the last layer."""
+    parent, _, last = head_name(model).rpartition(".")
+    setattr(model.get_submodule(parent), last, head)
+
+
+def features(model: nn.Module, inputs: Tensor) -> Tensor:
+    """What flows into the head: (M, D) for inputs (M, …). Raises ConfigError if it is no rows, or the head is never called."""
+    held: list[Tensor] = []
+    with head_of(model).register_forward_pre_hook(lambda _module, given: held.append(given[0])):
+        model(inputs)
+    if len(held) != 1 or held[0].dim() != 2:
+        found = f"is called {len(held)} times" if len(held) != 1 else f"reads {tuple(held[0].shape)}"
+        raise ConfigError(
+            f"layer {head_name(model)} of {type(model).__name__} {found}; one row of features for each input is needed",
+            "set model.head to the layer that maps features (M, D) to outputs, or choose a learner that adapts the whole network",
+        )
+    return held[0]

@@ -1,0 +1,73 @@
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): a frozen weight W becomes W + (alpha / rank) · B A, and only A and B are learned.
+
+The pairs are torch parametrizations, so that every layer that reads its weight sees them, nn.MultiheadAttention's own included.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from distmeta.errors import ConfigError
+from distmeta.models.head import is_head
+from distmeta.models.patterns import matching
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class LowRank(nn.Module):
+    """W (rows, …) → W + (alpha / rank) · B A, with A (rank, columns) drawn as torch draws a linear layer and B (rows, rank) zero."""
+
+    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
+        super().__init__()
+        columns = weight[0].numel()
+        self.scale = alpha / rank
+        self.A = nn.Parameter(weight.new_empty(rank, columns))
+        self.B = nn.Parameter(weight.new_zeros(len(weight), rank))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.B @ self.A).view(weight.shape)
+
+
+def add_pairs(model: nn.Module, rank: int, alpha: float, modules: Sequence[str]) -> None:
+    """Put a low-rank pair on every linear and convolution layer that a pattern of `modules` matches; freeze all but pairs and head.
+
+    Of nn.MultiheadAttention the pattern matches the layer itself (its joint input projection) and its `out_proj`.
+    Raises ConfigError if a pattern matches no such layer, or the layer is the head.
+    """
+    places = {name: place for name, module in model.named_modules() if (place := _place(module)) and not is_head(model, f"{name}.")}
+    chosen = matching(modules, places, "model.lora.modules")
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_head(model, parameter_name) and parameter.requires_grad)
+    for name in chosen:
+        module, place = model.get_submodule(name), places[name]
+        weight = getattr(module, place)
+        if rank > min(len(weight), weight[0].numel()):
+            raise ConfigError(
+                f"model.lora.rank={rank} is more than the weight of {name} has, {min(len(weight), weight[0].numel())}",
+                "set a smaller model.lora.rank, or leave that layer out of model.lora.modules",
+            )
+        parametrize.register_parametrization(module, place, LowRank(weight.detach(), rank, alpha))
+
+
+def _place(module: nn.Module) -> str | None:
+    """The name of the weight that may get a pair."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "in_proj_weight" if module.in_proj_weight is not None else None
+    return "weight" if isinstance(module, _LAYERS) and not isinstance(module.weight, nn.UninitializedParameter) else None
+
+
+def merge(model: nn.Module) -> None:
+    """Make every weight with a low-rank pair a plain weight of the same value, in place."""
+    for module in list(model.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        parametrizations = module.parametrizations
+        assert isinstance(parametrizations, nn.ModuleDict)
+        for place in list(parametrizations):
+            if isinstance(parametrizations[place][0], LowRank):  # type: ignore[index]
+                with torch.no_grad():
+                    parametrize.remove_parametrizations(module, place, leave_parametrized=True)

@@ -1,5 +1,6 @@
 """Shared by all tests: a small packed dataset made here, and the real data where there is some."""
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -106,6 +107,6 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def validation(score: float) -> dict[str, Any]:
-    """What a classification run's metrics hold of a validation with this inductive accuracy."""
+    """What a classification run's metrics hold of a validation with this inductive accuracy, which may be NaN."""
     measurement = Accuracy().measure(build_learner("maml", nn.Linear(1, 3)), Task(3, 1, 2), torch.tensor([[score, score]]).double())
-    return Accuracy().keys(measurement) | {"measurement": measurement.as_dict(), "score": score}
+    return Accuracy().keys(measurement) | {"measurement": measurement.as_dict(), "score": score if math.isfinite(score) else None}

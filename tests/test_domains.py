@@ -19,22 +19,28 @@ from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 from registered import by_episode, finished_run
 from scipy import stats
+from torch import nn
 
 from distmeta import cli
 from distmeta.assembly.build import initial_params, learner_of, worker_bytes
 from distmeta.assembly.domain import domain_of
 from distmeta.config import Config, load_config, with_values
-from distmeta.data.episodes import Batch, EpisodeBatch
+from distmeta.data.episodes import Batch, EpisodeBatch, Task
 from distmeta.errors import ConfigError, RunError
+from distmeta.learners import build_learner
 from distmeta.registry import versions
 from distmeta.registry.compare import _paired, verdict
-from distmeta.training.evaluate import evaluate, scores
+from distmeta.show import show_test
+from distmeta.training.accuracy import Accuracy
+from distmeta.training.evaluate import Evaluation, Setting, evaluate, paired_difference, scores
 from distmeta.training.intervals import FEWEST, mean_and_ci95
 from distmeta.training.measurement import Measurement, baseline_of, measurement_of, score_of
+from distmeta.training.squared_error import SquaredErrorByStep
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text().partition("\n## A domain\n")[2].partition("\n## ")[0]
 RETURN: dict[str, Any] = {"name": "return", "unit": "", "scale": 1.0, "digits": 2, "axis": "inner steps"}
+ON = Setting(episodes=9, way=5, shot=1, queries=3, seed=0, inner_steps=1, norm="none")
 FORMER = {
     "accuracy": 0.9704666666666666,
     "ci95": 0.0033623074951336764,
@@ -278,6 +284,26 @@ def test_results_of_earlier_versions_are_read() -> None:
     for damaged in ({}, {"accuracy": 0.5}, {"measurement": 3}, {"measurement": {"name": "x"}}):
         with pytest.raises(RunError, match="a stored evaluation cannot be read"):
             measurement_of(damaged)
+
+
+def test_a_difference_is_of_each_models_own_last_step() -> None:
+    """A model beside the run's may make another number of inner steps."""
+    of = {steps: torch.rand(9, steps + 1, generator=torch.Generator().manual_seed(steps), dtype=torch.float64) for steps in (1, 3)}
+    learners = {steps: build_learner("maml", nn.Linear(1, 1), inner_steps=steps) for steps in of}
+    ours, theirs = (
+        Evaluation(SquaredErrorByStep().measure(learners[steps], Task(1, 5, 5), rows), {}, ON, rows) for steps, rows in of.items()
+    )
+    expected = (of[1][:, 1] - of[3][:, 3]).mean().item()
+    assert paired_difference(ours.headline, theirs.headline)["difference"] == pytest.approx(expected)
+
+
+def test_few_episodes_are_shown_without_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three episodes of 100 % say nothing of the fourth."""
+    for episodes, shown in ((3, "100.0 %"), (5, "100.0 ± 0.0 %")):
+        rows = torch.ones(episodes, 2, dtype=torch.float64)
+        found = Evaluation(Accuracy().measure(build_learner("maml", nn.Linear(1, 5)), Task(5, 1, 3), rows), {"": 1, "ci": 1}, ON, rows)
+        show_test(found.as_dict() | found.as_baseline())
+        assert re.findall(r"100\.0[^│]*%", capsys.readouterr().out) == [shown] * 4
 
 
 def test_readers_need_nothing_but_the_stored_measurement() -> None:

@@ -40,7 +40,7 @@ from distmeta.sweep.records import Records
 from distmeta.sweep.search import Search
 from distmeta.sweep.trials import Point, Trial, load_trials, validations
 from distmeta.sweep.tuner import Asha
-from distmeta.sweep.view import TrialTable, draw
+from distmeta.sweep.view import TrialTable, draw, parameters
 from distmeta.training.accuracy import Accuracy
 from distmeta.training.evaluate import Evaluation, Setting
 from distmeta.training.run_folder import RunFolder
@@ -292,6 +292,21 @@ def test_stopping_is_the_same_after_a_resume(tmp_path: Path) -> None:
     assert decisions(resumed, later) == {number: said[number] for number in later}
     assert "STOP" in said[4], "the test says nothing"
     assert "STOP" not in said[6]
+
+
+def test_a_trial_that_is_not_finite_ranks_last_and_lets_none_stop_for_it(tmp_path: Path) -> None:
+    base = config(tmp_path)
+    folder = RunFolder(base.run_folder)
+    finished(folder, 0, [math.nan] * 6, state="finished")
+    finished(folder, 1, [math.nan, 0.3], state="stopped")
+    finished(folder, 2, [0.2, math.nan], state="stopped")
+    records = Records(base)
+    assert [trial.number for trial in records.ranking()] == [1, 2, 0]
+    assert [parameters(trial, folder)["score"] for trial in records.trials] == [None, 0.3, 0.2]
+    assert [parameters(trial, folder)["validation"] for trial in records.trials] == ["not finite", "30.0 %", "20.0 %"]
+    assert draw(records.trials, folder, records.settings)
+    said = decisions(Asha(records.settings, 2, 12, records), {3: [0.25], 4: [Point(2, -math.inf).reported["score"]]})
+    assert said == {3: ["CONTINUE"], 4: ["STOP"]}
 
 
 def test_trial_0_goes_all_the_way(tmp_path: Path) -> None:

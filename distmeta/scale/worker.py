@@ -115,7 +115,7 @@ class Worker:
         beside = {}
         for number, origin in enumerate(self.config.data.eval.beside):
             other = self._evaluate(*self.run.beside(number), stream, episodes)
-            beside[origin] = other.as_dict() | paired_difference(result, other, result.measurement.headline)
+            beside[origin] = other.as_dict() | paired_difference(result.headline, other.headline)
         if self.rank == 0:
             content = {
                 "steps": self.progress.step,

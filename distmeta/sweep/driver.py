@@ -201,7 +201,7 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
     fresh: dict[str, Any] = dict(evaluation.as_dict())
     if compared:
         other = evaluate_fresh(records.config_of(first), episodes)
-        advance = paired_difference(evaluation, other, evaluation.measurement.selected)
+        advance = paired_difference(evaluation.selected, other.selected)
         fresh |= {"trial_0": other.as_dict(), "advance": advance["difference"], "advance_ci95": advance["difference_ci95"]}
     return parameters(winner, records.folder) | {"fresh": fresh}
 

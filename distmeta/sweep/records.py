@@ -1,5 +1,6 @@
 """What a sweep knows of its trials: those so far, on disk and in memory, the next one, and their ranking."""
 
+import math
 import time
 from typing import Any
 
@@ -97,11 +98,11 @@ class Records:
         self._search.learn(number, trial.params, trial.curve(self.folder), trial.state == "failed")
 
     def ranking(self) -> list[Trial]:
-        """Trials with a figure, best first: those that made all their steps before those that were stopped."""
+        """Trials with a figure, best first: those that made all their steps before those that were stopped, what is not finite last."""
 
-        def merit(trial: Trial) -> tuple[bool, float]:
+        def merit(trial: Trial) -> tuple[bool, bool, float]:
             best = trial.best(self.folder)
             assert best is not None
-            return trial.state == "finished", best.score
+            return math.isfinite(best.score), trial.state == "finished", best.score
 
         return sorted((t for t in self.ended if t.state != "failed" and t.best(self.folder)), key=merit, reverse=True)

@@ -30,8 +30,12 @@ class Point(NamedTuple):
 
     @classmethod
     def of(cls, validation: Record) -> "Point":
-        score = validation["score"]
-        return cls(validation["step"], score_of(score, more_is_better=True))
+        return cls(validation["step"], score_of(validation["score"], more_is_better=True))
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        """For Ray Tune, which computes quantiles: an infinity would turn them into NaN."""
+        return {"step": self.step, "score": max(self.score, -sys.float_info.max)}
 
 
 def validations(run_folder: RunFolder, after: int = -1) -> list[Record]:
@@ -111,7 +115,6 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
 
 def _tell(found: list[Record], told: int) -> int:
     for validation in found:
-        # Ray Tune computes quantiles, which an infinity would turn into NaN.
-        tune.report({"step": validation["step"], "score": max(Point.of(validation).score, -sys.float_info.max)})
+        tune.report(Point.of(validation).reported)
         told = validation["step"]
     return told

@@ -80,7 +80,7 @@ class Asha(_NotKept, ASHAScheduler):
             stand_in: Any = SimpleNamespace(trial_id=f"ended-{trial.number}", config={"spared": False})
             self.on_trial_add(no_controller, stand_in)
             for point in trial.curve(records.folder):
-                self.on_trial_result(no_controller, stand_in, point._asdict())
+                self.on_trial_result(no_controller, stand_in, point.reported)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)

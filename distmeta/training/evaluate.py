@@ -57,6 +57,16 @@ class Evaluation:
         return self.measurement.score
 
     @property
+    def headline(self) -> Tensor:
+        """The scores to quote, (episodes,)."""
+        return self.by_episode[:, self.measurement.headline]
+
+    @property
+    def selected(self) -> Tensor:
+        """The scores that decide, (episodes,)."""
+        return self.by_episode[:, self.measurement.selected]
+
+    @property
     def stored_score(self) -> float | None:
         """The score for JSON, which has no infinity: None if it was not finite."""
         return self.score if math.isfinite(self.score) else None
@@ -116,7 +126,7 @@ def evaluation_of(metric: Metric, by_episode: Tensor, learner: Learner, stream: 
     return Evaluation(measurement, metric.keys(measurement), setting, by_episode)
 
 
-def paired_difference(ours: Evaluation, theirs: Evaluation, column: int) -> dict[str, float | None]:
-    """Mean over episodes of (ours - theirs) in a column, each on the same episode, with the half-width of its 95% interval."""
-    difference, ci95 = mean_and_ci95((ours.by_episode[:, column] - theirs.by_episode[:, column]).numpy())
+def paired_difference(ours: Tensor, theirs: Tensor) -> dict[str, float | None]:
+    """Mean of ours - theirs, scores (episodes,) of the same episodes, with the half-width of its 95% interval."""
+    difference, ci95 = mean_and_ci95((ours - theirs).numpy())
     return {"difference": difference, "difference_ci95": ci95}

@@ -21,6 +21,7 @@ import typer
 from distmeta.assembly.run import Run
 from distmeta.config import Config, load_config
 from distmeta.learners.allocator import ALLOCATOR
+from distmeta.training.intervals import mean_and_ci95
 
 LEARNERS = {
     "maml": ["learner={name: maml, inner_lr: 0.2, inner_steps: 1, inner_steps_eval: 3}"],
@@ -86,8 +87,8 @@ def show(names: list[str], out: Path) -> None:
         order = ""
         if place + 1 < len(ranking):
             difference = 100 * (episodes[name] - episodes[ranking[place + 1]])
-            half = 1.96 * difference.std().item() / len(difference) ** 0.5
-            order = f"{difference.mean():+.2f} ± {half:.2f}" + (" (not separable)" if abs(difference.mean()) <= half else "")
+            mean, half = mean_and_ci95(difference.numpy())
+            order = f"{mean:+.2f} ± {half:.2f}" + (" (not separable)" if abs(mean) <= half else "")
         print(f"| {name} | {results[name]['steps']} | {seconds(out / name):.0f} s | {' | '.join(figures)} | {order} |")
 
 

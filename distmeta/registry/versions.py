@@ -1,6 +1,7 @@
 """The model registry: publish what a run found best, list what is there, look one up and check it before use."""
 
 import fnmatch
+import importlib.metadata
 import json
 import re
 import shutil
@@ -17,7 +18,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from torch import Tensor
 
-from distmeta import __version__
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.inference.model import Model, build
 from distmeta.learners import LEARNERS
@@ -31,6 +31,7 @@ from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import sha256
 
+__version__ = importlib.metadata.version("distmeta")
 CHAMPION = "champion"
 _PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
 _SCORE = "validation_score"

@@ -27,7 +27,6 @@ from zipfile import ZipFile
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
-import distmeta
 from distmeta.config import Config, secrets_of
 from distmeta.data.shards import MANIFEST
 from distmeta.errors import ClusterError, ConfigError, Stopped
@@ -129,7 +128,7 @@ def _bytes(path: Path) -> int:
 
 def _unpack_package(folder: Path) -> None:
     """distmeta and its metadata, as its wheel holds them. Ray would install a wheel together with torch, if it were given one."""
-    source = Path(distmeta.__file__).parent.parent
+    source = Path(__file__).parents[2]
     if not (source / "pyproject.toml").exists():
         raise ConfigError(
             f"distmeta in {source} was not installed from its source", "use `ray job submit`, with distmeta installed on the cluster"

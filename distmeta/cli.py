@@ -614,7 +614,7 @@ def evaluate(
     from distmeta.scale.evaluate import PART, Asked
     from distmeta.scale.evaluate import evaluate as start
 
-    parts = start(loaded, Asked(shards, split, way, shot, queries, seed), episodes, address, own)
+    parts = start(loaded, Asked(shards=shards, split=split, way=way, shot=shot, queries=queries, seed=seed), episodes, address, own)
     *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
     if as_json:
         print_json(test)

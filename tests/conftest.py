@@ -55,11 +55,19 @@ def patterns(images_per_class: int = 12, classes: tuple[int, int, int] = (12, 6,
             for i in range(images_per_class):
                 noise = generator(7, split, number, i).integers(0, 56, (size, size))
                 image = png((base + noise).astype(np.uint8))
-                yield SourceImage(split, f"{split}-{number}", f"{split} category {number % 3}", image, f"pattern {number}/{i}")
+                yield SourceImage(
+                    split=split,
+                    class_name=f"{split}-{number}",
+                    category=f"{split} category {number % 3}",
+                    image=image,
+                    origin=f"pattern {number}/{i}",
+                )
 
 
 def options(**changes: object) -> PackOptions:
-    return PackOptions("patterns", 16, 1, "png", "squash", 6, 0, {})._replace(**changes)
+    return PackOptions(
+        dataset="patterns", image_size=16, channels=1, image_format="png", resize="squash", images_per_class=6, seed=0, source={}
+    )._replace(**changes)
 
 
 @pytest.fixture(scope="session")

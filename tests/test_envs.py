@@ -35,7 +35,7 @@ def test_a_task_and_its_noise_depend_on_step_and_slot_alone(name: str) -> None:
 @pytest.mark.parametrize("change", [{"split": "val"}, {"seed": 6}, {"step": 8}, {"slot": 1}])
 def test_another_split_seed_step_or_slot_draws_other_noise(name: str, change: dict) -> None:
     def drawn(split: str = "train", seed: int = 5, step: int = 7, slot: int = 0) -> TaskBatch:
-        return first(TaskStream(build_environment(name), split, 3, 2, seed), [slot], step)  # type: ignore[arg-type]
+        return first(TaskStream(environment=build_environment(name), split=split, trajectories=3, phases=2, seed=seed), [slot], step)  # type: ignore[arg-type]
 
     assert not torch.equal(drawn().noise, drawn(**change).noise)
 
@@ -43,8 +43,8 @@ def test_another_split_seed_step_or_slot_draws_other_noise(name: str, change: di
 @pytest.mark.parametrize("name", NAMES)
 @given(fewer=st.integers(1, 4), more=st.integers(0, 4), phases=st.integers(1, 3))
 def test_more_trajectories_or_phases_leave_the_first_ones_alone(name: str, fewer: int, more: int, phases: int) -> None:
-    few = first(TaskStream(build_environment(name), "test", fewer, phases, 0), [3])
-    many = first(TaskStream(build_environment(name), "test", fewer + more, phases + 1, 0), [3])
+    few = first(TaskStream(environment=build_environment(name), split="test", trajectories=fewer, phases=phases, seed=0), [3])
+    many = first(TaskStream(environment=build_environment(name), split="test", trajectories=fewer + more, phases=phases + 1, seed=0), [3])
     assert torch.equal(few.tasks, many.tasks)
     assert torch.equal(few.starts, many.starts[:, :phases, :fewer])
     assert torch.equal(few.noise, many.noise[:, :phases, :fewer])
@@ -52,7 +52,7 @@ def test_more_trajectories_or_phases_leave_the_first_ones_alone(name: str, fewer
 
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluation_tasks_do_not_depend_on_how_they_are_batched(name: str) -> None:
-    stream = TaskStream(build_environment(name), "test", 2, 1, 0)
+    stream = TaskStream(environment=build_environment(name), split="test", trajectories=2, phases=1, seed=0)
     (whole,) = stream.evaluation(range(5))
     parts = list(stream.evaluation(range(5), batch=2))
     assert [slot for part in parts for slot in part.slots] == whole.slots
@@ -62,7 +62,7 @@ def test_evaluation_tasks_do_not_depend_on_how_they_are_batched(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stream_names_the_task_that_it_gives(name: str) -> None:
-    stream = TaskStream(build_environment(name), "train", 2, 1, 0)
+    stream = TaskStream(environment=build_environment(name), split="train", trajectories=2, phases=1, seed=0)
     named = stream.described(4, 1)
     assert tuple(named) == stream.environment.task_fields
     assert list(named.values()) == first(stream, [1], 4).tasks[0].tolist()
@@ -77,7 +77,7 @@ def test_settings_that_change_trajectories_change_the_fingerprint() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_are_those_that_an_environment_declares(name: str) -> None:
     environment = build_environment(name)
-    batch = first(TaskStream(environment, "train", 3, 1, 0), [0, 1])
+    batch = first(TaskStream(environment=environment, split="train", trajectories=3, phases=1, seed=0), [0, 1])
     state = environment.start(batch.tasks, batch.starts[:, 0])
     assert environment.observe(state).shape == (2, 3, environment.observation_size)
     continuous = isinstance(environment.actions, Continuous)
@@ -142,7 +142,7 @@ def test_walls_stop_a_walker_and_its_observation_is_its_cell() -> None:
 def test_nobody_returns_more_than_who_knows_the_task(name: str) -> None:
     """Against random policies of several widths, on the same tasks; and it arrives."""
     environment = build_environment(name)
-    batch = first(TaskStream(environment, "test", 30, 1, 0), list(range(10)))
+    batch = first(TaskStream(environment=environment, split="test", trajectories=30, phases=1, seed=0), list(range(10)))
     best = best_returns(environment, batch.tasks, batch.starts[:, 0])
     assert best is not None
     random = torch.Generator().manual_seed(0)
@@ -163,7 +163,7 @@ def test_nobody_returns_more_than_who_knows_the_task(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_places_are_where_steps_and_goals_are(name: str) -> None:
     environment = build_environment(name)
-    batch = first(TaskStream(environment, "test", 2, 1, 0), [0, 1])
+    batch = first(TaskStream(environment=environment, split="test", trajectories=2, phases=1, seed=0), [0, 1])
 
     def knowing(time: int, state: torch.Tensor, observations: torch.Tensor) -> torch.Tensor:
         actions = environment.best_actions(batch.tasks, state)

@@ -154,7 +154,13 @@ def hard_patterns() -> Iterator[SourceImage]:
         for i in range(48):
             random = generator(8, "image", number, i)
             image = 128 + 25 * base + random.uniform(5, 90) * random.normal(0, 1, (16, 16))
-            yield SourceImage("test", f"test-{number}", "", png(image.clip(0, 255).astype(np.uint8)), f"{number}/{i}")
+            yield SourceImage(
+                split="test",
+                class_name=f"test-{number}",
+                category="",
+                image=png(image.clip(0, 255).astype(np.uint8)),
+                origin=f"{number}/{i}",
+            )
 
 
 def nearest_mean_accuracies(stream: EpisodeStream, indices: range) -> list[float]:

@@ -78,7 +78,9 @@ def made(name: str, horizon: int = 6, **options: Any) -> Environment:
 
 def played(environment: Environment, trajectories: int = 3, slots: tuple[int, ...] = (0, 1), bias: float = 0.0) -> Trajectories:
     """Trajectories of a policy that only makes noise around `bias`."""
-    batch = next(TaskStream(environment, "train", trajectories, 1, 0).training(slots)).like(torch.zeros((), dtype=torch.float64))
+    batch = next(TaskStream(environment=environment, split="train", trajectories=trajectories, phases=1, seed=0).training(slots)).like(
+        torch.zeros((), dtype=torch.float64)
+    )
     policy = policy_for(environment.actions)
     params = {name: value.double() for name, value in policy.own_params().items()}
     outputs = torch.full((len(slots), trajectories, policy.outputs), bias, dtype=torch.float64)
@@ -91,7 +93,7 @@ def test_a_family_of_the_users_own_is_played_task_by_task() -> None:
     assert environment.task_fields == ("target",)
     environment.check()
     found = played(environment)
-    batch = next(TaskStream(environment, "train", 3, 1, 0).training([0, 1]))
+    batch = next(TaskStream(environment=environment, split="train", trajectories=3, phases=1, seed=0).training([0, 1]))
     assert found.observations.shape == (2, 3, 7, 1)
     expected = -(found.observations[:, :, 1:, 0] - batch.tasks.view(2, 1, 1)).abs()
     torch.testing.assert_close(found.rewards, expected, rtol=0, atol=1e-6)
@@ -184,7 +186,9 @@ def test_half_cheetahs_rewards_follow_its_task(name: str, of_step: str, tmp_path
     environment.check()
     assert environment.task_fields == (of_step,)
     instance = gymnasium.make("HalfCheetah-v5")
-    batch = next(TaskStream(environment, "train", 1, 1, 0).training([0, 1])).like(torch.zeros((), dtype=torch.float64))
+    batch = next(TaskStream(environment=environment, split="train", trajectories=1, phases=1, seed=0).training([0, 1])).like(
+        torch.zeros((), dtype=torch.float64)
+    )
     actions = torch.full((2, 1, 6), 0.5, dtype=torch.float64)
     state = environment.start(batch.tasks, batch.starts[:, 0])
     step = environment.step(batch.tasks, state, actions)

@@ -46,7 +46,14 @@ def batch(slots: int, dtype: torch.dtype = torch.float64, step: int = 0) -> Epis
     images = torch.randn(slots, WAY * (SHOT + QUERIES), 1, 16, 16, generator=random, dtype=torch.float64).to(dtype)
     labels = torch.arange(WAY).expand(slots, WAY)
     support, queries = images[:, : WAY * SHOT], images[:, WAY * SHOT :]
-    return EpisodeBatch(step, list(range(slots)), support, labels.repeat_interleave(SHOT, 1), queries, labels.repeat_interleave(QUERIES, 1))
+    return EpisodeBatch(
+        step=step,
+        slots=list(range(slots)),
+        support_images=support,
+        support_labels=labels.repeat_interleave(SHOT, 1),
+        query_images=queries,
+        query_labels=labels.repeat_interleave(QUERIES, 1),
+    )
 
 
 def batch_for(name: str, slots: int, dtype: torch.dtype = torch.float64) -> Batch:
@@ -333,7 +340,12 @@ def test_checkpointed_memory_does_not_grow_with_inner_steps(name: str) -> None:
     """Predicted peak bytes: unrolled grows by a graph a step, checkpointed by a copy of the parameters."""
     model = build_model("conv4", (3, 32, 32), 5, filters=8)
     one = EpisodeBatch(
-        0, [0], torch.zeros(1, 5, 3, 32, 32), torch.arange(5)[None], torch.zeros(1, 75, 3, 32, 32), torch.arange(75)[None] % 5
+        step=0,
+        slots=[0],
+        support_images=torch.zeros(1, 5, 3, 32, 32),
+        support_labels=torch.arange(5)[None],
+        query_images=torch.zeros(1, 75, 3, 32, 32),
+        query_labels=torch.arange(75)[None] % 5,
     )
 
     def peak(gradient: str, steps: int) -> int:

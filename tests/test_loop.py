@@ -46,7 +46,9 @@ class Recorder:
         self.validations += 1
         inductive = self.accuracies.get(self.validations, 0.0)
         measurement = Accuracy().measure(learner(), TASK, torch.tensor([[0.0, inductive]] * 10, dtype=torch.float64))
-        return Evaluation(measurement, {}, Setting(10, 3, 1, 2, 0, 1, "batch"), torch.zeros(10, 2))
+        return Evaluation(
+            measurement, {}, Setting(episodes=10, way=3, shot=1, queries=2, seed=0, inner_steps=1, norm="batch"), torch.zeros(10, 2)
+        )
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         self.best.append(step)

@@ -210,7 +210,14 @@ def batch_for(name: str, slots: int = 2, dtype: torch.dtype = torch.float64, sid
     if LEARNERS[name].trains_on == "labelled batches":
         return LabelledBatch(0, list(range(slots)), drawn, labels.repeat(1, 2))
     half = 2 * WAY
-    return EpisodeBatch(0, list(range(slots)), drawn[:, :half], labels, drawn[:, half:], labels)
+    return EpisodeBatch(
+        step=0,
+        slots=list(range(slots)),
+        support_images=drawn[:, :half],
+        support_labels=labels,
+        query_images=drawn[:, half:],
+        query_labels=labels,
+    )
 
 
 def counted(kernels: Library, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:

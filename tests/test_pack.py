@@ -135,7 +135,9 @@ def test_whatever_is_wrong_in_an_image_is_its_problem_alone(form: str) -> None:
         for _ in range(chance.randint(1, 6)):
             content[chance.randrange(min(len(content), chance.choice([60, 400, 10**6])))] = chance.randrange(256)
         content = content[: chance.choice([len(content), chance.randrange(len(content))])]
-        images = [SourceImage("train", "a", "a", image, "") for image in (whole, bytes(content), whole)]
+        images = [
+            SourceImage(split="train", class_name="a", category="a", image=image, origin="") for image in (whole, bytes(content), whole)
+        ]
         first, second, third = encode(encoding, images).images
         assert first.content == third.content
         assert (first.problem, bool(second.problem)) == ("", not second.content)

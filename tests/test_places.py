@@ -116,12 +116,19 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(watchdogs.ray, "get", lambda answers, timeout: answers)
     monkeypatch.setattr(watchdogs.ray, "kill", found.killed.append)
     source: Any = SimpleNamespace(running=running)
-    found.watchdog = Watchdog(records, source, base.train, {"CPU": 1.0}, found.said.append)
+    found.watchdog = Watchdog(records=records, source=source, train=base.train, needs={"CPU": 1.0}, say=found.said.append)
     return found
 
 
 def group(number: int, placed: bool, job: str = "01", orphaned: bool = False) -> places.Group:
-    return places.Group(f"group {job} {number}", job, f"controller {number}", orphaned, placed, Counter({"CPU": 1.0}))
+    return places.Group(
+        id=f"group {job} {number}",
+        job=job,
+        controller=f"controller {number}",
+        orphaned=orphaned,
+        placed=placed,
+        amounts=Counter({"CPU": 1.0}),
+    )
 
 
 def test_what_a_trial_waits_for_is_said_with_who_holds_it(watched: Any) -> None:
@@ -186,7 +193,9 @@ def test_groups_of_ended_trials_are_removed_and_all_are_recorded(watched: Any) -
     recorded = watched.records.folder.read_groups()
     assert recorded == ["group 01 0", "group 01 1"]
     watched.removed.clear()
-    later = Watchdog(watched.records, watched.watchdog._source, watched.records.config.train, {"CPU": 1.0}, print)
+    later = Watchdog(
+        records=watched.records, source=watched.watchdog._source, train=watched.records.config.train, needs={"CPU": 1.0}, say=print
+    )
     with later:
         assert set(watched.removed) >= set(recorded), "a resumed sweep leaves what an earlier session held"
     assert "group 02 2" not in watched.removed

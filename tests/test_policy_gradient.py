@@ -76,8 +76,12 @@ def test_a_trajectorys_bits_do_not_depend_on_its_neighbours(name: str) -> None:
     forward = Forward(model, batched=True)
 
     def trajectories(batch_seed: int) -> Trajectories:
-        batch = next(TaskStream(environment, "train", 4, 1, batch_seed).training([0, 1, 2])).like(own["head.weight"])
-        ours = next(TaskStream(environment, "train", 4, 1, 0).training([0])).like(own["head.weight"])
+        batch = next(
+            TaskStream(environment=environment, split="train", trajectories=4, phases=1, seed=batch_seed).training([0, 1, 2])
+        ).like(own["head.weight"])
+        ours = next(TaskStream(environment=environment, split="train", trajectories=4, phases=1, seed=0).training([0])).like(
+            own["head.weight"]
+        )
         batch.tasks[1], batch.noise[1, 0, 2] = ours.tasks[0], ours.noise[0, 0, 0]
         return rollout(environment, policy, Network(forward, params), batch.tasks, batch.starts[:, 0], batch.noise[:, 0])
 
@@ -99,7 +103,9 @@ def made_up(ends: list[int], horizon: int, seed: int, truncated: bool = False) -
         for row, end in enumerate(ends):
             cut[0, row, end - 1] = float(end < horizon)
     rewards = random(seed, 1, len(ends), horizon) * lived
-    return Trajectories(random(seed + 1, 1, len(ends), horizon + 1, 2), rewards, rewards, lived, cut)
+    return Trajectories(
+        observations=random(seed + 1, 1, len(ends), horizon + 1, 2), actions=rewards, rewards=rewards, lived=lived, bootstrapped=cut
+    )
 
 
 @given(
@@ -202,7 +208,7 @@ def test_dice_has_the_exact_hessian_of_the_return_and_lvc_does_not() -> None:
 
 def test_reaching_the_horizon_is_not_a_truncation() -> None:
     environment = Navigation(horizon=5)
-    batch = next(TaskStream(environment, "train", 2, 1, 0).training([0]))
+    batch = next(TaskStream(environment=environment, split="train", trajectories=2, phases=1, seed=0).training([0]))
     policy = Gaussian(environment.actions)
     found = rollout(
         environment,

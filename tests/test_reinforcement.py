@@ -197,7 +197,7 @@ def test_dice_against_finite_differences_of_the_return_after_adaptation(decay: f
     def drawn(count: int, tasks: int) -> TaskBatch:
         noise = torch.randn(tasks, 2, count, horizon, 2, generator=random, dtype=torch.float64)
         goals = torch.tensor([[0.3, -0.2]], dtype=torch.float64).expand(tasks, 2)
-        return TaskBatch(0, list(range(tasks)), goals, torch.zeros(tasks, 2, count, 2), noise)
+        return TaskBatch(step=0, slots=list(range(tasks)), tasks=goals, starts=torch.zeros(tasks, 2, count, 2), noise=noise)
 
     many = objective.trajectories(Network(learner.forward(), theta), drawn(20000, 1), 0)
     objective.course = (many.rewards @ decay_matrix(1.0, many.rewards).T).mean((0, 1))

@@ -228,7 +228,7 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
         load_model(uri, "models:/own@champion", "another.Net")
     found = evaluate(
         load_model(uri, "models:/own@champion", ["own_network.Net"]),
-        Asked(str(packed), "test", None, None, 3, 0),
+        Asked(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0),
         20,
         address,
         "own_network.Net",
@@ -358,11 +358,11 @@ def test_evaluate_over_the_cluster_gives_the_runs_own_figures(
 ) -> None:
     monkeypatch.setattr("distmeta.scale.evaluate.PART", 7)  # parts that do not divide the 20 episodes
     model = load_model(f"sqlite:///{home / 'mlflow.db'}", alone["model"])
-    *parts, found = evaluate(model, Asked(str(packed), "test", None, None, 3, 0), 20, address)
+    *parts, found = evaluate(model, Asked(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0), 20, address)
     assert parts == [{}, {}, {}]
     assert found == alone["test"]
     with pytest.raises(DataError, match="has 4 classes but the model was trained for 3-way"):
-        list(evaluate(model, Asked(str(packed), "test", 4, None, 3, 0), 20, address))
+        list(evaluate(model, Asked(shards=str(packed), split="test", way=4, shot=None, queries=3, seed=0), 20, address))
 
 
 def test_what_cannot_be_placed_is_refused_with_the_arithmetic(home: Path, packed: Path, address: str) -> None:

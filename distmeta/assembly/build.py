@@ -74,7 +74,14 @@ def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUp
     outer = config.outer
     lr = schedule(outer.schedule, outer.lr, outer.steps, outer.milestones, outer.decay)
     return OuterUpdate(
-        meta_params, outer.optimizer, lr, outer.momentum, outer.weight_decay, outer.clip_norm, outer.clip_value, statistics.keys()
+        meta_params=meta_params,
+        optimizer=outer.optimizer,
+        lr=lr,
+        momentum=outer.momentum,
+        weight_decay=outer.weight_decay,
+        clip_norm=outer.clip_norm,
+        clip_value=outer.clip_value,
+        statistics=statistics.keys(),
     )
 
 

@@ -75,8 +75,18 @@ class Classification(Domain):
         changes: Any = {"augment": Augment(**data.augment.model_dump()), "max_bad_fraction": data.max_bad_fraction}
         if self.labelled:
             slots_per_step = config.outer.meta_batch_size
-            return LabelledStream(self.dataset, "train", self._images_per_slot, slots_per_step, config.seed, data.image_size, **changes)
-        return EpisodeStream(self.dataset, "train", self.train_task, config.seed, data.image_size, **changes)
+            return LabelledStream(
+                dataset=self.dataset,
+                split="train",
+                images_per_slot=self._images_per_slot,
+                slots_per_step=slots_per_step,
+                seed=config.seed,
+                image_size=data.image_size,
+                **changes,
+            )
+        return EpisodeStream(
+            dataset=self.dataset, split="train", task=self.train_task, seed=config.seed, image_size=data.image_size, **changes
+        )
 
     def example(self, slots: int) -> Batch:
         """A batch of zeros, shaped as those that `training` gives."""
@@ -86,7 +96,14 @@ class Classification(Domain):
             return LabelledBatch(0, numbers, self._blank(slots, per_slot), torch.zeros(slots, per_slot, dtype=torch.int64))
         labels = torch.arange(task.way).expand(slots, task.way)
         support, queries = (self._blank(slots, task.way * images) for images in (task.shot, task.queries))
-        return EpisodeBatch(0, numbers, support, labels.repeat_interleave(task.shot, 1), queries, labels.repeat_interleave(task.queries, 1))
+        return EpisodeBatch(
+            step=0,
+            slots=numbers,
+            support_images=support,
+            support_labels=labels.repeat_interleave(task.shot, 1),
+            query_images=queries,
+            query_labels=labels.repeat_interleave(task.queries, 1),
+        )
 
     def _blank(self, slots: int, images: int) -> Tensor:
         return channels_last(torch.zeros(slots, images, *self.input_shape))
@@ -111,11 +128,11 @@ class Classification(Domain):
     def evaluation(self, split: Split) -> EpisodeStream:
         data = self.config.data
         return EpisodeStream(
-            self.dataset,
-            split,
-            self.eval_task,
-            data.eval.seed,
-            data.image_size,
+            dataset=self.dataset,
+            split=split,
+            task=self.eval_task,
+            seed=data.eval.seed,
+            image_size=data.image_size,
             section="data.eval",
             max_bad_fraction=data.max_bad_fraction,
         )

@@ -61,7 +61,13 @@ class Reinforcement(Domain):
         self.input_shape: tuple[int, ...] = (self.environment.observation_size,)
         policy = policy_for(self.environment.actions, settings.log_std, settings.std_floor)
         self.outputs = policy.outputs
-        self.objective = PolicyGradient(self.environment, policy, settings.discount, settings.gae_decay, settings.surrogate_decay)
+        self.objective = PolicyGradient(
+            environment=self.environment,
+            policy=policy,
+            discount=settings.discount,
+            gae_decay=settings.gae_decay,
+            surrogate_decay=settings.surrogate_decay,
+        )
 
     @property
     def train_task(self) -> Task:
@@ -95,7 +101,7 @@ class Reinforcement(Domain):
         return self.config.learner.inner_steps or INNER_STEPS
 
     def _stream(self, split: Split, trajectories: int, steps: int, seed: int) -> TaskStream:
-        return TaskStream(self.environment, split, trajectories, steps + 1, seed)
+        return TaskStream(environment=self.environment, split=split, trajectories=trajectories, phases=steps + 1, seed=seed)
 
     def example(self, slots: int) -> Batch | None:
         return next(self.training(range(slots), 0)) if self.environment.tensor_program else None

@@ -94,10 +94,10 @@ def _imported(request: Request, source: Path, report: Callable[[str], None]) -> 
 
 DATASETS = {
     "glyphs": Known(28, 1, "png", _glyphs),
-    "omniglot": Known(28, 1, "png", _omniglot, ("omniglot_split",)),
-    "mini-imagenet": Known(84, 3, "jpg", _mini_imagenet, ("splits", "allow_missing")),
-    "tiered-imagenet": Known(84, 3, "jpg", _tiered_imagenet, ("splits", "allow_missing")),
-    "folder": Known(84, 3, "jpg", _folder, ("split", "split_by", "allow_copies")),
+    "omniglot": Known(image_size=28, channels=1, image_format="png", open=_omniglot, fields=("omniglot_split",)),
+    "mini-imagenet": Known(image_size=84, channels=3, image_format="jpg", open=_mini_imagenet, fields=("splits", "allow_missing")),
+    "tiered-imagenet": Known(image_size=84, channels=3, image_format="jpg", open=_tiered_imagenet, fields=("splits", "allow_missing")),
+    "folder": Known(image_size=84, channels=3, image_format="jpg", open=_folder, fields=("split", "split_by", "allow_copies")),
 }
 _BY_IMPORT_PATH = Known(84, 3, "jpg", _imported)
 _OWN_FIELDS = ("splits", "allow_missing", "omniglot_split", "split", "split_by", "allow_copies")

@@ -101,7 +101,7 @@ def encode(encoding: Encoding, batch: list[SourceImage]) -> EncodedBatch:
         if image.split == "train":
             histogram += np.array(picture.histogram(), dtype=np.int64).reshape(histogram.shape)
         content, digest = _to_bytes(picture, encoding), pixels_digest(np.asarray(picture))
-        images.append(EncodedImage(*place, content, "", digest, decoded.peak, decoded.has_more))
+        images.append(EncodedImage(*place, content=content, digest=digest, peak=decoded.peak, has_more=decoded.has_more))
     return EncodedBatch(images, (histogram @ values).tolist(), (histogram @ values**2).tolist(), crc(batch))
 
 

@@ -72,7 +72,14 @@ class FunctionStream:
         ]
         x, y = (torch.tensor(np.stack(part), dtype=torch.float32) for part in zip(*drawn, strict=True))
         support = self.task.way * self.task.shot
-        return EpisodeBatch(step, list(slots), x[:, :support], y[:, :support], x[:, support:], y[:, support:])
+        return EpisodeBatch(
+            step=step,
+            slots=list(slots),
+            support_images=x[:, :support],
+            support_labels=y[:, :support],
+            query_images=x[:, support:],
+            query_labels=y[:, support:],
+        )
 
 
 def fingerprint(family: str) -> str:

@@ -58,7 +58,15 @@ class PackOptions(NamedTuple):
 
     @property
     def encoding(self) -> Encoding:
-        return Encoding(self.image_size, self.channels, self.image_format, self.resize, self.quality, self.value_range, self.max_pixels)
+        return Encoding(
+            image_size=self.image_size,
+            channels=self.channels,
+            image_format=self.image_format,
+            resize=self.resize,
+            quality=self.quality,
+            value_range=self.value_range,
+            max_pixels=self.max_pixels,
+        )
 
 
 class Packed(NamedTuple):
@@ -242,7 +250,15 @@ def _plans(split: Split, infos: list[ClassInfo], spool: Spool, folder: Path, opt
     for number, shard in enumerate(dealt):
         path = folder / f"{split}-{number:06d}.tar"
         samples = first[shard.classes] + shard.images
-        yield ShardPlan(path, split, options.image_format, spool.path, ids[0] + shard.classes, offsets[samples], sizes[samples])
+        yield ShardPlan(
+            path=path,
+            split=split,
+            image_format=options.image_format,
+            spool=spool.path,
+            class_ids=ids[0] + shard.classes,
+            offsets=offsets[samples],
+            sizes=sizes[samples],
+        )
 
 
 def _layout(split: Split, infos: list[ClassInfo], tar_bytes: int, options: PackOptions) -> tuple[int, int]:

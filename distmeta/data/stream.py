@@ -140,12 +140,12 @@ class EpisodeStream:
         shot, way = self.task.shot, self.task.way
         labels = torch.arange(way).expand(len(pixels), way)
         return EpisodeBatch(
-            step,
-            list(slots),
-            self._images(pixels[:, :, :shot]),
-            labels.repeat_interleave(shot, 1),
-            self._images(pixels[:, :, shot:]),
-            labels.repeat_interleave(self.task.queries, 1),
+            step=step,
+            slots=list(slots),
+            support_images=self._images(pixels[:, :, :shot]),
+            support_labels=labels.repeat_interleave(shot, 1),
+            query_images=self._images(pixels[:, :, shot:]),
+            query_labels=labels.repeat_interleave(self.task.queries, 1),
         )
 
     def _images(self, pixels: Pixels) -> Tensor:

@@ -22,6 +22,6 @@ def evaluation_stream(model: Model, shards: str, split: Split, way: int | None, 
             f"{shards} holds images of {found.channels} channels ({found.resize}); the model reads {wanted.channels} ({wanted.resize})",
             "pack the images as the model's dataset was",
         )
-    stream = EpisodeStream(dataset, split, task, seed, wanted.image_size, section="evaluate")
+    stream = EpisodeStream(dataset=dataset, split=split, task=task, seed=seed, image_size=wanted.image_size, section="evaluate")
     stream.preprocessing = wanted  # normalised as in training
     return stream

@@ -123,7 +123,9 @@ def predict_files(
         for (path, _), row in zip(chunk, rows, strict=True):
             probabilities = dict(zip(adapted.classes, row, strict=True))
             label = max(probabilities, key=lambda name: probabilities[name])
-            yield Prediction(path, label, probabilities[label], probabilities, class_of(path, probabilities))
+            yield Prediction(
+                file=path, label=label, probability=probabilities[label], probabilities=probabilities, truth=class_of(path, probabilities)
+            )
 
 
 def _images(

@@ -79,7 +79,9 @@ class FineTuning(Learner):
 
     def descent(self, forward: Forward, params: Params, batch: Batch, steps: int) -> Iterator[Params]:
         """fast_weights after 1, 2, … `steps` steps on the support data of T tasks, without a graph through them."""
-        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, [1.0], optimizer=self.optimizer)
+        loop = InnerLoop(
+            forward=forward, objective=self.objective, rate=self.rate, adapted=self.adapted, loss_weights=[1.0], optimizer=self.optimizer
+        )
         fast = detached(loop.start(params))
         for step in range(steps):
             fast = detached(loop.step(params, leaves(fast), batch, step, create_graph=False))

@@ -36,7 +36,15 @@ class MAML(FineTuning):
 
     def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
         weights = self.loss_weights(batch.step)
-        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, weights, self.first_order, self.optimizer)
+        loop = InnerLoop(
+            forward=forward,
+            objective=self.objective,
+            rate=self.rate,
+            adapted=self.adapted,
+            loss_weights=weights,
+            first_order=self.first_order,
+            optimizer=self.optimizer,
+        )
         engine = unrolled if self.first_order else _ENGINES[self.gradient]
         return engine(loop, params, list(self.trained(params)), batch)
 
@@ -82,7 +90,14 @@ class ANIL(MAML):
         held = leaves(ends) | {name: params[name] for name in self.adapted}
         head = Head(self.model, forward.batched, forward.noise)
         on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
-        loop = InnerLoop(head, self.objective, self.rate, self.adapted, self.loss_weights(batch.step), optimizer=self.optimizer)
+        loop = InnerLoop(
+            forward=head,
+            objective=self.objective,
+            rate=self.rate,
+            adapted=self.adapted,
+            loss_weights=self.loss_weights(batch.step),
+            optimizer=self.optimizer,
+        )
         found, losses, scores = _ENGINES[self.gradient](loop, held, list(held), on_features)
         body = {name: value for name, value in self.trained(params).items() if name not in self.adapted}
         if body:

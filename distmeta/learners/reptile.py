@@ -37,7 +37,9 @@ class Reptile(FineTuning):
         return MetaGradients(gradients, losses, scores)
 
     def descent(self, forward: Forward, params: Params, batch: Batch, steps: int) -> Iterator[Params]:
-        loop = InnerLoop(forward, self.objective, self.rate, self.adapted, [1.0], optimizer=self.optimizer)
+        loop = InnerLoop(
+            forward=forward, objective=self.objective, rate=self.rate, adapted=self.adapted, loss_weights=[1.0], optimizer=self.optimizer
+        )
         fast = detached(loop.start(params))
         for step in range(steps):
             part = self.objective.part(batch, step, self.inner_batch)

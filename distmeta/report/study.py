@@ -65,7 +65,14 @@ def study(learner: Learner, meta_params: Params, random_init: Params, stream: Ep
                 pictured.append(_picture(episode, probabilities[-1], names))
     trained, untrained = torch.stack(rows["trained"]), torch.stack(rows["random"])
     confused = {pair: (taken[pair], count) for pair, count in chances.items()}
-    return Study(trained, untrained, pictured, confused, stream.preprocessing.mean, stream.preprocessing.std)
+    return Study(
+        trained=trained,
+        random_init=untrained,
+        pictured=pictured,
+        confused=confused,
+        preprocessing_mean=stream.preprocessing.mean,
+        preprocessing_std=stream.preprocessing.std,
+    )
 
 
 def _by_step(learner: Learner, params: Params, episode: EpisodeBatch) -> list[Tensor]:

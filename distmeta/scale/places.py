@@ -43,12 +43,12 @@ def _group(row: Any) -> Group:
     for bundle in row.bundles:
         amounts.update(bundle.unit_resources)
     return Group(
-        row.placement_group_id.hex(),
-        row.creator_job_id.hex(),
-        row.creator_actor_id.hex(),
-        row.creator_actor_dead and not row.is_detached and row.creator_actor_id != _NOBODY,
-        row.state == _Row.CREATED,
-        amounts,
+        id=row.placement_group_id.hex(),
+        job=row.creator_job_id.hex(),
+        controller=row.creator_actor_id.hex(),
+        orphaned=row.creator_actor_dead and not row.is_detached and row.creator_actor_id != _NOBODY,
+        placed=row.state == _Row.CREATED,
+        amounts=amounts,
     )
 
 

@@ -87,15 +87,15 @@ class Worker:
         outer, train_config = self.config.outer, self.config.train
         slots = block(outer.meta_batch_size, self.rank, self.workers)
         plan = Plan(
-            until or outer.steps,
-            train_config.checkpoint_every,
-            train_config.validate_every,
-            train_config.max_bad_steps,
-            outer.meta_batch_size,
-            self.rank,
-            self.workers,
-            slots,
-            train_config.reduction,
+            steps=until or outer.steps,
+            checkpoint_every=train_config.checkpoint_every,
+            validate_every=train_config.validate_every,
+            max_bad_steps=train_config.max_bad_steps,
+            meta_batch_size=outer.meta_batch_size,
+            rank=self.rank,
+            workers=self.workers,
+            slots=slots,
+            reduction=train_config.reduction,
         )
         batches = self.domain.training(slots, self.progress.step)
         self._clock = (time.monotonic(), self.progress.step)

@@ -112,29 +112,13 @@ def _run_trials(this: Run, records: Records, view: TrialTable, uri: str, address
             return {"config": candidate.on(device).config.shown(), "since": trial.since, "until": trial.until} | told
 
         source, interrupt = Source(records, begin), Interrupt()
-        scheduler: TrialScheduler = FIFOScheduler()
-        if settings.stops_early:
-            scheduler = Asha(settings, settings.grace or config.train.validate_every, config.outer.steps, records)
-        tuner = Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, secrets=secrets_of(config)), _DRIVER),
-            tune_config=TuneConfig(
-                search_alg=source,
-                scheduler=scheduler,
-                num_samples=records.runs_left,
-                max_concurrent_trials=at_once,
-                reuse_actors=False,
-            ),
-            run_config=RunConfig(
-                name=folder.tune.name,
-                **storage(folder.tune.parent),
-                verbose=0,
-                stop=interrupt,
-                failure_config=FailureConfig(max_failures=driver_restarts(config)),
-            ),
-        )
+        tuner = _tuner(config, records, source, interrupt, at_once)
         folder.remove_tune()  # Ray Tune would find an earlier session's records there
         needs = worker_needs(config.train, device)
-        with SweepMirror(this, records, uri) as mirror, Watchdog(records, source, config.train, needs, view.say) as watchdog:
+        with (
+            SweepMirror(this, records, uri) as mirror,
+            Watchdog(records=records, source=source, train=config.train, needs=needs, say=view.say) as watchdog,
+        ):
             error = _watch(tuner, source, interrupt, watchdog, view)
         folder.remove_tune()
         if mirror.unsent:
@@ -146,6 +130,31 @@ def _run_trials(this: Run, records: Records, view: TrialTable, uri: str, address
     if error is not None:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(f"Ray Tune failed: {reason}", f"see {folder.log}; --resume goes on")
+
+
+def _tuner(config: Config, records: Records, source: Source, interrupt: Interrupt, at_once: int) -> Tuner:
+    """Ray Tune, which takes trials from `source`, places `at_once` of them and stops poor ones."""
+    folder, settings = records.folder, records.settings
+    scheduler: TrialScheduler = FIFOScheduler()
+    if settings.stops_early:
+        scheduler = Asha(settings, settings.grace or config.train.validate_every, config.outer.steps, records)
+    return Tuner(
+        tune.with_resources(tune.with_parameters(run_trial, secrets=secrets_of(config)), _DRIVER),
+        tune_config=TuneConfig(
+            search_alg=source,
+            scheduler=scheduler,
+            num_samples=records.runs_left,
+            max_concurrent_trials=at_once,
+            reuse_actors=False,
+        ),
+        run_config=RunConfig(
+            name=folder.tune.name,
+            **storage(folder.tune.parent),
+            verbose=0,
+            stop=interrupt,
+            failure_config=FailureConfig(max_failures=driver_restarts(config)),
+        ),
+    )
 
 
 def _watch(tuner: Tuner, source: Source, interrupt: Interrupt, watchdog: Watchdog, view: TrialTable) -> Exception | None:

@@ -122,7 +122,15 @@ def evaluation_of(metric: Metric, by_episode: Tensor, learner: Learner, stream: 
     """What the scores (episodes, columns) of `scores` come to."""
     task = stream.task
     measurement = metric.measure(learner, task, by_episode)
-    setting = Setting(len(by_episode), task.way, task.shot, task.queries, stream.seed, learner.inner_steps_eval, norm)
+    setting = Setting(
+        episodes=len(by_episode),
+        way=task.way,
+        shot=task.shot,
+        queries=task.queries,
+        seed=stream.seed,
+        inner_steps=learner.inner_steps_eval,
+        norm=norm,
+    )
     return Evaluation(measurement, metric.keys(measurement), setting, by_episode)
 
 

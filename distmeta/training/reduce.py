@@ -268,9 +268,20 @@ def reduce(
     largest, bad_slot, asked = agreed[0], int(-agreed[1]), Request(int(agreed[4]))
     nothing = torch.zeros(meta_batch_size)
     if bad_slot < meta_batch_size:
-        return Reduced(None, bad_slot, False, largest, nothing, nothing, nothing, asked)
+        return Reduced(
+            meta_gradient=None,
+            bad_slot=bad_slot,
+            again=False,
+            largest=largest,
+            losses=nothing,
+            scores=nothing,
+            ranks=nothing,
+            request=asked,
+        )
     if not summed.fits(largest):
-        return Reduced(None, None, True, largest, nothing, nothing, nothing, asked)
+        return Reduced(
+            meta_gradient=None, bad_slot=None, again=True, largest=largest, losses=nothing, scores=nothing, ranks=nothing, request=asked
+        )
     integers = _metric_integers(contribution, meta_batch_size, rank)
     everything = sum_over_workers(summed.with_metrics(integers, largest), workers)
     total, metrics = summed.split(everything)
@@ -278,7 +289,16 @@ def reduce(
     if not bool((seen == 1).all()):
         raise RunError(f"slots {(seen != 1).nonzero().flatten().tolist()} were not computed exactly once", "report this as a bug")
     meta_gradient = total.div_(meta_batch_size).to(summed.dtype)
-    return Reduced(meta_gradient, None, False, largest, losses.double() * _LOSS_UNIT, scores.contiguous().view(torch.float64), ranks, asked)
+    return Reduced(
+        meta_gradient=meta_gradient,
+        bad_slot=None,
+        again=False,
+        largest=largest,
+        losses=losses.double() * _LOSS_UNIT,
+        scores=scores.contiguous().view(torch.float64),
+        ranks=ranks,
+        request=asked,
+    )
 
 
 def _fingerprint(meta_params: Params) -> int:

@@ -92,7 +92,7 @@ def in_turn(contenders: Mapping[str, Callable[[], float]], repeats: int, warm_up
 def compared(name: str, ours: list[float], theirs: list[float], goal: float | None = None) -> Row:
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-    return Row(name, _milliseconds(ours), _milliseconds(theirs), (low, middle, high), goal)
+    return Row(name=name, ours=_milliseconds(ours), theirs=_milliseconds(theirs), ratio=(low, middle, high), goal=goal)
 
 
 def _milliseconds(seconds: list[float]) -> str:
@@ -104,7 +104,7 @@ def _gib(size: float) -> str:
 
 
 def _of_bytes(name: str, ours: float, theirs: float, goal: float | None = None) -> Row:
-    return Row(name, _gib(ours), _gib(theirs), (ours / theirs,) * 3, goal)
+    return Row(name=name, ours=_gib(ours), theirs=_gib(theirs), ratio=(ours / theirs,) * 3, goal=goal)
 
 
 def agreement(repeats: int) -> Iterator[str]:

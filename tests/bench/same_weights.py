@@ -80,7 +80,13 @@ class Place:
         if process.returncode:
             sys.exit(f"{what}: {(self.folder / f'{name}.txt').read_text()}")
         result = json.loads(out.splitlines()[-1])
-        return Row(what, result["weights_sha256"], RunFolder(self.folder / name).restarts(), recovery_s, time.monotonic() - began)
+        return Row(
+            what=what,
+            weights_sha256=result["weights_sha256"],
+            restarts=RunFolder(self.folder / name).restarts(),
+            recovery_s=recovery_s,
+            seconds=time.monotonic() - began,
+        )
 
     def left_alone(self, workers: int) -> Row:
         began, name = time.monotonic(), f"workers-{workers}"

@@ -304,9 +304,11 @@ def clusters_of(arguments: argparse.Namespace) -> list[Cluster]:
     found: dict[str, list[Cluster]] = {"gloo": [], "nccl": []}
     for name, work in (("Conv-4", replace(W, tasks=1)), ("ResNet-12", RESNET12)):
         params = learner_of(work).initial_params()
-        found["gloo"].append(Cluster(f"{name}, CPU cores, gloo", seconds[name], spread, gloo, costs(params, clock)))
+        found["gloo"].append(
+            Cluster(name=f"{name}, CPU cores, gloo", task=seconds[name], spread=spread, ways=gloo, costs=costs(params, clock))
+        )
         on_gpu = operations(work) / (1e12 * arguments.gpu_tflops)
-        found["nccl"].append(Cluster(f"{name}, GPUs, NCCL", on_gpu, spread, nccl, costs(params, None)))
+        found["nccl"].append(Cluster(name=f"{name}, GPUs, NCCL", task=on_gpu, spread=spread, ways=nccl, costs=costs(params, None)))
     return found["gloo"] + found["nccl"]
 
 

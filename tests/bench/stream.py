@@ -72,10 +72,18 @@ def synthetic(out: Path, images: int) -> Path:
 
     def source() -> Iterator[SourceImage]:
         for number in range(images):
-            yield SourceImage("train", f"class-{number % 64:02d}", "", pool[number % len(pool)], f"image {number}")
+            yield SourceImage(
+                split="train", class_name=f"class-{number % 64:02d}", category="", image=pool[number % len(pool)], origin=f"image {number}"
+            )
 
     print(f"packing {images} images …", flush=True)
-    pack(source(), out, PackOptions("synthetic", 84, 3, "jpg", "squash", 150, 0, {}))
+    pack(
+        source(),
+        out,
+        PackOptions(
+            dataset="synthetic", image_size=84, channels=3, image_format="jpg", resize="squash", images_per_class=150, seed=0, source={}
+        ),
+    )
     return out
 
 

@@ -54,7 +54,9 @@ def _images(classes: dict[str, list[ClassFolder]], max_pixels: int) -> Iterator[
         for found in group:
             name = found.full_name
             for path in found.files():
-                yield SourceImage(split, name, found.category or name, read_file(path, max_pixels), str(path))
+                yield SourceImage(
+                    split=split, class_name=name, category=found.category or name, image=read_file(path, max_pixels), origin=str(path)
+                )
 
 
 def _divided(folder: Path, left_out: LeftOut) -> dict[str, list[ClassFolder]]:

@@ -76,7 +76,9 @@ def read(seed: int = 0, images_per_class: int = IMAGES_PER_CLASS, image_size: in
         for index in range(images_per_class):
             chance = generator(seed, "glyph image", letter.codepoint, index)
             image = _distorted(character, letter.faces, chance, image_size)
-            yield SourceImage(letter.split, name, letter.script, _png(image), f"DejaVu {name}, image {index}")
+            yield SourceImage(
+                split=letter.split, class_name=name, category=letter.script, image=_png(image), origin=f"DejaVu {name}, image {index}"
+            )
 
 
 def classes() -> int:

@@ -42,7 +42,7 @@ def read(source: Path, splits: Path, allow_missing: bool = False, report: Callab
         places = find_classes(source)
         check_missing(classes, set(places), source, allow_missing, report)
         for wnid, origin, image in pictures(source, {wnid: path for wnid, path in places.items() if wnid in classes}):
-            yield SourceImage(classes[wnid].split, wnid, classes[wnid].category, image, origin)
+            yield SourceImage(split=classes[wnid].split, class_name=wnid, category=classes[wnid].category, image=image, origin=origin)
 
 
 def estimate(source: Path, splits: Path) -> int | None:

@@ -46,7 +46,7 @@ def _images(name: str, function: Callable[..., Any], arguments: list[Path]) -> I
                 both = f"split {split}, category {category!r}, before in split {place[0]}, category {place[1]!r}"
                 text = f"item {number} of {name} has class {class_name!r} in {both}"
                 raise DataError(text, "give each class one split and one category")
-            yield SourceImage(split, class_name, category, content, *origin or [f"item {number} of {name}"])
+            yield SourceImage(split, class_name, category, content, origin=origin[0] if origin else f"item {number} of {name}")
     except DistmetaError:
         raise
     except Exception as error:  # whatever the user's own function raises

@@ -88,7 +88,13 @@ def _by_name(
         for wnid, names in lists.files.items():
             for name in names:
                 if name in found:
-                    yield SourceImage(lists.classes[wnid].split, wnid, wnid, read_file(found[name]), str(found[name]))
+                    yield SourceImage(
+                        split=lists.classes[wnid].split,
+                        class_name=wnid,
+                        category=wnid,
+                        image=read_file(found[name]),
+                        origin=str(found[name]),
+                    )
 
 
 def _from_imagenet(
@@ -98,7 +104,7 @@ def _from_imagenet(
         places = find_classes(source)
         check_missing(lists.classes, set(places), source, allow_missing, report)
         for wnid, origin, image in pictures(source, {wnid: path for wnid, path in places.items() if wnid in lists.classes}, choose):
-            yield SourceImage(lists.classes[wnid].split, wnid, wnid, image, origin)
+            yield SourceImage(split=lists.classes[wnid].split, class_name=wnid, category=wnid, image=image, origin=origin)
 
 
 def _by_number(wnid: str, names: list[str], lists: _Lists) -> set[str]:

@@ -93,4 +93,6 @@ def _image(archive: zipfile.ZipFile, member: _Member, split: str) -> SourceImage
         image = archive.read(member.name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DataError(f"{origin} cannot be read, the zip is damaged: {error}.", _REMEDY) from error
-    return SourceImage(split, f"{member.alphabet}/{member.character}", member.alphabet, image, origin)
+    return SourceImage(
+        split=split, class_name=f"{member.alphabet}/{member.character}", category=member.alphabet, image=image, origin=origin
+    )

@@ -46,7 +46,9 @@ def _images(folder: Path, labels: dict[str, tuple[list[str], list[str]]]) -> Ite
                 raise DataError(
                     f"{path.parent / split}_images holds more images than the {len(names)} labels of {split}_labels.pkl", _FILES
                 )
-            yield SourceImage(split, names[count], categories[count], image, f"{folder}: {split} image {count}")
+            yield SourceImage(
+                split=split, class_name=names[count], category=categories[count], image=image, origin=f"{folder}: {split} image {count}"
+            )
         if count + 1 != len(names):
             raise DataError(f"{folder} holds {count + 1} {split} images but {len(names)} labels in {split}_labels.pkl", _FILES)
 

@@ -89,7 +89,7 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     shards: str | None = None
     """A packed dataset: a folder, a URL (http, https, s3, gs), or `pipe:` and a shell command with {name} for a file's name."""
-    functions: Literal["sinusoid", "linear-sigmoid"] | None = None
+    functions: Literal["sinusoid", "linear-sigmoid", "sinusoid-sequence"] | None = None
     """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
     domain: str | None = None
     """What is learned: classification (of shards), regression (of functions), reinforcement (in an environment: docs/reinforcement.md),
@@ -159,6 +159,7 @@ class LearnerConfig(Section):
         "transfer",
         "classifier-baseline",
         "meta-baseline",
+        "in-context",
     ] = "maml"
     """Meta-learning algorithm."""
     inner_lr: PositiveFloat | None = None

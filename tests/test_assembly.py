@@ -39,7 +39,8 @@ def check(made: Config) -> None:
 @pytest.mark.parametrize("name", sorted(LEARNERS))
 def test_every_learner_trains_on_what_its_domain_gives(name: str, packed: Path) -> None:
     """One step from a config, for each learner; the example that memory is predicted from is shaped as the real batch."""
-    made = config(IMAGES, packed, learner={"name": name}, model={"filters": 4, "norm": "running"})
+    model: dict[str, Any] = {"name": "transformer", "width": 8} if name == "in-context" else {"filters": 4, "norm": "running"}
+    made = config(IMAGES, packed, learner={"name": name}, model=model)
     check(made)
     run = Run.of(made)
     domain, learner, outer = run.domain, run.learner, run.outer()

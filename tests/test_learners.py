@@ -23,7 +23,7 @@ from distmeta.models.norm import NORMS
 from distmeta.training.outer import OuterUpdate, schedule
 
 WAY, SHOT, QUERIES = 3, 2, 2
-NAMES = sorted(LEARNERS)
+NAMES = sorted(LEARNERS.keys() - {"in-context"})  # it reads sequences: tests/test_in_context.py holds it to the same laws
 ENGINES = [(batching, gradient) for batching in ("loop", "vmap") for gradient in ("unrolled", "checkpointed")]
 NO_GRADIENT_OF_A_LOSS = {"fomaml", "reptile"}  # by definition; each has a law of its own below
 ADAPTS = [name for name in NAMES if "inner_lr" in settings_of(name)]

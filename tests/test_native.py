@@ -199,6 +199,9 @@ def network(norm: str = "batch", dtype: torch.dtype = torch.float64, filters: in
     return build_model("conv4", (1, side, side), WAY, norm, filters=filters, seed=1).to(dtype)
 
 
+CONVOLVING = sorted(LEARNERS.keys() - {"in-context"})  # which reads sequences
+
+
 def learner(name: str, model: nn.Module, **given: Any) -> Learner:
     own = {"inner_lr": 0.1, "inner_steps": 2, "multi_step_loss": 10, "inner_batch": 4, "images_per_slot": 6, "task_batching": "loop"}
     return build_learner(name, model, **{key: value for key, value in (own | given).items() if key in settings_of(name)})
@@ -230,7 +233,7 @@ def counted(kernels: Library, monkeypatch: pytest.MonkeyPatch) -> Callable[[], i
 
 @pytest.mark.parametrize("norm", ["batch", "running"])
 @pytest.mark.parametrize("gradient", ["unrolled", "checkpointed"])
-@pytest.mark.parametrize("name", sorted(LEARNERS))
+@pytest.mark.parametrize("name", CONVOLVING)
 def test_every_learners_meta_gradient_is_torchs(name: str, gradient: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if gradient == "checkpointed" and "gradient" not in settings_of(name):
         pytest.skip("one way to compute it")
@@ -245,7 +248,7 @@ def test_every_learners_meta_gradient_is_torchs(name: str, gradient: str, norm: 
     torch.testing.assert_close(others.loss, metrics.loss, rtol=CLOSE, atol=CLOSE)
 
 
-@pytest.mark.parametrize("name", sorted(LEARNERS))
+@pytest.mark.parametrize("name", CONVOLVING)
 def test_adapting_and_predicting_is_torchs(name: str) -> None:
     kernels, made = available(), learner(name, network())
     theta, x = made.initial_params(), images(2 * WAY, 1, 20, 20)

@@ -8,7 +8,7 @@ from distmeta.assembly.domain import Domain
 from distmeta.config import Config
 from distmeta.errors import ConfigError
 from distmeta.inference.model import build
-from distmeta.learners import build_learner, check_settings
+from distmeta.learners import build_learner, check_settings, learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params
@@ -22,8 +22,13 @@ from distmeta.training.run_folder import RunFolder
 
 def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
     """What `build_model` takes."""
-    shape = {"input_shape": list(domain.input_shape), "outputs": domain.outputs}
+    shape = {"input_shape": list(_network_shape(config.learner.name, domain)), "outputs": domain.outputs}
     return {"name": config.model.name, "norm": config.model.norm} | shape | config.model.own
+
+
+def _network_shape(learner: str, domain: Domain, allow_import: bool = True) -> tuple[int, ...]:
+    """The shape of one input of the network: the domain's, unless the learner makes its own inputs of them."""
+    return learner_class(learner, allow_import).network_shape(domain.input_shape, domain.outputs)
 
 
 def learner_of(config: Config, domain: Domain, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Learner:
@@ -60,12 +65,11 @@ def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: to
     only if it is the one that his config names.
     """
     description = folder.read_description()
-    if tuple(description["model"]["input_shape"]) != domain.input_shape:
-        raise ConfigError(
-            f"{origin} reads inputs of shape {tuple(description['model']['input_shape'])}; this run has {domain.input_shape}",
-            "leave it out of data.eval.beside",
-        )
     own = {domain.config.model.name, domain.config.learner.name}
+    learner = description["learner"]["name"]
+    reads, wanted = tuple(description["model"]["input_shape"]), _network_shape(learner, domain, allow_import=learner in own)
+    if reads != wanted:
+        raise ConfigError(f"{origin} reads inputs of shape {reads}; this run has {wanted}", "leave it out of data.eval.beside")
     weights = {name: value.to(like.device, like.dtype) for name, value in folder.load_params().items()}
     return build(description, weights, own, domain.objective), weights, description["norm"]
 
@@ -121,4 +125,4 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
     """Raises ConfigError unless the network does what docs/extending.md asks of one, tried out on two inputs."""
-    check_forward(config.model.name, learner.model, torch.zeros(2, *domain.input_shape), domain.outputs)
+    check_forward(config.model.name, learner.model, torch.zeros(2, *_network_shape(config.learner.name, domain)), domain.outputs)

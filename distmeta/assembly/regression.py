@@ -26,7 +26,7 @@ class Regression(Domain):
             raise ConfigError("data.domain=regression learns functions, but data.functions is not set", "add data.functions")
         self.name = config.data.functions
         self.fingerprint = functions.fingerprint(self.name)
-        self.input_shape: tuple[int, ...] = (functions.FAMILIES[self.name].inputs,)
+        self.input_shape: tuple[int, ...] = functions.FAMILIES[self.name].shape
 
     def check(self) -> None:
         """Raises ConfigError if the learner classifies, or a key of images is set."""

@@ -17,9 +17,9 @@ Split = Literal["train", "val", "test"]
 
 
 class Family(NamedTuple):
-    """Functions from R^inputs to R; `draw(random, points)` draws one and gives x (points, inputs) and y (points, 1)."""
+    """Functions of inputs of one shape to R; `draw(random, points)` draws one and gives x (points, *shape) and y (points, 1)."""
 
-    inputs: int
+    shape: tuple[int, ...]
     version: int
     draw: Callable[[np.random.Generator, int], tuple[Points, Points]]
 
@@ -41,7 +41,30 @@ def linear_sigmoid(random: np.random.Generator, points: int) -> tuple[Points, Po
     return x, 1 / (1 + np.exp(-x @ weights))
 
 
-FAMILIES = {"sinusoid": Family(1, 1, sinusoid), "linear-sigmoid": Family(16, 1, linear_sigmoid)}
+OBSERVED = 6  # values of a sinusoid in one sequence
+_INTERVAL = 0.5
+_NOISE = 0.3
+
+
+def sinusoid_sequence(random: np.random.Generator, points: int) -> tuple[Points, Points]:
+    """What follows in a sequence: y = A sin(ω t - p) at 6 times 0.5 apart from a start in [-5, 5], with normal noise of 0.3; target: the
+    next value, without noise.
+
+    A in [0.1, 5] and p in [0, π] as in `sinusoid`, ω in [0.5, 3], all uniform. One sequence tells little of ω under the noise; a support
+    set of them tells it, so that there is something to adapt to.
+    """
+    amplitude, phase, frequency = random.uniform(0.1, 5.0), random.uniform(0.0, np.pi), random.uniform(0.5, 3.0)
+    starts = random.uniform(-5.0, 5.0, (points, 1))
+    values = amplitude * np.sin(frequency * (starts + _INTERVAL * np.arange(OBSERVED + 1)) - phase)
+    observed = values[:, :OBSERVED] + random.normal(0.0, _NOISE, (points, OBSERVED))
+    return observed[:, :, None], values[:, OBSERVED:]
+
+
+FAMILIES = {
+    "sinusoid": Family((1,), 1, sinusoid),
+    "linear-sigmoid": Family((16,), 1, linear_sigmoid),
+    "sinusoid-sequence": Family((OBSERVED, 1), 1, sinusoid_sequence),
+}
 
 
 class FunctionStream:
@@ -55,7 +78,7 @@ class FunctionStream:
         self.seed = seed
 
     def training(self, slots: Sequence[int], start_step: int = 0) -> Iterator[EpisodeBatch]:
-        """For step = start_step, start_step + 1, … without end, the episodes of `slots`: inputs (B, N*K, D), targets (B, N*K, 1)."""
+        """For step = start_step, start_step + 1, … without end, the episodes of `slots`: inputs (B, N*K, *shape), targets (B, N*K, 1)."""
         for step in count(start_step):
             yield self._batch(step, slots, [("episode", step, slot) for slot in slots])
 

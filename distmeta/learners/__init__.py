@@ -8,6 +8,7 @@ from torch import nn
 
 from distmeta.errors import ConfigError
 from distmeta.learners.finetune import TransferBaseline
+from distmeta.learners.in_context import InContext
 from distmeta.learners.learner import Learner
 from distmeta.learners.maml import ANIL, FOMAML, MAML, MAMLPlusPlus, MetaSGD
 from distmeta.learners.metric import ClassifierBaseline, MetaBaseline, ProtoNet
@@ -27,6 +28,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "transfer": TransferBaseline,
     "classifier-baseline": ClassifierBaseline,
     "meta-baseline": MetaBaseline,
+    "in-context": InContext,
 }
 
 

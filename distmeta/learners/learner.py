@@ -72,6 +72,14 @@ class Learner(ABC):
         self.statistics = statistics(self.model)
         self._fixed: set[str] = set()
 
+    @classmethod
+    def network_shape(cls, input_shape: tuple[int, ...], outputs: int) -> tuple[int, ...]:
+        """The shape of one input of the network, where a domain's inputs have `input_shape` and its targets `outputs` values or classes.
+
+        Default: the domain's.
+        """
+        return input_shape
+
     @property
     def adapted(self) -> list[str]:
         """Names of the parameters that an inner loop changes."""

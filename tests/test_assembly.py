@@ -10,7 +10,7 @@ from torch import nn
 
 from distmeta.assembly.domain import domain_of
 from distmeta.assembly.run import Run
-from distmeta.config import Config, validate
+from distmeta.config import Config, ModelConfig, validate
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
@@ -39,8 +39,9 @@ def check(made: Config) -> None:
 @pytest.mark.parametrize("name", sorted(LEARNERS))
 def test_every_learner_trains_on_what_its_domain_gives(name: str, packed: Path) -> None:
     """One step from a config, for each learner; the example that memory is predicted from is shaped as the real batch."""
-    model: dict[str, Any] = {"name": "transformer", "width": 8} if name == "in-context" else {"filters": 4, "norm": "running"}
-    made = config(IMAGES, packed, learner={"name": name}, model=model)
+    made = config(IMAGES, packed, learner={"name": name}, model={"filters": 4, "norm": "running"})
+    if name == "in-context":
+        made = made.model_copy(update={"model": ModelConfig.model_validate({"name": "transformer", "width": 8})})
     check(made)
     run = Run.of(made)
     domain, learner, outer = run.domain, run.learner, run.outer()

@@ -231,9 +231,11 @@ class TrainConfig(Section):
     """CPU threads that torch uses in a worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
-    """Type of weights and images; bfloat16 keeps both in float32 and computes the outer pass (query loss) in bfloat16, for GPUs."""
-
+    precision: Literal["float32", "float64", "bfloat16", "tf32"] = "float32"
+    """Type of weights and images. bfloat16 and tf32 keep both in float32, for GPUs: bfloat16 computes the outer pass (query loss) in that
+    type, tf32 lets convolutions and matrix products round their factors to 10 bits."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """What computes Conv-4's blocks on CPU: C++ compiled at first use (native) or torch. auto: native if every node can build it."""
     reduction: Literal["exact", "fast"] = "exact"
     """How meta-gradients are summed: in integers, the same bits for any number of workers, or by the backend as floats, half the bytes."""
 

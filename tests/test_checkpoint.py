@@ -33,7 +33,7 @@ def write(run_folder: Path, step: int) -> CheckpointFolder:
     for i in range(step):
         outer.update(gradient(i, size), i)
     folder = RunFolder(run_folder).checkpoint(step)
-    checkpoints.save(Checkpoint(step, outer.meta_params, outer.state(), {"best_step": 0}), folder.path, threads=1)
+    checkpoints.save(Checkpoint(step, outer.meta_params, outer.state(), {"best_step": 0}), folder.path, checkpoints.machine(1))
     return folder
 
 
@@ -43,7 +43,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(optimizer: str, tmp_path
     size = sum(value.numel() for value in whole.meta_params.values())
     for step in range(10):
         if step == 4:
-            checkpoints.save(Checkpoint(4, whole.meta_params, whole.state(), {}), tmp_path / "c", threads=1)
+            checkpoints.save(Checkpoint(4, whole.meta_params, whole.state(), {}), tmp_path / "c", checkpoints.machine(1))
         whole.update(gradient(step, size), step)
     found = CheckpointFolder(tmp_path / "c").load()
     resumed = outer_update(optimizer)

@@ -46,7 +46,7 @@ def names(folder: Path) -> list[str]:
 def commit(run_folder: RunFolder, step: int, scratch: Path, whole: bool = True) -> None:
     """A checkpoint of this step, as Ray Train commits it."""
     local = scratch / f"{run_folder.name}-{step}"
-    checkpoints.save(checkpoints.Checkpoint(step, PARAMS, {"m": torch.ones(2)}, {"best_step": step}), local, threads=1)
+    checkpoints.save(checkpoints.Checkpoint(step, PARAMS, {"m": torch.ones(2)}, {"best_step": step}), local, checkpoints.machine(1))
     if not whole:
         (local / "progress.json").write_text("cut")
     run_folder.checkpoint(step).copy(SealedFolder(local))

@@ -1,5 +1,6 @@
 """From a config to objects: the network and its learner, the outer update, and what a published model says of them."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from distmeta.learners import build_learner, check_settings, learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params
-from distmeta.models import build_model
+from distmeta.models import build_model, native
 from distmeta.models.contract import check_forward
+from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.seeds import torch_seed
 from distmeta.training.model_folder import ModelFolder
 from distmeta.training.outer import OuterUpdate, schedule
@@ -112,6 +114,9 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     Raises ConfigError if a parameter of the network does not reach the loss.
     """
     learner = learner_of(config, domain)
+    if config.train.kernels == "native":
+        with suppress(KernelsUnavailable):  # on this machine, which need not be one that holds workers
+            native.use(learner.model, library("float32"))
     params = learner.initial_params()
     batched = learner.batches_tasks(torch.device(device))
     learner.task_batching = "vmap" if batched else "loop"

@@ -57,9 +57,10 @@ class Run:
         named = own is not None and own.data.domain == config.data.domain
         return cls(config, domain_of(config, allow_import=named), folder, dtype=getattr(torch, config.train.weights))
 
-    def on(self, device: str) -> "Run":
-        """The same with its config's device resolved to "cpu" or "cuda"."""
-        return replace(self, config=self.config.model_copy(update={"train": self.config.train.model_copy(update={"device": device})}))
+    def on(self, device: str, kernels: str) -> "Run":
+        """The same with its config's device resolved to "cpu" or "cuda", and its kernels to "native" or "torch"."""
+        train = self.config.train.model_copy(update={"device": device, "kernels": kernels})
+        return replace(self, config=self.config.model_copy(update={"train": train}))
 
     @cached_property
     def learner(self) -> Learner:
@@ -145,7 +146,7 @@ class Run:
     def tags(self) -> dict[str, str]:
         """What MLflow is told of the run beside its config."""
         folders = {"run_folder": self.config.run_folder, "checkpoints": str(self.folder.checkpoints)}
-        return self._dataset | folders | machine(self.config.train.threads_per_worker)
+        return self._dataset | folders | machine(self.config.train.threads_per_worker, self.config.train.kernels)
 
     @property
     def _dataset(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from distmeta.data.shards import Dataset
 from distmeta.errors import DataError, DistmetaError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.masking import masked
+from distmeta.models.native.library import KernelsUnavailable, find_compiler, library
 from distmeta.registry.tracking import answers, client
 from distmeta.scale.cluster import connected
 
@@ -35,6 +36,7 @@ def examine(uri: str, address: str | None, shards: str | None) -> Iterator[Findi
     """Look at this machine, then at what it must reach: the Ray cluster, MLflow and its registry, and the dataset if one is named."""
     yield from _packages()
     yield _accelerator()
+    yield _kernels()
     yield _allocator()
     yield _space("disk here", Path.cwd(), _LEAST_DISK_GB, "free some, or work in another folder: run folders are written here")
     if Path("/dev/shm").is_dir():
@@ -84,6 +86,15 @@ def _accelerator() -> Finding:
             "accelerator", f"torch is built for CUDA {torch.version.cuda} but finds no GPU; {cpu}", "check nvidia-smi and the driver"
         )
     return Finding("accelerator", f"none; {cpu}")
+
+
+def _kernels() -> Finding:
+    """Compiles them if this machine has not done so before. A run does without them, so their lack is no fault."""
+    try:
+        found = library("float32")
+    except KernelsUnavailable as error:
+        return Finding("native kernels", f"none: {error.message}; training uses torch's, which are slower ({error.remedy})")
+    return Finding("native kernels", f"{found.level}, probe {found.digest}, by {find_compiler()}")
 
 
 def _allocator() -> Finding:

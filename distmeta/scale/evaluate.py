@@ -21,6 +21,7 @@ from distmeta.models import build_model
 from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
 from distmeta.training.accuracy import Accuracy
+from distmeta.training.devices import device_of
 from distmeta.training.evaluate import evaluation_of, scores
 
 PART = 25  # episodes of a task: some seconds of work, which is what is done again if a worker is lost
@@ -74,6 +75,7 @@ def _score(
     sys.path.append(import_from)
     torch.set_num_threads(1)
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    device_of(device).choose(tf32=False)
     weights = {name: value.to(device) for name, value in weights.items()}
     model = Model(uri, description, build(description, weights, own), weights)
     stream = evaluation_stream(model, *asked)

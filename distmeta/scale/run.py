@@ -19,6 +19,7 @@ from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, 
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.fit import Fit, failure
+from distmeta.scale.kernels import settled
 from distmeta.scale.progress import Display, new_board
 from distmeta.scale.worker import trainer
 from distmeta.training.run_folder import RunFolder
@@ -86,6 +87,8 @@ def check_run_folder(this: Run, resume: bool) -> None:
             f"run_folder {run_folder} holds a run already, {where}", "continue it with --resume, or give --set run_folder=NEW"
         )
     old, new = (flat(c.shown()) for c in (run_folder.read_config(), this.config))
+    if this.config.train.kernels == "auto":
+        old["train.kernels"] = "auto"  # a resumed run keeps those that it began with
     keys = sorted((old.keys() | new.keys()) - _FREE)
     differing = [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     fingerprint = run_folder.read_dataset()["fingerprint"]
@@ -118,8 +121,11 @@ def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool,
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
         device = resolve_device(config.train)
-        this = this.on(device)
         check_capacity(config.train, device)
+        kernels, told = settled(this, device)
+        if told:
+            display.say(told)
+        this = this.on(device, kernels)
         slots = math.ceil(config.outer.meta_batch_size / config.train.fewest)
         predicted = this.worker_bytes(device, slots)
         if predicted is not None:

@@ -1,14 +1,12 @@
 """One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
 
 import os
-import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import torch
 import torch.distributed as dist
@@ -23,12 +21,15 @@ from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
+from distmeta.models import native
 from distmeta.scale.cluster import storage, worker_needs
 from distmeta.scale.fit import unwritable
+from distmeta.scale.kernels import of_worker
 from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter, Restarts
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint
+from distmeta.training.devices import KINDS, device_of
 from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, paired_difference
 from distmeta.training.loop import Plan, Progress, train
 from distmeta.training.measurement import measurement_of, quantity
@@ -47,10 +48,15 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.config = config
-        self.device = device
         self.reporter = reporter
+        self.kind = device_of(device)
+        self.kind.choose(tf32=config.train.precision == "tf32")
         self.run = Run.of(config, device=device, dtype=getattr(torch, config.train.weights))
         self.run_folder, self.domain, self.learner = self.run.folder, self.run.domain, self.run.learner
+        library = of_worker(config)
+        native.use(self.learner.model, library)
+        kernels = str(library or "torch")
+        self.machine = checkpoints.machine(config.train.threads_per_worker, kernels) | self.kind.description()
         self.outer = self.run.outer()
         self.validation = self.domain.evaluation("val")
         self.progress = Progress()
@@ -99,7 +105,7 @@ class Worker:
         )
         batches = self.domain.training(slots, self.progress.step)
         self._clock = (time.monotonic(), self.progress.step)
-        self._memory_before = memory_in_use(self.device)
+        self._memory_before = self.kind.memory_in_use()
         if self.rank == 0:
             self.reporter.tell(phase="training", step=self.progress.step)
         if train(self.learner, self.outer, batches, self.progress, plan, self) and test:
@@ -133,7 +139,7 @@ class Worker:
             return
         self.metrics.add(record)
         if self.memory_used is None:
-            self.memory_used = max(0, peak_memory(self.device) - self._memory_before)
+            self.memory_used = max(0, self.kind.peak_memory() - self._memory_before)
             self.reporter.tell(memory_used=self.memory_used)
         since, first = self._clock
         steps_per_s = (record["step"] - first) / max(time.monotonic() - since, 1e-9)
@@ -167,7 +173,7 @@ class Worker:
             committed = None
             if self.metrics is not None:
                 self.metrics.flush(checkpoint.step)
-                checkpoints.save(checkpoint, Path(scratch) / name, self.config.train.threads_per_worker)
+                checkpoints.save(checkpoint, Path(scratch) / name, self.machine)
                 committed = RayCheckpoint.from_directory(Path(scratch) / name)
             ray.train.report({"step": checkpoint.step}, checkpoint=committed, checkpoint_dir_name=name)
         if self.notices.terminated:
@@ -196,27 +202,12 @@ def check_machine(here: dict[str, str], there: dict[str, str], what: str) -> Non
         )
 
 
-def _machines(threads: int, workers: int) -> list[dict[str, str]]:
-    """Every worker's machine, by rank."""
-    here = checkpoints.machine(threads)
+def _machines(here: dict[str, str], workers: int) -> list[dict[str, str]]:
+    """Every worker's machine, by rank; empty for one that could not begin."""
     machines = [here] * workers
     if workers > 1:
         dist.all_gather_object(machines, here)
     return machines
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes that this process holds now: of its GPU's memory, or resident."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return psutil.Process().memory_info().rss
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def run_worker(settings: dict[str, Any]) -> None:
@@ -244,9 +235,9 @@ def run_worker(settings: dict[str, Any]) -> None:
         except DistmetaError as error:
             failure = error
         workers = ray.train.get_context().get_world_size()
-        machines = _machines(config.train.threads_per_worker, workers)
+        machines = _machines({} if worker is None else worker.machine, workers)
         try:
-            if worker is not None:
+            if worker is not None and all(machines):
                 worker.join(machines, settings["allow_other_hardware"], since)
         except DistmetaError as error:
             failure = error
@@ -304,7 +295,7 @@ def trainer(
             accelerator_type=train_config.accelerator_type,
             elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,  # type: ignore[call-arg]
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=round(train_config.collective_timeout_s)),
+        torch_config=TorchConfig(backend=KINDS[train_config.device].backend, timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(
             name=run_folder.checkpoints.name,
             **storage(run_folder.checkpoints.parent),

@@ -18,6 +18,7 @@ from distmeta.config import Config, SweepConfig, secrets_of
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
+from distmeta.scale.kernels import settled
 from distmeta.scale.run import absolute, opened, run
 from distmeta.sweep.mirror import SweepMirror
 from distmeta.sweep.population import Population, check_changeable, check_generations
@@ -98,18 +99,21 @@ def _run_trials(this: Run, records: Records, view: TrialTable, uri: str, address
     with connected(address, dashboard=True):
         device = resolve_device(config.train)
         at_once = check_capacity(config.train, device) // config.train.fewest
+        kernels, told = settled(this, device)
+        if told:
+            view.say(told)
         view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {config.train.fewest} workers each")
-        this.write_description()
+        this.on(config.train.device, kernels).write_description()
 
         def begin(trial: Trial) -> dict[str, Any]:
-            candidate = Run.of(records.config_of(trial))
+            candidate = Run.of(records.config_of(trial)).on(config.train.device, kernels)
             candidate.check()
             candidate.fetch_models(uri)
             candidate.write_description()
             candidate.folder.forget_failure()
             spared = settings.baseline and trial.number == 0
             told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared}
-            return {"config": candidate.on(device).config.shown(), "since": trial.since, "until": trial.until} | told
+            return {"config": candidate.on(device, kernels).config.shown(), "since": trial.since, "until": trial.until} | told
 
         source, interrupt = Source(records, begin), Interrupt()
         tuner = _tuner(config, records, source, interrupt, at_once)

@@ -50,7 +50,8 @@ class CheckpointFolder(SealedFolder):
     def written_on(self) -> dict[str, str]:
         """The machine that wrote it. Raises RunError."""
         try:
-            return json.loads((self.path / PROGRESS).read_text())["machine"]
+            # Checkpoints from before there were native kernels do not name them.
+            return {"kernels": "torch"} | json.loads((self.path / PROGRESS).read_text())["machine"]
         except (OSError, ValueError, KeyError) as error:
             raise self._unreadable(error) from None
 
@@ -58,22 +59,23 @@ class CheckpointFolder(SealedFolder):
         return RunError(f"checkpoint {self} cannot be read: {error}", "remove it; --resume then takes the one before")
 
 
-def save(checkpoint: Checkpoint, folder: Path, threads: int) -> None:
-    """Write `checkpoint` into `folder`, on this machine, which must not exist yet."""
+def save(checkpoint: Checkpoint, folder: Path, written_on: dict[str, str]) -> None:
+    """Write `checkpoint` into `folder`, on this machine, which must not exist yet; `written_on` is what `machine` says of it."""
     folder.mkdir(parents=True)
     save_params(checkpoint.meta_params, folder / WEIGHTS)
     save_params(checkpoint.optimizer, folder / OPTIMIZER)
-    progress = {"step": checkpoint.step, "progress": checkpoint.progress, "machine": machine(threads)}
+    progress = {"step": checkpoint.step, "progress": checkpoint.progress, "machine": written_on}
     (folder / PROGRESS).write_text(json.dumps(progress, indent=1))
     seal(folder)
 
 
-def machine(threads: int) -> dict[str, str]:
+def machine(threads: int, kernels: str = "torch") -> dict[str, str]:
     """What the bits of a step depend on besides the config."""
     return {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "threads": str(threads),
+        "kernels": kernels,
         **{name: version(name) for name in _LIBRARIES},
     }

@@ -20,7 +20,8 @@ from distmeta.learners import build_learner
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import CrossEntropy, SquaredError
 from distmeta.learners.params import Params, flatten
-from distmeta.models import build_model
+from distmeta.models import build_model, native
+from distmeta.models.native.library import library
 
 Step = Callable[[], Tensor]
 """Computes the mean meta-gradient over the tasks, (P,) in the order of the network's parameters."""
@@ -43,6 +44,8 @@ class Work:
     tasks: int = 4
     dtype: str = "float32"
     settings: dict[str, Any] = field(default_factory=dict)
+    kernels: str = "native"  # of distmeta, where its network has blocks for them; or "torch"
+    learner: str = "maml"
 
     @property
     def regression(self) -> bool:
@@ -58,7 +61,9 @@ def learner_of(work: Work) -> Learner:
     shape, outputs, norm = ((1,), 1, "none") if work.regression else ((3, work.size, work.size), work.way, "batch")
     model = build_model(work.network, shape, outputs, norm, **work.own).to(getattr(torch, work.dtype))
     objective = SquaredError() if work.regression else CrossEntropy()
-    return build_learner("maml", model, objective=objective, inner_lr=INNER_LR, inner_steps=work.inner_steps, **work.settings)
+    if work.kernels == "native" and native.serves(model):
+        native.use(model, library(work.dtype))  # type: ignore[arg-type]
+    return build_learner(work.learner, model, objective=objective, inner_lr=INNER_LR, inner_steps=work.inner_steps, **work.settings)
 
 
 def episodes(work: Work) -> EpisodeBatch:

@@ -22,6 +22,12 @@ def use(model: nn.Module, library: Library | None) -> None:
             vars(module)["library"] = library
 
 
+def serves(model: nn.Module) -> bool:
+    """Whether `model` has a block whose layers native kernels can take the place of."""
+    blocks = (module for module in model.modules() if hasattr(type(module), "library"))
+    return any(_layers_fit(block.conv, block.norm, block.pool) for block in blocks)
+
+
 def compute(library: Library, images: Tensor, convolution: Any, norm: Any) -> Tensor:
     """The block's output (N, F, H//2, W//2) for images (N, C, H, W); a running norm hears of the statistics."""
     output, mean, inverse_std = pooled_block(images, convolution.weight, norm.weight, norm.bias, norm.eps, library)

@@ -1,0 +1,27 @@
+"""CPUs: torch's operations repeat themselves there as they are, with a fixed number of threads."""
+
+import resource
+import sys
+
+from distmeta.training.devices.device import Device
+
+
+class CPU(Device):
+    backend = "gloo"
+
+    def choose(self, tf32: bool) -> None:
+        pass
+
+    def description(self) -> dict[str, str]:
+        return {}
+
+    def memory_in_use(self) -> int:
+        import psutil  # here, so that a bench on a GPU does without it
+
+        return psutil.Process().memory_info().rss
+
+    def peak_memory(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def synchronise(self) -> None:
+        pass

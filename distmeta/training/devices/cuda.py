@@ -1,0 +1,54 @@
+"""NVIDIA GPUs: deterministic algorithms of cuDNN and cuBLAS, none chosen by timing them, and no TF32 unless asked for."""
+
+import os
+from typing import Any
+
+import torch
+
+from distmeta.training.devices.device import Device
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+class CUDA(Device):
+    """torch warns of an operation that has no deterministic algorithm, naming it, and computes on.
+
+    Raising instead would refuse 2×2 max-pooling, whose gradient torch lists because windows may overlap; here they never do, so that no
+    two additions meet in one place.
+    """
+
+    backend = "nccl"
+
+    def choose(self, tf32: bool) -> None:
+        backends: Any = torch.backends
+        # cuBLAS picks among algorithms by its free workspace unless that is fixed (cuBLAS documentation, "Results reproducibility").
+        os.environ.setdefault(_WORKSPACE, ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        finding_bugs: Any = torch.utils.deterministic
+        finding_bugs.fill_uninitialized_memory = False  # it costs a pass over every new tensor
+        backends.cudnn.deterministic = True
+        backends.cudnn.benchmark = False
+        backends.cudnn.allow_tf32 = tf32
+        backends.cuda.matmul.allow_tf32 = tf32
+
+    def description(self) -> dict[str, str]:
+        backends: Any = torch.backends
+        return {
+            "gpu": torch.cuda.get_device_name(self.device),
+            "cuda": str(torch.version.cuda),
+            "cudnn": str(backends.cudnn.version()),
+            "deterministic": str(
+                torch.are_deterministic_algorithms_enabled() and backends.cudnn.deterministic and not backends.cudnn.benchmark
+            ),
+            "tf32": str(backends.cudnn.allow_tf32 or backends.cuda.matmul.allow_tf32),
+            "cublas_workspace": os.environ.get(_WORKSPACE, "not set"),
+        }
+
+    def memory_in_use(self) -> int:
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak_memory(self) -> int:
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def synchronise(self) -> None:
+        torch.cuda.synchronize(self.device)

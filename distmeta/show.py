@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import sys
@@ -41,8 +42,16 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object, or list, on a line of standard output."""
-    print(json.dumps(masked_tree(value)))
+    """One JSON object, or list, on a line of standard output. NaN and infinities are not JSON: they become null."""
+    print(json.dumps(masked_tree(_finite(value)), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_table(columns: list[str], rows: list[list[str]]) -> None:

@@ -56,6 +56,9 @@ class Classification(Domain):
         """Raises ConfigError if a split cannot serve its episodes, or these have more or fewer classes than the network's head."""
         super().check()
         data = self.config.data
+        for key, way in (("data.way", data.way), ("data.eval.way", self.eval_task.way)):
+            if way < 2:
+                raise ConfigError(f"{key}={way}: one class is always guessed right", f"set {key} to 2 or more")
         if not self.labelled:
             self.dataset.check_task("train", self.train_task)
         self.dataset.check_task("val", self.eval_task, "data.eval")

@@ -137,6 +137,16 @@ def decode_file(content: bytes, channels: int, origin: str, value_range: ValueRa
         raise does_not_decode(origin, error) from None
 
 
+def size_of(content: bytes, origin: str) -> tuple[int, int]:
+    """(width, height) from an encoded file's header. Raises DataError as `decode_file`."""
+    try:
+        return _opened(content, origin).size
+    except DataError:
+        raise
+    except Exception as error:
+        raise does_not_decode(origin, error) from None
+
+
 def does_not_decode(origin: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return DataError(f"{origin} does not decode as an image ({reason})", "replace or remove that file")

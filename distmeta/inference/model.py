@@ -5,36 +5,34 @@ This is what a published model brings along as code, so it knows torch and image
 
 import copy
 import json
-from collections.abc import Collection, Sequence
+import os
+import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distmeta.data.decode import ValueRange, read_file
+from distmeta.data.decode import ValueRange
 from distmeta.data.episodes import EpisodeBatch
-from distmeta.data.images import Pixels, Preprocessing, channels_last, decode, pixels_of
+from distmeta.data.images import Preprocessing, channels_last
 from distmeta.errors import ConfigError, DataError
+from distmeta.inference.inputs import Pictures, class_labels, network_input
+from distmeta.inference.limits import limits
 from distmeta.learners import build_learner
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective
-from distmeta.learners.params import Params, fill, state
+from distmeta.learners.params import Params, fill, state, unusable
 from distmeta.models import build_model
 from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head, set_head
 
 CHUNK = 16  # queries classified at once; always as many, so that a query meets the same arithmetic in every company
-_WEIGHTS, _ABOUT = "adapted.safetensors", "adapted.json"
-
-Picture = bytes | Path | str | Image.Image | NDArray[np.uint8]
-"""An encoded file, the path of one, a Pillow image, or uint8 pixels (H, W) or (H, W, C) with C 1, 3 (RGB) or 4 (RGBA)."""
-Pictures = Sequence[Picture] | NDArray[np.uint8] | Tensor
-"""Pictures of any sizes; or, as a tensor of floats (M, C, H, W), network input as an EpisodeStream gives it."""
+_WEIGHTS, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
+_OLD_ABOUT = "adapted.json"  # where these were before
 
 
 class Model(NamedTuple):
@@ -70,24 +68,30 @@ class Model(NamedTuple):
         if count < 2:
             raise DataError(f"{origin} has {count} class; at least two are needed", "give images of the other classes, too")
 
-    def adapt(self, images: Pictures, labels: Sequence[str | int] | Tensor, inner_steps: int | None = None) -> "Adapted":
-        """The network adapted to M labelled images, by `inner_steps` (those it was evaluated with, if None).
+    def adapt(self, images: Pictures, labels: Iterable[Any], inner_steps: int | None = None) -> "Adapted":
+        """The network adapted to M labelled images, by `inner_steps` (default: those it was evaluated with).
 
-        Raises DataError if images do not decode or their classes are not as many as the model takes, ConfigError for other inner_steps
-        than the learner can make.
+        `labels` are as `class_labels` takes them. Raises DataError if images do not decode, labels are missing or mixed, their classes
+        are not as many as the model takes, adapting gives values that are not finite, or `inner_steps` is above the limit in `Limits`;
+        ConfigError for other inner_steps than the learner can make.
         """
-        labels = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
-        if len(labels) != len(images):
-            raise DataError(f"{len(images)} images but {len(labels)} labels", "give a label for each image")
-        classes = sorted(set(labels))
+        names = class_labels(labels)
+        if len(names) != len(images):
+            raise DataError(f"{len(images)} images but {len(names)} labels", "give a label for each image")
+        classes = sorted(set(names))
         self.check_classes(len(classes), "the support set")
         learner = copy.deepcopy(self.learner)  # its network becomes the adapted one; threads may adapt side by side
         if inner_steps is not None:
+            limits().check("inner_steps", inner_steps)
             learner.check_steps(self.meta_params, inner_steps)
             learner.inner_steps_eval = inner_steps
         inputs = network_input(images, self.preprocessing, next(iter(self.meta_params.values())))
-        targets = torch.tensor([classes.index(label) for label in labels], device=inputs.device)
-        return Adapted(self.description, learner, learner.adapt(self.meta_params, EpisodeBatch.of_support(inputs, targets)), classes)
+        targets = torch.tensor([classes.index(name) for name in names], device=inputs.device)
+        tensors = learner.adapt(self.meta_params, EpisodeBatch.of_support(inputs, targets))
+        problem = unusable(tensors)
+        if problem:
+            raise DataError(f"adapting by {learner.inner_steps_eval} inner steps diverged: {problem}", "give fewer inner steps")
+        return Adapted(self.description, learner, tensors, classes)
 
 
 class Adapted(nn.Module):
@@ -126,14 +130,28 @@ class Adapted(nn.Module):
             inputs = network_input(images[start : start + CHUNK], self.preprocessing, like)
             padded = torch.cat([inputs, inputs[:1].expand(CHUNK - len(inputs), *inputs.shape[1:])])
             rows.append(self.learner.outputs(tensors, channels_last(padded))[: len(inputs)].softmax(1))
-        return torch.cat(rows)
+        probabilities = torch.cat(rows)
+        if not probabilities.isfinite().all():
+            number = int(probabilities.isfinite().all(1).int().argmin())
+            raise DataError(f"the network's answer to image {number} is not finite (NaN)", "look at that image, and adapt the model again")
+        return probabilities
 
     def save(self, folder: Path | str) -> None:
-        """Write the adapted network into `folder`, made if absent, as safetensors and JSON."""
+        """Write the adapted network into `folder`, made if absent: one safetensors file, which also holds classes and description as JSON.
+
+        What `folder` held before is replaced by all of it or not at all. Raises DataError if it cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().contiguous() for name, value in self.tensors().items()}, folder / _WEIGHTS)
-        (folder / _ABOUT).write_text(json.dumps({"classes": self.classes, "description": self.description}, indent=1))
+        tensors = {name: value.detach().contiguous() for name, value in self.tensors().items()}
+        about = json.dumps({"classes": self.classes, "description": self.description})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".adapted-", dir=folder) as scratch:
+                save_file(tensors, Path(scratch) / _WEIGHTS, {_ABOUT: about})
+                os.replace(Path(scratch) / _WEIGHTS, folder / _WEIGHTS)
+            (folder / _OLD_ABOUT).unlink(missing_ok=True)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{folder} cannot be written: {error}", "give a folder you may write to") from None
 
     @staticmethod
     def load(folder: Path | str, own: Collection[str] = ()) -> "Adapted":
@@ -142,10 +160,15 @@ class Adapted(nn.Module):
         Raises DataError if `folder` does not hold it.
         """
         try:
-            about = json.loads((Path(folder) / _ABOUT).read_text())
-            tensors = load_file(Path(folder) / _WEIGHTS)
+            with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
+                text = (file.metadata() or {}).get(_ABOUT)
+            about = json.loads(text if text is not None else (Path(folder) / _OLD_ABOUT).read_text())
+            problem = unusable(tensors)
+            if problem:
+                raise ValueError(problem)
             return Adapted(about["description"], build(about["description"], tensors, own), tensors, about["classes"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError, SafetensorError) as error:
             raise DataError(f"{folder} holds no adapted model ({error!r})", "give a folder that Adapted.save wrote") from None
 
     def export_onnx(self, path: Path | str) -> None:
@@ -189,34 +212,3 @@ def build(description: dict[str, Any], weights: Params, own: Collection[str] = (
     for name in description.get("frozen", ()):
         learner.model.get_parameter(name).requires_grad_(False)
     return learner
-
-
-def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor) -> Tensor:
-    """(M, C, H, W) in the type and on the device of `like`. Raises DataError naming an image that cannot be understood."""
-    if isinstance(images, Tensor) and images.is_floating_point():
-        wanted = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
-        if images.shape[1:] != wanted:
-            raise DataError(
-                f"images of shape {tuple(images.shape)}; (M, {', '.join(map(str, wanted))}) is needed", "normalise and resize them"
-            )
-        return channels_last(images.to(like))
-    pixels = np.stack([_pixels(image, preprocessing, f"image {i}") for i, image in enumerate(images)])
-    return channels_last(preprocessing.network_input(pixels).to(like))
-
-
-def _pixels(image: Picture, preprocessing: Preprocessing, origin: str) -> Pixels:
-    if isinstance(image, bytes):
-        return decode(image, preprocessing, origin)
-    if isinstance(image, str | Path):
-        return decode(read_file(Path(image)), preprocessing, str(image))
-    return pixels_of(image if isinstance(image, Image.Image) else _picture(np.asarray(image), origin), preprocessing, origin)
-
-
-def _picture(pixels: NDArray[Any], origin: str) -> Image.Image:
-    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    if grey.dtype != np.uint8 or grey.ndim not in (2, 3) or 0 in grey.shape or (grey.ndim == 3 and grey.shape[2] not in (3, 4)):
-        raise DataError(
-            f"{origin} is an array of {pixels.dtype} {pixels.shape}; uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed",
-            "give pixel values 0..255, channels last",
-        )
-    return Image.fromarray(grey)

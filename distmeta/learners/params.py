@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 Params = dict[str, Tensor]
 
+_LARGEST = 1e8  # the squares of larger weights, times an image's sums, come near the end of float32
+
 
 def trainable(model: nn.Module) -> Params:
     """The parameters of `model` that are not frozen, as they stand, each a tensor of its own."""
@@ -17,6 +19,19 @@ def constants(model: nn.Module, moved: Params) -> Params:
     """What a prediction of `model` uses and nobody changes: frozen parameters, and persistent buffers that are not in `moved`."""
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: value for name, value in state(model).items() if name not in learned and name not in moved}
+
+
+def unusable(params: Params) -> str:
+    """What makes parameters useless: a value that is not finite, or so large that outputs overflow. Empty if nothing does."""
+    for name, value in params.items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        if not torch.isfinite(value).all():
+            return f"{name} holds values that are not finite (NaN or infinity)"
+        largest = float(value.abs().max())
+        if largest > _LARGEST:
+            return f"{name} holds a value of size {largest:.3g}; trained weights are below {_LARGEST:g}"
+    return ""
 
 
 def state(model: nn.Module) -> Params:

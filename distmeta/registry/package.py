@@ -25,7 +25,7 @@ _PACKAGE = Path(__file__).parent.parent
 # The floors 0 to 2 that adapting needs, and the model itself.
 _CARRIED = [
     *("__init__.py", "masking.py", "errors.py", "seeds.py", "data/__init__.py", "data/decode.py", "data/images.py", "data/episodes.py"),
-    *("models", "learners", "inference/__init__.py", "inference/model.py"),
+    *("models", "learners", *(f"inference/{name}.py" for name in ("__init__", "inputs", "limits", "model"))),
 ]
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg")
 
@@ -72,7 +72,7 @@ def _signature(inner_steps: int | None) -> ModelSignature:
     """A table of images and labels in, classes and probabilities out; inner_steps for learners that make some."""
     params = [] if inner_steps is None else [ParamSpec("inner_steps", DataType.integer, inner_steps)]
     return ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(DataType.string, "label", required=False)]),
+        inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(AnyType(), "label", required=False)]),
         outputs=Schema(
             [
                 ColSpec(DataType.string, "class"),

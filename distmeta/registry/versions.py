@@ -22,7 +22,7 @@ from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.inference.model import Model, build
 from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, unusable
 from distmeta.models import MODELS
 from distmeta.registry.package import ARTIFACTS, write_package
 from distmeta.registry.tracking import answers, client
@@ -91,6 +91,9 @@ def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str
     given. Raises RunError if the folder holds no finished run.
     """
     description, by_episode, run_id, tags = _finished(run_folder)
+    problem = unusable(run_folder.best.load_params())
+    if problem:
+        raise RunError(f"the best model of {run_folder} cannot be used: {problem}", "train again with a lower outer.lr or inner_lr")
     name = name or default_name(description)
     check_name(uri, name, description)
     if alias is not None:
@@ -297,6 +300,9 @@ def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
     expected = {name: value.shape for name, value in learner.whole(learner.initial_params()).items()}
     if {name: value.shape for name, value in weights.items()} != expected:
         raise RegistryError(f"the weights of {model_uri} are not those of its network", _PUBLISH_AGAIN)
+    problem = unusable(weights)
+    if problem:
+        raise RegistryError(f"the weights of {model_uri} cannot be used: {problem}", "choose another version: distmeta models lists them")
 
 
 def look_up(uri: str, model_uri: str) -> ModelVersion:

@@ -1,0 +1,93 @@
+"""What is given to a model: pictures of any kind → network input, and labels of any kind → class names."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from distmeta.data.decode import read_file
+from distmeta.data.images import Pixels, Preprocessing, channels_last, decode, pixels_of
+from distmeta.errors import DataError
+
+Picture = bytes | Path | str | Image.Image | NDArray[np.uint8]
+"""An encoded file, the path of one, a Pillow image, or uint8 pixels (H, W) or (H, W, C) with C 1, 3 (RGB) or 4 (RGBA)."""
+Pictures = Sequence[Picture] | NDArray[np.uint8] | Tensor
+"""Pictures of any sizes; or, as a tensor of floats (M, C, H, W), network input as an EpisodeStream gives it."""
+
+_KINDS = (str, int, float, bool)
+
+
+def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor) -> Tensor:
+    """(M, C, H, W) in the type and on the device of `like`. Raises DataError naming an image that cannot be understood."""
+    if isinstance(images, Tensor) and images.is_floating_point():
+        return _checked(images, preprocessing, like)
+    pixels = np.stack([_pixels(image, preprocessing, f"image {i}") for i, image in enumerate(images)])
+    return channels_last(preprocessing.network_input(pixels).to(like))
+
+
+def _checked(images: Tensor, preprocessing: Preprocessing, like: Tensor) -> Tensor:
+    wanted = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
+    if images.shape[1:] != wanted:
+        raise DataError(f"images of shape {tuple(images.shape)}; (M, {', '.join(map(str, wanted))}) is needed", "normalise and resize them")
+    finite = images.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise DataError(f"image {int(finite.int().argmin())} holds values that are not finite (NaN or infinity)", "look at what made it")
+    return channels_last(images.to(like))
+
+
+def _pixels(image: Picture, preprocessing: Preprocessing, origin: str) -> Pixels:
+    if isinstance(image, bytes):
+        return decode(image, preprocessing, origin)
+    if isinstance(image, str | Path):
+        return decode(read_file(Path(image)), preprocessing, str(image))
+    return pixels_of(image if isinstance(image, Image.Image) else _picture(image, origin), preprocessing, origin)
+
+
+def _picture(image: Any, origin: str) -> Image.Image:
+    try:
+        pixels = np.asarray(image)
+    except (ValueError, TypeError, RuntimeError):  # such as rows of different lengths
+        raise DataError(f"{origin} is not an array of pixels", "give pixel values 0..255, channels last") from None
+    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+    if grey.dtype != np.uint8 or grey.ndim not in (2, 3) or 0 in grey.shape or (grey.ndim == 3 and grey.shape[2] not in (3, 4)):
+        raise DataError(
+            f"{origin} is an array of {pixels.dtype} {pixels.shape}; uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) is needed",
+            "give pixel values 0..255, channels last",
+        )
+    return Image.fromarray(grey)
+
+
+def class_labels(labels: Iterable[Any]) -> list[Any]:
+    """Labels as plain Python values of one kind: text, integers, floats or booleans. NumPy's, torch's and pandas' own are understood.
+
+    Raises DataError naming the first label that is missing, of another kind, or not of the same kind as the first.
+    """
+    plain = [_plain(label) for label in labels]
+    for number, label in enumerate(plain):
+        if is_missing(label):
+            raise DataError(f"label {number} is missing ({label!r})", "give a label for each image")
+        if type(label) not in _KINDS or (isinstance(label, float) and math.isinf(label)):
+            raise DataError(f"label {number}, {label!r:.60}, is not text or a number", "give class names or class numbers")
+        if type(label) is not type(plain[0]):
+            kinds = f"label 0 is {plain[0]!r:.60} and label {number} is {label!r:.60}"
+            raise DataError(f"labels of different kinds: {kinds}", "give all labels as text, or all as numbers")
+    return plain
+
+
+def _plain(label: Any) -> Any:
+    """A number or text of NumPy or torch as Python's own."""
+    if isinstance(label, np.generic | np.ndarray | Tensor) and math.prod(label.shape) == 1:
+        label = label.item()
+    return str(label) if isinstance(label, str) else label  # also NumPy's and other subclasses of text
+
+
+def is_missing(label: Any) -> bool:
+    """Whether a label says that there is none: None, NaN, pandas' NA and NaT, or empty text."""
+    if label is None or type(label).__name__ in ("NAType", "NaTType"):
+        return True
+    return label == "" if isinstance(label, str) else isinstance(label, float) and math.isnan(label)

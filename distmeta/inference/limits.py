@@ -1,0 +1,38 @@
+"""How much one request may ask for, so that nobody keeps a server busy for ever. Each limit is an environment variable of the server."""
+
+import os
+from typing import NamedTuple
+
+from distmeta.errors import ConfigError, DataError
+
+_REMEDY = "ask for less, or set the environment variable {variable} where the model runs"
+
+
+class Limits(NamedTuple):
+    """At most so many inner steps of one adaptation; images, their pixels in total and their bytes in total of one request."""
+
+    inner_steps: int = 1000
+    images: int = 10_000
+    pixels: int = 1_000_000_000
+    bytes: int = 256 << 20
+
+    def check(self, name: str, value: int) -> None:
+        """Raises DataError if `value` is more than the limit `name`."""
+        limit = getattr(self, name)
+        if value > limit:
+            what = name.replace("_", " ")
+            raise DataError(f"{value:,} {what}; at most {limit:,} are allowed", _REMEDY.format(variable=variable(name)))
+
+
+def variable(name: str) -> str:
+    """The environment variable that sets the limit `name`, such as DISTMETA_MAX_INNER_STEPS."""
+    return f"DISTMETA_MAX_{name.upper()}"
+
+
+def limits() -> Limits:
+    """Those of the environment. Raises ConfigError if one of the variables is not a positive whole number."""
+    given = {name: os.environ[variable(name)] for name in Limits._fields if variable(name) in os.environ}
+    for name, text in given.items():
+        if not (text.isascii() and text.isdigit() and 0 < len(text) < 19 and int(text) > 0):
+            raise ConfigError(f"{variable(name)}={text!r} is not a positive whole number", f"set it to a number, or unset {variable(name)}")
+    return Limits(**{name: int(text) for name, text in given.items()})

@@ -255,7 +255,7 @@ def test_tensors_that_are_not_finite_are_refused(bad: float, model: Model) -> No
 
 def test_arrays_that_are_not_pixels_are_refused(model: Model) -> None:
     for images in ([[[1, 2], [3]]] * 3, [object()] * 3, np.zeros((3, 16, 16), bool), np.full((3, 16, 16), "a")):
-        with pytest.raises(DataError, match="is needed|is not an array"):
+        with pytest.raises(DataError, match=r"is needed|is not an array"):
             model.adapt(images, LABELS)  # type: ignore[arg-type]
 
 

@@ -45,8 +45,14 @@ def text(content: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
+    return drawn_model()
+
+
+def drawn_model() -> Model:
+    """The same network each time, the one that `server` serves."""
+    torch.manual_seed(0)
     learner = build_learner(model=build_model(**DESCRIPTION["model"]), **DESCRIPTION["learner"])
-    return Model("", DESCRIPTION, learner, learner.initial_params(0))
+    return Model("", DESCRIPTION, learner, learner.initial_params())
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def server(uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """MLflow's own scoring server around a published model."""
+    torch.manual_seed(0)
     published = publish(uri, tmp_path_factory.mktemp("runs") / "maml", "maml")
     mlflow.set_tracking_uri(uri)
     with TestClient(scoring_server.init(mlflow.pyfunc.load_model(published.uri)), raise_server_exceptions=False) as client:
@@ -296,9 +303,7 @@ def test_weights_that_are_useless_are_not_published_and_not_loaded(
 def test_a_run_whose_best_model_is_nan_is_not_published(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner_type = type(build_learner(model=build_model(**DESCRIPTION["model"]), **DESCRIPTION["learner"]))
     drawn = learner_type.initial_params
-    monkeypatch.setattr(
-        learner_type, "initial_params", lambda self, seed: {name: value * float("nan") for name, value in drawn(self, seed).items()}
-    )
+    monkeypatch.setattr(learner_type, "initial_params", lambda self: {name: value * float("nan") for name, value in drawn(self).items()})
     folder = finished_run(tmp_path / "run", uri)
     with pytest.raises(RunError, match=r"the best model of .* cannot be used: .* not finite"):
         versions.publish(uri, folder, "nan")
@@ -311,13 +316,8 @@ def test_a_folder_that_is_saved_over_holds_all_of_the_old_or_all_of_the_new(mode
     program = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-import test_given as t
-from distmeta.learners import build_learner
-from distmeta.models import build_model
-from distmeta.inference.model import Model
-learner = build_learner(model=build_model(**t.DESCRIPTION["model"]), **t.DESCRIPTION["learner"])
-adapted = Model("", t.DESCRIPTION, learner, learner.initial_params(0)).adapt(t.SUPPORT[::-1], ["x", "y", "z"])
+import test_given
+adapted = test_given.drawn_model().adapt(test_given.SUPPORT[::-1], ["x", "y", "z"])
 replace, count = os.replace, 0
 def killed(*arguments):
     if sys.argv[1] == "after":

@@ -22,8 +22,8 @@ from scipy import stats
 from torch import nn
 
 from distmeta import cli
-from distmeta.assembly.build import initial_params, learner_of, worker_bytes
 from distmeta.assembly.domain import domain_of
+from distmeta.assembly.run import Run
 from distmeta.config import Config, load_config, with_values
 from distmeta.data.episodes import Batch, EpisodeBatch, Task
 from distmeta.errors import ConfigError, RunError
@@ -41,6 +41,21 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text().partition("\n## A domain\n")[2].partition("\n## ")[0]
 RETURN: dict[str, Any] = {"name": "return", "unit": "", "scale": 1.0, "digits": 2, "axis": "inner steps"}
 ON = Setting(episodes=9, way=5, shot=1, queries=3, seed=0, inner_steps=1, norm="none")
+UNFINISHED = """
+from hidden_points import HiddenPoints, Hidden, Reward, Search
+from distmeta.assembly.domain import Domain
+
+class Abstract(Domain):
+    pass
+
+class Partly(Domain):
+    Settings, metric, objective, name, input_shape = Hidden, Reward(), Search(), "partly", (1,)
+    training, evaluation, example, describe = HiddenPoints.training, HiddenPoints.evaluation, HiddenPoints.example, HiddenPoints.describe
+
+class Fails(HiddenPoints):
+    def __init__(self, config):
+        raise ValueError("no sensor")
+"""
 FORMER = {
     "accuracy": 0.9704666666666666,
     "ci95": 0.0033623074951336764,
@@ -71,6 +86,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("extending")
     (home / "hidden_points.py").write_text(block("python"))
     (home / "hidden_points.yaml").write_text(block("yaml"))
+    (home / "unfinished.py").write_text(UNFINISHED)
+    (home / "broken.py").write_text("def Domain(:")
     sys.path.append(str(home))
     yield home
     sys.path.remove(str(home))
@@ -136,13 +153,12 @@ def test_learners_ask_for_support_data_at_each_step(hidden_points: Config, name:
     found = []
     for engine in engines:
         config = with_values(hidden_points, engine, "test")
-        domain = domain_of(config)
-        domain.check()
-        learner = learner_of(config, domain, dtype=torch.float64)
-        params = initial_params(config, domain, learner)
-        batch = next(domain.training([3, 1, 2], 5)).like(next(iter(params.values())))
-        found.append(learner.slot_gradients(params, batch))
-        assert worker_bytes(config, domain, "cpu", 2)
+        this = Run.of(config, dtype=torch.float64)
+        this.domain.check()
+        params = this.random_init()
+        batch = next(this.domain.training([3, 1, 2], 5)).like(next(iter(params.values())))
+        found.append(this.learner.slot_gradients(params, batch))
+        assert this.worker_bytes("cpu", 2)
     for gradients, metrics in found:
         torch.testing.assert_close(gradients, found[0][0], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(metrics.score, found[0][1].score, rtol=1e-9, atol=1e-12)
@@ -153,9 +169,13 @@ def test_learners_ask_for_support_data_at_each_step(hidden_points: Config, name:
     ("values", "message"),
     [
         ({"data.domain": "nonsense"}, r"data.domain=nonsense is not a domain\nchoose classification, regression"),
-        ({"data.domain": "hidden_points.Nothing"}, r"data.domain=hidden_points.Nothing cannot be imported: .*Nothing"),
-        ({"data.domain": "nowhere.at.All"}, r"cannot be imported: No module named 'nowhere'"),
+        ({"data.domain": "hidden_points.Nothing"}, r"data.domain='hidden_points.Nothing' cannot be imported: .*Nothing"),
+        ({"data.domain": "nowhere.at.All"}, r"cannot be imported: .*No module named 'nowhere'"),
         ({"data.domain": "hidden_points.Points"}, r"hidden_points.Points is type, not a Domain"),
+        ({"data.domain": "unfinished.Abstract"}, r"unfinished.Abstract has no describe, evaluation, example, training\ndefine each as"),
+        ({"data.domain": "unfinished.Partly"}, r"unfinished.Partly has no fingerprint, outputs"),
+        ({"data.domain": "unfinished.Fails"}, r"unfinished.Fails cannot be built: ValueError\('no sensor'\)"),
+        ({"data.domain": "broken.Domain"}, r"broken.Domain' cannot be imported: SyntaxError"),
         ({"data.domain": "classification", "data.settings": {}}, r"data.shards is not set"),
         ({"data.domain": "regression", "data.settings": {}}, r"data.functions is not set"),
         ({"data.settings": {"depth": 3}}, r"data.settings.depth=3: .*\nset one of the domain's settings: tries, spread"),
@@ -177,9 +197,9 @@ def test_an_import_path_is_followed_only_from_the_users_own_config(hidden_points
 
 
 def test_an_episodes_score_does_not_depend_on_which_others_are_scored(hidden_points: Config) -> None:
-    domain = domain_of(hidden_points)
-    learner = learner_of(hidden_points, domain)
-    params, stream = learner.initial_params(0), domain.evaluation("test")
+    this = Run.of(hidden_points)
+    learner, domain = this.learner, this.domain
+    params, stream = this.random_init(), domain.evaluation("test")
     whole = evaluate(domain.metric, learner, params, stream, 8, "none")
     for shares in ([[0, 1, 2], [3, 4, 5, 6, 7]], [[5, 0, 7], [], [6, 1], [2, 4, 3]]):
         for share in shares:

@@ -1,6 +1,5 @@
 """What a run learns from and how it is judged: the interface of domains, and the one that a config names."""
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -11,11 +10,12 @@ from distmeta.config import Config, Section
 from distmeta.data.episodes import Batch, Task
 from distmeta.data.images import Preprocessing
 from distmeta.data.shards import Split
-from distmeta.errors import ConfigError
+from distmeta.errors import ConfigError, DistmetaError
 from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params
+from distmeta.models.construct import imported
 from distmeta.report.section import Section as ReportSection
 from distmeta.training.evaluate import Stream
 from distmeta.training.metric import Metric
@@ -116,19 +116,29 @@ def domain_of(config: Config, allow_import: bool = True) -> Domain:
     Raises ConfigError if there is no such domain, DataError if its data cannot be opened.
     """
     name = config.data.domain or ("regression" if config.data.functions is not None else "classification")
-    if name not in DOMAINS and not allow_import:
+    if name in DOMAINS:
+        domain: Domain = imported("data.domain", DOMAINS[name])(config)
+        return domain
+    if "." not in name:
+        raise ConfigError(f"data.domain={name} is not a domain", f"choose {', '.join(DOMAINS)}, or the import path of your own class")
+    if not allow_import:
         raise ConfigError(f"data.domain={name} is imported only from your own config", "give the config that the run was started with")
-    return _class_at(DOMAINS.get(name, name))(config)
+    return _own(name, config)
 
 
-def _class_at(path: str) -> type[Domain]:
-    module, _, attribute = path.rpartition(".")
-    if not module:
-        raise ConfigError(f"data.domain={path} is not a domain", f"choose {', '.join(DOMAINS)}, or the import path of your own class")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"data.domain={path} cannot be imported: {error}", "check the path; the working folder is searched too") from None
+def _own(name: str, config: Config) -> Domain:
+    """The user's domain at the import path `name`. Raises ConfigError if it is none, or lacks a part."""
+    found = imported("data.domain", name)
     if not (isinstance(found, type) and issubclass(found, Domain)):
-        raise ConfigError(f"data.domain={path} is {type(found).__name__}, not a Domain", "derive it from distmeta.assembly.domain.Domain")
-    return found
+        raise ConfigError(f"data.domain={name} is {type(found).__name__}, not a Domain", "derive it from distmeta.assembly.domain.Domain")
+    missing = sorted(found.__abstractmethods__)
+    try:
+        domain = None if missing else found(config)
+        missing += [part for part in Domain.__annotations__ if domain is not None and not hasattr(domain, part)]
+    except DistmetaError:
+        raise
+    except Exception as error:  # whatever the user's own class raises
+        raise ConfigError(f"data.domain={name} cannot be built: {error!r}", "fix its constructor, or change data.settings") from error
+    if domain is None or missing:
+        raise ConfigError(f"data.domain={name} has no {', '.join(missing)}", "define each as docs/extending.md does")
+    return domain

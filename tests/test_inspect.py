@@ -11,6 +11,7 @@ from PIL import Image
 
 from distmeta.data import inspect as inspect_module
 from distmeta.data.episodes import Task
+from distmeta.data.fonts import drawable, opened
 from distmeta.data.inspect import draw_episode, export_episode, overview, pair_overview, pairs
 from distmeta.data.pack import pack
 from distmeta.data.shards import Dataset
@@ -91,7 +92,7 @@ def test_refusals(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_a_long_name_is_shortened_to_its_place() -> None:
-    assert inspect_module._shortened("cat") == "cat"
-    short = inspect_module._shortened("a very long name of a class " * 9)
-    assert short.endswith("…")
-    assert inspect_module._font(14).getlength(short) <= inspect_module._TEXT
+    assert inspect_module._shortened(drawable("cat")) == drawable("cat")
+    short = inspect_module._shortened(drawable("a very long name of a class " * 9))
+    assert short.text.endswith("…")
+    assert opened(None, 14).getlength(short.text) <= inspect_module._TEXT

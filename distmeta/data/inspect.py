@@ -1,15 +1,14 @@
 """Looking into a packed dataset: counts, how often classes meet, and one episode as image folders or as a picture."""
 
 import math
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from distmeta.data.episodes import Episode, Task, compose
+from distmeta.data.fonts import Drawable, drawable, opened
 from distmeta.data.images import Preprocessing, decode_packed
 from distmeta.data.pack import SPLITS
 from distmeta.data.shards import Dataset, Shard, Split, members_of_class
@@ -109,20 +108,20 @@ def draw_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Pat
     Raises DataError if `out` cannot be written as a picture, ConfigError if the split cannot serve `task`.
     """
     shard, episode = _episode(dataset, split, task, seed)
-    names = [_shortened(dataset.manifest.classes[class_id].name) for class_id in episode.class_ids.tolist()]
+    names = [_shortened(drawable(dataset.manifest.classes[class_id].name)) for class_id in episode.class_ids.tolist()]
     step = _TILE + _GAP
-    left = 2 * _MARGIN + math.ceil(max(_font(14).getlength(name) for name in names))
+    left = 2 * _MARGIN + math.ceil(max(opened(name.font, 14).getlength(name.text) for name in names))
     query_left = left + task.shot * step - _GAP + _BETWEEN
     size = (query_left + task.queries * step - _GAP + _MARGIN, 2 * _MARGIN + _HEAD + task.way * step - _GAP)
     page = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(page)
-    pen.text((left, _MARGIN), "support", fill="#444444", font=_font(15, bold=True))
-    pen.text((query_left, _MARGIN), "queries", fill="#444444", font=_font(15, bold=True))
+    pen.text((left, _MARGIN), "support", fill="#444444", font=opened(None, 15, bold=True))
+    pen.text((query_left, _MARGIN), "queries", fill="#444444", font=opened(None, 15, bold=True))
     pen.line([(query_left - _BETWEEN // 2, _MARGIN), (query_left - _BETWEEN // 2, page.height - _MARGIN)], fill="#bbbbbb", width=1)
     for label, (name, members) in enumerate(zip(names, episode.members.tolist(), strict=True)):
         top = _MARGIN + _HEAD + label * step
-        pen.text((_MARGIN, top + _TILE // 2 - 20), f"label {label}", fill="#888888", font=_font(12))
-        pen.text((_MARGIN, top + _TILE // 2 - 3), name, fill="black", font=_font(14))
+        pen.text((_MARGIN, top + _TILE // 2 - 20), f"label {label}", fill="#888888", font=opened(None, 12))
+        pen.text((_MARGIN, top + _TILE // 2 - 3), name.text, fill="black", font=opened(name.font, 14))
         for position, member in enumerate(members):
             x = left + position * step if position < task.shot else query_left + (position - task.shot) * step
             page.paste(_tile(shard.image(member), dataset.manifest.preprocessing), (x, top))
@@ -146,16 +145,12 @@ def _tile(image: bytes, preprocessing: Preprocessing) -> Image.Image:
     return picture
 
 
-def _shortened(name: str) -> str:
+def _shortened(name: Drawable) -> Drawable:
     """As much of a class's name as fits beside its row."""
-    if _font(14).getlength(name) <= _TEXT:
+    font = opened(name.font, 14)
+    if font.getlength(name.text) <= _TEXT:
         return name
-    while _font(14).getlength(name + "…") > _TEXT:
-        name = name[:-1]
-    return name + "…"
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-    return ImageFont.truetype(str(path), size)
+    text = name.text
+    while font.getlength(text + "…") > _TEXT:
+        text = text[:-1]
+    return name._replace(text=text + "…")

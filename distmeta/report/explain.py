@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from distmeta.data.fonts import drawable
 from distmeta.errors import DataError
 from distmeta.inference.predict import FileReader, Prediction, Support
 
@@ -40,7 +41,7 @@ def _caption(prediction: Prediction) -> tuple[str, str]:
     said = f"{_short(prediction.label)}\n{100 * prediction.probability:.0f} %"
     if prediction.truth is None:
         return said, _UNKNOWN
-    return (said, _RIGHT) if prediction.truth == prediction.label else (f"{said}\n✗ is {_short(prediction.truth)}", _WRONG)
+    return (said, _RIGHT) if prediction.truth == prediction.label else (f"{said}\n× is {_short(prediction.truth)}", _WRONG)
 
 
 def _short(name: str) -> str:
@@ -54,5 +55,6 @@ def _grid(part: Any, cells: Sequence[tuple[Path, str, str]], rows: int, reader: 
     for axes, (path, caption, color) in zip(all_axes, cells, strict=False):
         pixels, _ = reader.read(path)
         axes.imshow(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+        title = drawable(_short(caption) if "\n" not in caption else caption)
         # A name is text, never a formula between dollar signs.
-        axes.set_title(_short(caption) if "\n" not in caption else caption, fontsize=8, color=color, parse_math=False)
+        axes.set_title(title.text, font=title.font, fontsize=8, color=color, parse_math=False)

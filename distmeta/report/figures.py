@@ -1,6 +1,7 @@
 """The report's plots, as SVG that takes the page's own text colour, so that they read in light and dark."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -93,6 +94,7 @@ def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
 def svg_of(figure: Figure, salt: str) -> str:
     """The figure as SVG in the page's text colour; `salt` makes its identifiers unlike those of the page's other figures."""
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": salt}):  # the same figure, the same file
+    with matplotlib.rc_context({"svg.hashsalt": salt}), warnings.catch_warnings():  # the same figure, the same file
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser that shows the SVG draws its text
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return buffer.getvalue()[buffer.getvalue().index("<svg") :].replace(INK, "currentColor")

@@ -14,6 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from distmeta.data.shards import Dataset
+from distmeta.data.workers import usable_cpus
 from distmeta.errors import DataError, DistmetaError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.masking import masked
@@ -76,8 +77,7 @@ def _package(requirement: Requirement) -> Finding:
 
 
 def _accelerator() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpu = f"{cores} CPU cores ({torch.backends.cpu.get_cpu_capability()})"
+    cpu = f"{usable_cpus()} CPU cores ({torch.backends.cpu.get_cpu_capability()})"
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
         return Finding("accelerator", f"{names}; {cpu}")

@@ -28,13 +28,16 @@ from distmeta.config import Config, load_config, with_values
 from distmeta.data.episodes import Batch, EpisodeBatch, Task
 from distmeta.errors import ConfigError, RunError
 from distmeta.learners import build_learner
-from distmeta.registry import versions
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
+from distmeta.registry import tracking, versions
 from distmeta.registry.compare import _paired, verdict
 from distmeta.show import show_test
 from distmeta.training.accuracy import Accuracy
 from distmeta.training.evaluate import Evaluation, Setting, evaluate, paired_difference, scores
 from distmeta.training.intervals import FEWEST, mean_and_ci95
 from distmeta.training.measurement import Measurement, baseline_of, measurement_of, score_of
+from distmeta.training.metric import Metric
 from distmeta.training.squared_error import SquaredErrorByStep
 
 ROOT = Path(__file__).parent.parent
@@ -315,6 +318,27 @@ def test_a_difference_is_of_each_models_own_last_step() -> None:
     )
     expected = (of[1][:, 1] - of[3][:, 3]).mean().item()
     assert paired_difference(ours.headline, theirs.headline)["difference"] == pytest.approx(expected)
+
+
+class Sides(Metric):
+    """Columns that count nothing."""
+
+    name, axis, digits = "side wins", None, 0
+
+    def score(self, learner: Learner, meta_params: Params, episode: Batch) -> torch.Tensor:
+        return torch.ones(2)
+
+    def columns(self, learner: Learner) -> list[str]:
+        return ["left", "right"]
+
+
+def test_columns_that_are_kinds_have_metrics_of_their_own_in_mlflow() -> None:
+    measurement = Sides().measure(build_learner("maml", nn.Linear(1, 1)), Task(1, 1, 1), torch.ones(6, 2))
+    assert Sides().keys(measurement) == {"side_wins": {"left": 1, "right": 1}, "side_wins_ci95": {"left": 0, "right": 0}}
+    assert measurement.summary == "side wins 1 ± 0"
+    point = tracking._column("test/side_wins", "left", 1.0, 60)
+    assert (point.key, point.step) == ("test/side_wins/left", 60)
+    assert tracking._column("test/reward_by_step", "2", 1.0, 60).step == 2
 
 
 def test_few_episodes_are_shown_without_an_interval(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,38 +20,41 @@ class Cost(NamedTuple):
 
 
 class Objective(ABC):
-    """How a learner hears of its tasks. Support data is asked for at each φ, so that it may depend on φ: a policy acts, then learns.
+    """How tasks become losses. A learner asks for the support loss at each φ, so support data may depend on φ: a policy acts, then learns.
 
-    `network` maps inputs (T, M, …) to outputs (T, M, N) under one set of parameters for each of the T tasks of `batch`. Whatever is
-    drawn at random is a function of the batch and of `step` alone, for the same call may be made again.
+    `network` maps inputs (T, M, …) to outputs (T, M, N), with one set of parameters for each of the T tasks of `batch`. Anything random
+    must be a function of the batch and of `step` alone, because the same call may be repeated.
     """
 
     score: ClassVar[str | None] = None
-    """Key of the mean training score in a run's metrics, such as "accuracy"; None: nothing is scored in training."""
+    """Key of the mean training score in a run's metrics, in the metric's unit. Named as the metric is, its curve joins the validations'.
+
+    None: nothing is scored in training.
+    """
 
     @abstractmethod
     def support(self, network: Network, batch: Any, step: int) -> Cost:
-        """What adapting descends: the support data's cost after `step` inner steps, differentiable by network.params (twice for MAML)."""
+        """The cost of the support data after `step` inner steps, which adapting descends; differentiable by network.params."""
 
     @abstractmethod
     def query(self, network: Network, batch: Any, step: int) -> Cost:
-        """What the meta-gradient descends: the query data's cost after `step` inner steps."""
+        """The cost of the query data after `step` inner steps, which the outer loop descends."""
 
     def pooled(self, batch: Any) -> Any:
-        """`batch` with all of a task's data as its support data, for learners that use no queries. Default: data depends on φ, as it is."""
+        """`batch` with all data of a task as its support data, for learners that use no queries. Default: `batch`."""
         return batch
 
     def part(self, batch: Any, step: int, size: int | None) -> Any:
-        """`batch` with the `size` support examples of inner step `step` (all if None). Default: data depends on φ, as it is."""
+        """`batch` with the `size` support examples of inner step `step` (None: all). Default: `batch`."""
         return batch
 
     def network(self, network: nn.Module) -> nn.Module:
-        """What is trained: `network` as config.model names it, or a module around it (a policy adds its noise). Default: `network`."""
+        """The module to train: `network`, which config.model names, or one around it (a policy adds its noise). Default: `network`."""
         return network
 
 
 class Supervised(Objective):
-    """Examples with targets, which are there before anything adapts: an `EpisodeBatch`."""
+    """Examples with targets, which exist before anything adapts: an `EpisodeBatch`."""
 
     def support(self, network: Network, batch: EpisodeBatch, step: int) -> Cost:
         return self.cost(network(batch.support_images), batch.support_labels)

@@ -20,21 +20,21 @@ class Metric(ABC):
     """
 
     name: ClassVar[str]
-    """Such as "accuracy"; with `unit`, what every reader of the numbers prints."""
+    """Such as "accuracy"; printed with every number."""
     unit: ClassVar[str] = ""
     scale: ClassVar[float] = 1.0
-    """Numbers are shown times this: 100 for fractions shown in %."""
+    """Factor between stored and printed numbers, such as 100 for fractions printed in %."""
     digits: ClassVar[int] = 3
-    """Decimals shown."""
+    """Decimals printed."""
     more_is_better: ClassVar[bool] = True
     axis: ClassVar[str | None] = "inner steps"
+    """What the columns count; None: they are kinds of score, such as "inductive"."""
     selected: ClassVar[int] = -1
     """The column by which the best step, trial and model are chosen."""
     headline: ClassVar[int] = -1
     """The column to quote."""
-
     notes: ClassVar[tuple[str, ...]] = ()
-    """What the columns are, if their names do not say it."""
+    """An explanation of each column; empty: the names suffice."""
 
     @abstractmethod
     def score(self, learner: Learner, meta_params: Params, episode: Any) -> Tensor:
@@ -52,16 +52,16 @@ class Metric(ABC):
         return None
 
     def keys(self, measurement: Measurement) -> dict[str, Any]:
-        """What stands beside the measurement in results, metrics and MLflow, under plain keys: numbers, or {column: number}.
+        """The plain keys of results, metrics and MLflow, beside the measurement: numbers, or {column: number}.
 
-        The first two are the value to quote (or all of them) and its interval.
+        The first key holds the value to quote, or all values by column; the second holds the interval.
         """
-        name = self.name.replace(" ", "_")
-        by_column = dict(zip(measurement.columns, measurement.values, strict=True))
-        return {f"{name}_by_step": by_column, f"{name}_ci95_by_step": dict(zip(measurement.columns, measurement.ci95, strict=True))}
+        name, suffix = self.name.replace(" ", "_"), "_by_step" if self.axis else ""
+        values, ci95 = (dict(zip(measurement.columns, found, strict=True)) for found in (measurement.values, measurement.ci95))
+        return {f"{name}{suffix}": values, f"{name}_ci95{suffix}": ci95}
 
     def measure(self, learner: Learner, task: Task, by_episode: Tensor) -> Measurement:
-        """What scores (episodes, columns) come to."""
+        """Means and intervals of scores (episodes, columns)."""
         columns = self.columns(learner)
         means = [mean_and_ci95(column.numpy()) for column in by_episode.double().unbind(1)]
         return Measurement(

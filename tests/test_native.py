@@ -252,10 +252,10 @@ def test_every_learners_meta_gradient_is_torchs(name: str, gradient: str, norm: 
 def test_adapting_and_predicting_is_torchs(name: str) -> None:
     kernels, made = available(), learner(name, network())
     theta, x = made.initial_params(), images(2 * WAY, 1, 20, 20)
-    labels = torch.arange(WAY).repeat(2)
-    expected = made.predict(made.adapt(theta, x, labels), x)
+    episode = EpisodeBatch.of_support(x, torch.arange(WAY).repeat(2))
+    expected = made.predict(made.adapt(theta, episode), x)
     native.use(made.model, kernels)
-    for found, wanted in zip(made.predict(made.adapt(theta, x, labels), x), expected, strict=True):
+    for found, wanted in zip(made.predict(made.adapt(theta, episode), x), expected, strict=True):
         assert difference(found, wanted) < CLOSE
 
 

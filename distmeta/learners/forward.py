@@ -84,9 +84,19 @@ class Forward:
             yield
             return
         seed, step, slots = self.noise
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(torch_seed(seed, "forward", step, slots[0], phase))
+        seed = torch_seed(seed, "forward", step, slots[0], phase)
+        if device.type == "cuda":
+            with torch.random.fork_rng(devices=[device]):
+                torch.manual_seed(seed)
+                yield
+            return
+        # torch.manual_seed notes a traceback for every kind of device that is not there, which takes longer than a small block.
+        held = torch.random.get_rng_state()
+        torch.random.default_generator.manual_seed(seed)
+        try:
             yield
+        finally:
+            torch.random.set_rng_state(held)
 
     def _one_task(self, params: Params, inputs: Tensor, drawn: Tensor, method: Method) -> tuple[Tensor, Params]:
         prefixed = {f"network.{name}": value for name, value in params.items() if name in self._names}

@@ -59,6 +59,7 @@ INNER_LR = 0.01
 
 def learner_of(work: Work) -> Learner:
     shape, outputs, norm = ((1,), 1, "none") if work.regression else ((3, work.size, work.size), work.way, "batch")
+    torch.manual_seed(0)  # networks draw their weights as they are built
     model = build_model(work.network, shape, outputs, norm, **work.own).to(getattr(torch, work.dtype))
     objective = SquaredError() if work.regression else CrossEntropy()
     if work.kernels == "native" and native.serves(model):

@@ -107,6 +107,12 @@ class DataConfig(Section):
     """Q: query images per class in training episodes."""
     image_size: Pixels | None = None
     """Side in pixels that the network sees; the packed size if absent."""
+    channels: Literal[1, 3] | None = None
+    """Channels that the network sees (default: the packed ones); grey images are repeated for 3, coloured ones turned grey for 1."""
+    mean: list[float] | None = None
+    """Mean of each channel in 0..1 that is subtracted, such as a pretrained network's (default: the packed set's)."""
+    std: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
+    """Standard deviation of each channel in 0..1 that it is divided by (default: the packed set's)."""
     class_rotations: bool = False
     """In training, a class turned by 90°, 180° or 270° is another class."""
     augment: AugmentConfig = AugmentConfig()
@@ -131,66 +137,46 @@ class DataConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    rank: Positive
+    """Rank of the low-rank pairs."""
+    alpha: PositiveFloat = 1.0
+    """Their product is scaled by alpha / rank."""
+    modules: Annotated[list[str], Field(min_length=1)]
+    """Shell patterns over the names of linear and convolution layers, such as "*.attention.*"."""
+
+
 class ModelConfig(Section):
-    model_config = ConfigDict(extra="allow")  # the backbone's own arguments, checked against its constructor when it is built
+    model_config = ConfigDict(extra="allow")  # the network's own arguments, checked against its constructor when it is built
 
     name: str = "conv4"
-    """Backbone: conv4, resnet12, vgg, mlp, or the import path of a class of your own. Further keys are its constructor's arguments."""
-    norm: Literal["batch", "running", "group", "none"] = "batch"
-    """Normalisation: by the episode's own statistics, by running ones, by groups of channels, or none."""
+    """Network: conv4, resnet12, vgg, mlp, … or the import path of your own. Further keys are its constructor's arguments."""
+    norm: Literal["batch", "running", "frozen", "group", "none"] = "batch"
+    """Normalisation: by the episode's statistics, by running ones, by a trained network's constant ones, by groups of channels, or none.
+
+    Default: frozen if init_from is a file or URL and the network is your own, else batch.
+    """
+    head: str = "head"
+    """Name of the last layer, which is replaced if it is linear and not as wide as the task; what flows into it are the features."""
+    lora: LoraConfig | None = None
+    """Low-rank pairs: they and the head are trained, all else is frozen."""
 
     @property
     def own(self) -> dict[str, Any]:
-        """The backbone's own arguments."""
+        """The network's own arguments."""
         return self.model_extra or {}
 
 
 class LearnerConfig(Section):
-    """Keys that are absent take the learner's own default; those that a learner does not take are refused."""
+    model_config = ConfigDict(extra="allow")  # the learner's own arguments, checked against its constructor when it is built
 
-    name: Literal[
-        "maml",
-        "fomaml",
-        "anil",
-        "meta-sgd",
-        "maml++",
-        "reptile",
-        "protonet",
-        "transfer",
-        "classifier-baseline",
-        "meta-baseline",
-        "in-context",
-    ] = "maml"
-    """Meta-learning algorithm."""
-    inner_lr: PositiveFloat | None = None
-    """α: inner-loop learning rate, for a loss that is a mean over the support set; 0.05 if absent."""
-    inner_steps: Positive | None = None
-    """Inner gradient steps in training; 5 if absent."""
-    inner_steps_eval: Positive | None = None
-    """Inner gradient steps in evaluation and prediction; inner_steps if absent."""
-    inner_lr_decay: PositiveFloat | None = None
-    """Factor of inner_lr after the first inner step (default: 1)."""
-    gradient: Literal["unrolled", "checkpointed"] | None = None
-    """maml and its kin: keep every inner step's graph, or one and recompute the others (memory does not grow with inner_steps)."""
-    multi_step_loss: Count | None = None
-    """maml++: training steps over which the query losses after earlier inner steps fade from the meta-loss."""
-    inner_optimizer: Literal["sgd", "adam"] | None = None
-    """reptile: optimiser of the inner loop."""
-    inner_batch: Positive | None = None
-    """reptile: images in an inner step; all of the task if absent."""
-    images_per_slot: Positive | None = None
-    """classifier-baseline: labelled images in a slot; 32 if absent."""
-    temperature: PositiveFloat | None = None
-    """meta-baseline: where the learned scale of the cosine begins; 10 if absent."""
-    task_batching: Literal["loop", "vmap", "auto"] | None = None
-    """How a worker computes its slots: one by one, several at once, or (auto) by what is faster on its device."""
-    tasks_per_chunk: Positive | None = None
-    """Slots computed at once by vmap; 4 if absent."""
+    name: str = "maml"
+    """Meta-learning algorithm: maml, fomaml, anil, … or the import path of your own. Further keys are its constructor's arguments."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """What was set, beside the name."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
 
 
 class OuterConfig(Section):
@@ -212,8 +198,10 @@ class OuterConfig(Section):
     """Largest norm of the meta-gradient; longer ones are scaled down."""
     clip_value: PositiveFloat | None = None
     """Largest magnitude of each entry of the meta-gradient."""
-    steps: Steps = 1000
-    """Outer updates."""
+    steps: Annotated[int, Field(ge=0, le=10**9)] = 1000
+    """Outer updates. With 0 the network is validated, tested and published as it starts."""
+    train: list[str] | None = None
+    """Shell patterns over the names of the parameters that are meta-trained (default: all that are not frozen)."""
     meta_batch_size: Positive = 4
     """Episodes per step, over all workers."""
 
@@ -370,6 +358,11 @@ class SweepConfig(Section):
         return self
 
 
+def is_registered(origin: str) -> bool:
+    """Whether init_from names a registered model rather than a file."""
+    return origin.startswith(("models:", "runs:"))
+
+
 class Config(Section):
     """One run."""
 
@@ -378,10 +371,13 @@ class Config(Section):
     seed: Count = 0
     """Decides initial weights and training episodes."""
     init_from: str | None = None
-    """Registered model whose weights training starts from: models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.
+    """Weights that training starts from: a file (.safetensors, or a state dict in .pt, .pth or .bin), the URL of one, or a registered model
+    (models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model).
 
     A head of other width is drawn.
     """
+    init_prefix: str | None = None
+    """What is removed from the names in init_from that begin with it, such as "backbone."."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -390,6 +386,17 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     sweep: SweepConfig | None = None
     """What `distmeta sweep` varies; `distmeta train` leaves it aside."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _norm_of_a_pretrained_network(cls, content: Any) -> Any:
+        """A network of the user's own that starts from a file keeps the statistics it came with, unless model.norm says otherwise."""
+        model = content.get("model") if isinstance(content, dict) else None
+        if not isinstance(model, dict) or "norm" in model or "." not in str(model.get("name", "")):
+            return content
+        if content.get("init_from") is None or is_registered(str(content["init_from"])):
+            return content
+        return content | {"model": model | {"norm": "frozen"}}
 
     def shown(self) -> dict[str, Any]:
         """Every key and value as plain data, without what may be secret."""
@@ -505,7 +512,7 @@ def _check_space(config: Config, origin: str) -> None:
                 f"sweep.space names {key} in {origin}, which all trials must have alike", "set it for the whole sweep, outside sweep.space"
             )
         sections = {known.rpartition(".")[0] for known in known_keys()}
-        if key in sections or (key not in known_keys() and not key.startswith(("model.", "data.settings."))):
+        if key in sections or (key not in known_keys() and not key.startswith(("model.", "learner.", "data.settings."))):
             raise ConfigError(f"unknown key {key} in sweep.space in {origin}", _nearest(key))
 
 

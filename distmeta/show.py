@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distmeta.masking import masked_tree, printable
-from distmeta.training.measurement import Measurement, baseline_of, measurement_of
+from distmeta.training.measurement import Measurement, baseline_name, baseline_of, measurement_of
 
 if TYPE_CHECKING:
     from distmeta.data.image_files import LeftOut
@@ -111,7 +111,7 @@ def prediction_notes(score: "Score", reader: "FileReader", support: "Support", l
 def show_test(test: dict[str, Any]) -> None:
     """The final test as a table: a row for each figure, a column for each network."""
     ours = measurement_of(test)
-    networks = {"meta-trained": ours, "random initialisation, adapted": baseline_of(test)}
+    networks = {"meta-trained": ours, f"{baseline_name(test)}, adapted": baseline_of(test)}
     networks |= {name: measurement_of(other) for name, other in test.get("beside", {}).items()}
     rows = [[column, *(_cell(network, column) for network in networks.values())] for column in ours.columns]
     if "beside" in test:

@@ -1,31 +1,44 @@
 """From a config to objects: the network and its learner, the outer update, and what a published model says of them."""
 
+import json
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distmeta.assembly.domain import Domain
 from distmeta.config import Config
-from distmeta.errors import ConfigError
+from distmeta.data.location import Location, Reading
+from distmeta.errors import ConfigError, DataError
 from distmeta.inference.model import build
 from distmeta.learners import build_learner, check_settings, learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.memory import predicted_bytes
 from distmeta.learners.params import Params
-from distmeta.models import build_model, native
-from distmeta.models.contract import check_forward
+from distmeta.masking import masked
+from distmeta.models import MODELS, build_model, native
+from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
+from distmeta.models.head import HEAD, features
 from distmeta.models.native.library import KernelsUnavailable, library
+from distmeta.models.norm import BatchNorm2d, FrozenBatchNorm, RunningBatchNorm2d
+from distmeta.models.pretrained import read_weights
 from distmeta.seeds import torch_seed
-from distmeta.training.model_folder import ModelFolder
+from distmeta.training.model_folder import WEIGHTS, ModelFolder, save_params
 from distmeta.training.outer import OuterUpdate, schedule
 from distmeta.training.run_folder import RunFolder
+from distmeta.training.sealed import sha256
+
+SOURCE = "source.json"  # beside weights from a file: where they came from
 
 
 def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
     """What `build_model` takes."""
     shape = {"input_shape": list(_network_shape(config.learner.name, domain)), "outputs": domain.outputs}
-    return {"name": config.model.name, "norm": config.model.norm} | shape | config.model.own
+    parts = {"head": config.model.head} if config.model.head != HEAD else {}
+    lora = {"lora": config.model.lora.model_dump()} if config.model.lora else {}
+    return {"name": config.model.name, "norm": config.model.norm} | shape | parts | lora | config.model.own
 
 
 def _network_shape(learner: str, domain: Domain, allow_import: bool = True) -> tuple[int, ...]:
@@ -33,13 +46,18 @@ def _network_shape(learner: str, domain: Domain, allow_import: bool = True) -> t
     return learner_class(learner, allow_import).network_shape(domain.input_shape, domain.outputs)
 
 
-def learner_of(config: Config, domain: Domain, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Learner:
+def learner_of(
+    config: Config, domain: Domain, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, drawn: bool = True
+) -> Learner:
     """The learner that `config` names, around its network as the run's seed draws it, on the CPU in float32 whatever device and type
-    follow, so that all workers start alike. Raises ConfigError if either does not take a setting."""
+    follow, so that all workers start alike; without `drawn` only shapes count.
+
+    Raises ConfigError if either does not take a setting, or the network does not do what docs/extending.md asks of one.
+    """
     settings = check_settings(config.learner.name, config.learner.settings, allow_import=True)
-    seed = torch_seed(config.seed, "initial weights")
-    network = build_model(**model_settings(config, domain), allow_import=True, seed=seed).to(device, dtype)
-    return build_learner(
+    seed = torch_seed(config.seed, "initial weights") if drawn else None
+    network = build_model(**model_settings(config, domain), allow_import=True, seed=seed)
+    learner = build_learner(
         config.learner.name,
         network,
         objective=domain.objective,
@@ -48,16 +66,74 @@ def learner_of(config: Config, domain: Domain, device: torch.device | str = "cpu
         bfloat16=config.train.precision == "bfloat16",
         **settings,
     )
+    if config.model.name not in MODELS:
+        _try_out(config, domain, learner)
+    if config.outer.train is not None:
+        learner.train_only(config.outer.train)
+    if not learner.initial_params():
+        raise ConfigError(
+            f"learner {config.learner.name} has nothing to train: every parameter of {config.model.name} is frozen",
+            "leave requires_grad of some on; with outer.steps=0 none of them changes",
+        )
+    if learner.inner_steps_eval and not learner.adapted:
+        raise ConfigError(f"learner {config.learner.name} adapts no parameter: all are frozen", "leave some of them trainable")
+    learner.model.to(device, dtype)
+    return learner
+
+
+def _try_out(config: Config, domain: Domain, learner: Learner) -> None:
+    """Freeze what the network does not use, and find out whether torch.vmap can batch its tasks. Raises ConfigError."""
+    inputs = torch.zeros(2, *_network_shape(config.learner.name, domain))
+    check_forward(config.model.name, learner.model, inputs, domain.outputs)
+    map_ = features if learner.method == "features" else outputs_of
+    freeze_unreached(learner.model, inputs, map_)
+    if learner.task_batching == "auto":
+        learner.no_vmap = no_vmap(learner.model, inputs, map_)
+
+
+def notes_of(learner: Learner) -> list[str]:
+    """What was made of a network of the user's own, for people."""
+    model, notes = learner.model, []
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm2d | FrozenBatchNorm)]
+    if norms:
+        kinds = {BatchNorm2d: "batch", RunningBatchNorm2d: "running", FrozenBatchNorm: "frozen"}
+        notes.append(f"{len(norms)} batch norms take statistics as model.norm={kinds[type(norms[0])]} says")
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    learned = sum(value.numel() for value in learner.initial_params().values())
+    if frozen:
+        more = f" and {len(frozen) - 3} more" if len(frozen) > 3 else ""
+        notes.append(f"frozen: {', '.join(frozen[:3])}{more}; {learned} values are meta-trained")
+    if learner.no_vmap is not None:
+        notes.append(f"tasks are computed one after another: {learner.no_vmap}")
+    return notes
 
 
 def started_from(config: Config, learner: Learner) -> Params:
-    """meta_params at step 0: the learner's, with the weights of the registered model that config.init_from names, if it names one.
+    """meta_params at step 0: the learner's, with the weights that config.init_from names, if it names any, which lie in the run folder.
 
     Raises ConfigError if they do not fit.
     """
     if config.init_from is None:
         return learner.initial_params()
-    return learner.start_from(RunFolder(config.run_folder).init_from.load_params(), config.init_from)[0]
+    return learner.start_from(RunFolder(config.run_folder).init_from.load_params(), masked(config.init_from), config.init_prefix)[0]
+
+
+def fetch_weights(origin: str, folder: Path, reading: Reading) -> None:
+    """Put the tensors of the file at a path or URL into `folder`, on this machine, and what the file was: its name and SHA-256.
+
+    Raises DataError if it cannot be read, or holds no weights.
+    """
+    name = masked(origin)
+    place, _, file = origin.rpartition("/")
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / f"weights{Path(origin.partition('?')[0]).suffix.lower()}"
+        location = Location(place or "/", reading)
+        try:
+            location.download(file, location.size(file), copy)
+        except FileNotFoundError:
+            raise DataError(f"init_from={name} does not exist", "give the path or URL of a file of weights") from None
+        save_params({key: value.clone() for key, value in read_weights(copy, f"init_from={name}").items()}, folder / WEIGHTS)
+        (folder / SOURCE).write_text(json.dumps({"origin": name, "sha256": sha256(copy)}))
 
 
 def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
@@ -98,6 +174,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "learner": {"name": config.learner.name} | learner.settings,
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
         "norm": config.model.norm,
+        "notes": notes_of(learner),
         "frozen": sorted(name for name, value in learner.model.named_parameters() if not value.requires_grad),
         "domain": {"name": config.data.domain, "settings": config.data.settings},
         "dataset": domain.name,
@@ -130,4 +207,6 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
     """Raises ConfigError unless the network does what docs/extending.md asks of one, tried out on two inputs."""
-    check_forward(config.model.name, learner.model, torch.zeros(2, *_network_shape(config.learner.name, domain)), domain.outputs)
+    like = next(learner.model.parameters())
+    inputs = torch.zeros(2, *_network_shape(config.learner.name, domain)).to(like)
+    check_forward(config.model.name, learner.model, inputs, domain.outputs)

@@ -18,7 +18,7 @@ from distmeta.data.location import Reading
 from distmeta.data.shards import Dataset, Split
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
-from distmeta.learners import LEARNERS
+from distmeta.learners import learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.metric import IMAGES_PER_SLOT
 from distmeta.learners.objective import CrossEntropy
@@ -46,10 +46,11 @@ class Classification(Domain):
         self.dataset = open_dataset(config)
         self.name = self.dataset.manifest.dataset
         self.fingerprint = self.dataset.manifest.fingerprint
-        packed = self.dataset.manifest.preprocessing
-        self.preprocessing: Preprocessing | None = packed.model_copy(update={"image_size": config.data.image_size or packed.image_size})
-        self.input_shape: tuple[int, ...] = (packed.channels, self.preprocessing.image_size, self.preprocessing.image_size)
-        self.labelled = LEARNERS[config.learner.name].trains_on == "labelled batches"
+        self.preprocessing: Preprocessing = preprocessing_of(config, self.dataset.manifest.preprocessing)
+        size = self.preprocessing.image_size
+        self.input_shape: tuple[int, ...] = (self.preprocessing.channels, size, size)
+        self._learner = learner_class(config.learner.name, allow_import=True)
+        self.labelled = self._learner.trains_on == "labelled batches"
         self.outputs = len(self.dataset.class_ids("train")) if self.labelled else config.data.way
 
     def check(self) -> None:
@@ -59,11 +60,11 @@ class Classification(Domain):
         for key, way in (("data.way", data.way), ("data.eval.way", self.eval_task.way)):
             if way < 2:
                 raise ConfigError(f"{key}={way}: one class is always guessed right", f"set {key} to 2 or more")
-        if not self.labelled:
+        if not self.labelled and self.config.outer.steps:
             self.dataset.check_task("train", self.train_task)
         self.dataset.check_task("val", self.eval_task, "data.eval")
         self.dataset.check_task("test", self.eval_task, "data.eval")
-        if self.eval_task.way != data.way and not LEARNERS[self.config.learner.name].any_way:
+        if self.eval_task.way != data.way and not self._learner.any_way:
             raise ConfigError(
                 f"data.eval.way={data.eval.way} but data.way={data.way}: the network's head is as wide as data.way",
                 "leave data.eval.way out, or set both alike",
@@ -76,6 +77,7 @@ class Classification(Domain):
     def _training_stream(self) -> EpisodeStream | LabelledStream:
         config, data = self.config, self.config.data
         changes: Any = {"augment": Augment(**data.augment.model_dump()), "max_bad_fraction": data.max_bad_fraction}
+        changes["preprocessing"] = self.preprocessing
         if self.labelled:
             slots_per_step = config.outer.meta_batch_size
             return LabelledStream(
@@ -113,7 +115,7 @@ class Classification(Domain):
 
     @property
     def _images_per_slot(self) -> int:
-        return self.config.learner.images_per_slot or IMAGES_PER_SLOT
+        return self.config.learner.settings.get("images_per_slot") or IMAGES_PER_SLOT
 
     def describe(self, step: int, slot: int) -> str:
         """What the training episode of (step, slot) is made of, for people."""
@@ -138,7 +140,24 @@ class Classification(Domain):
             image_size=data.image_size,
             section="data.eval",
             max_bad_fraction=data.max_bad_fraction,
+            preprocessing=self.preprocessing,
         )
+
+
+def preprocessing_of(config: Config, packed: Preprocessing) -> Preprocessing:
+    """How images become inputs: as they were packed, but for what data.image_size, data.channels, data.mean and data.std say.
+
+    Raises ConfigError if mean or std has not one number for each channel.
+    """
+    data = config.data
+    channels = data.channels or packed.channels
+    found: dict[str, Any] = {"image_size": data.image_size or packed.image_size, "channels": channels}
+    for key in ("mean", "std"):
+        given, kept = getattr(data, key), getattr(packed, key)
+        if given is not None and len(given) != channels:
+            raise ConfigError(f"data.{key}={given} has {len(given)} numbers for {channels} channels", "give one number for each channel")
+        found[key] = given or (kept if len(kept) == channels else [sum(kept) / len(kept)] * channels)
+    return packed.model_copy(update=found)
 
 
 def open_dataset(config: Config) -> Dataset:

@@ -11,7 +11,7 @@ from distmeta.data.episodes import Batch, Task
 from distmeta.data.images import Preprocessing
 from distmeta.data.shards import Split
 from distmeta.errors import ConfigError, DistmetaError
-from distmeta.learners import LEARNERS
+from distmeta.learners import learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params
@@ -86,7 +86,7 @@ class Domain(ABC):
     def check(self) -> None:
         """Raises ConfigError if the config asks for what the domain does not have, before anything is started."""
         learner = self.config.learner.name
-        if LEARNERS[learner].any_way and not self.classes:
+        if learner_class(learner, allow_import=True).any_way and not self.classes:
             raise ConfigError(f"learner {learner} classifies; the tasks of {self.name} have no classes", "choose maml, reptile or transfer")
 
     @abstractmethod

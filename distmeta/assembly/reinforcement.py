@@ -93,12 +93,12 @@ class Reinforcement(Domain):
         return self._stream("train", self.train_task.shot, self._steps, self.config.seed).training(slots, start_step)
 
     def evaluation(self, split: Split) -> Stream:
-        steps = self.config.learner.inner_steps_eval or self._steps
+        steps = self.config.learner.settings.get("inner_steps_eval") or self._steps
         return self._stream(split, self.eval_task.shot, steps, self.config.data.eval.seed)
 
     @property
     def _steps(self) -> int:
-        return self.config.learner.inner_steps or INNER_STEPS
+        return self.config.learner.settings.get("inner_steps") or INNER_STEPS
 
     def _stream(self, split: Split, trajectories: int, steps: int, seed: int) -> TaskStream:
         return TaskStream(environment=self.environment, split=split, trajectories=trajectories, phases=steps + 1, seed=seed)

@@ -57,4 +57,4 @@ def _is_run(folder: RunFolder, run_id: str) -> bool:
 
 def _sections(this: Run) -> list[Section]:
     keep_memory()
-    return this.domain.sections(this.learner, this.folder.best.load_params(), this.random_init())
+    return this.domain.sections(this.learner, this.folder.best.load_params(), this.start())

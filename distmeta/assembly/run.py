@@ -8,6 +8,7 @@ import torch
 
 from distmeta.assembly.build import (
     check_outputs,
+    fetch_weights,
     learner_of,
     model_description,
     outer_of,
@@ -16,10 +17,13 @@ from distmeta.assembly.build import (
     worker_bytes,
 )
 from distmeta.assembly.domain import Domain, domain_of
-from distmeta.config import Config
+from distmeta.config import Config, is_registered
+from distmeta.data.location import Reading
 from distmeta.errors import ConfigError
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, fill
+from distmeta.masking import masked
+from distmeta.models import MODELS
 from distmeta.registry import versions
 from distmeta.training.checkpoint import machine
 from distmeta.training.outer import OuterUpdate
@@ -65,7 +69,11 @@ class Run:
     @cached_property
     def learner(self) -> Learner:
         """Raises ConfigError if the learner or its network does not take a setting."""
-        return learner_of(self.config, self.domain, self.device, self.dtype)
+        if not self.folder.initial.is_whole:
+            return learner_of(self.config, self.domain, self.device, self.dtype)
+        learner = learner_of(self.config, self.domain, self.device, self.dtype, drawn=False)
+        fill(learner.model, self.folder.initial.load_params())
+        return learner
 
     def check(self) -> None:
         """Raises ConfigError or DataError if the run could not begin."""
@@ -88,16 +96,25 @@ class Run:
         """The name in the model registry."""
         return self.config.tracking.model or versions.default_name(self.description)
 
-    def random_init(self) -> Params:
-        """The network's own weights, not trained at all."""
-        return learner_of(self.config, self.domain, self.device, self.dtype).initial_params()
-
     def start(self) -> Params:
-        """meta_params at step 0: `random_init`, with the weights of the registered model that init_from names, if it names one.
+        """meta_params at step 0: those of the folder's `initial`, once it is there; else as the constructor and init_from leave them.
 
-        Raises ConfigError if these do not fit.
+        Raises ConfigError if init_from does not fit.
         """
-        return started_from(self.config, self.learner)
+        if not self.folder.initial.is_whole:
+            return started_from(self.config, self.learner)
+        kept = self.folder.initial.load_params()
+        return {name: torch.empty_like(value).copy_(kept[name]) for name, value in self.learner.initial_params().items()}
+
+    @property
+    def baseline(self) -> str:
+        """What `start` is, for people."""
+        origin = self.config.init_from
+        return "random initialisation" if origin is None else f"not meta-trained, from {masked(origin)}"
+
+    def notes(self) -> list[str]:
+        """What was made of the network, for people."""
+        return self.description["notes"] if self.config.model.name not in MODELS else []
 
     def outer(self) -> OuterUpdate:
         """The outer update of meta_params that stand at step 0."""
@@ -134,8 +151,13 @@ class Run:
         for folder, origin in wanted:
             if not folder.is_whole:
                 with folder.filling() as new:
-                    versions.download(uri, origin, new)
-        self.start()
+                    if is_registered(origin):
+                        versions.download(uri, origin, new)
+                    else:
+                        fetch_weights(origin, new, Reading(self.config.data.read_timeout_s, self.config.data.read_attempts))
+        if not self.folder.initial.is_whole:
+            start = self.start()
+            self.folder.initial.save(self.learner.whole(start), self.description)
         for number in range(len(beside)):
             self.beside(number)
 

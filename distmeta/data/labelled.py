@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from distmeta.data.ahead import ahead
 from distmeta.data.augment import Augment, augmented
 from distmeta.data.episodes import LabelledBatch
+from distmeta.data.images import Preprocessing
 from distmeta.data.reader import ImageReader, ImageRef
 from distmeta.data.shards import Dataset, Split
 from distmeta.errors import ConfigError
@@ -35,12 +36,13 @@ class LabelledStream:
         image_size: int | None = None,
         augment: Augment | None = None,
         max_bad_fraction: float = 0.0,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         """Raises ConfigError if the split cannot fill a slot."""
         self.split = split
         self.seed = seed
         self.augment = augment
-        self.preprocessing = dataset.preprocessing(image_size)
+        self.preprocessing = preprocessing or dataset.preprocessing(image_size)
         self._images_per_slot = images_per_slot
         self._slots_per_step = slots_per_step
         self._infos = dataset.shards(split)

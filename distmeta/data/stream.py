@@ -15,7 +15,7 @@ from torch import Tensor
 from distmeta.data.ahead import ahead
 from distmeta.data.augment import Augment, augmented
 from distmeta.data.episodes import Episode, EpisodeBatch, Task, compose
-from distmeta.data.images import Pixels
+from distmeta.data.images import Pixels, Preprocessing
 from distmeta.data.reader import ImageReader, ImageRef
 from distmeta.data.shards import Dataset, Split, members_of_class
 from distmeta.seeds import generator
@@ -45,6 +45,7 @@ class EpisodeStream:
         section: str = "data",
         augment: Augment | None = None,
         max_bad_fraction: float = 0.0,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         dataset.check_task(split, task, section)
         self.dataset = dataset
@@ -52,7 +53,7 @@ class EpisodeStream:
         self.task = task
         self.seed = seed
         self.augment = augment
-        self.preprocessing = dataset.preprocessing(image_size)
+        self.preprocessing = preprocessing or dataset.preprocessing(image_size)
         self._infos = dataset.shards(split)
         self._width = dataset.window_width(split)
         self._visit = max(1, min(len(info.class_ids) for info in self._infos) // task.images)  # episodes of a slot before its next window

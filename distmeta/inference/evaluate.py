@@ -17,11 +17,9 @@ def evaluation_stream(model: Model, shards: str, split: Split, way: int | None, 
     model.check_classes(task.way, f"an episode of {shards}")
     dataset, wanted = Dataset(shards), model.preprocessing
     found = dataset.preprocessing(wanted.image_size)
-    if (found.channels, found.resize) != (wanted.channels, wanted.resize):
+    if found.resize != wanted.resize:
         raise ConfigError(
-            f"{shards} holds images of {found.channels} channels ({found.resize}); the model reads {wanted.channels} ({wanted.resize})",
+            f"{shards} holds images resized by {found.resize}; the model reads {wanted.resize}",
             "pack the images as the model's dataset was",
         )
-    stream = EpisodeStream(dataset=dataset, split=split, task=task, seed=seed, image_size=wanted.image_size, section="evaluate")
-    stream.preprocessing = wanted  # normalised as in training
-    return stream
+    return EpisodeStream(dataset=dataset, split=split, task=task, seed=seed, section="evaluate", preprocessing=wanted)

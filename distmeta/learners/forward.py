@@ -7,9 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distmeta.learners.kept import KeptFeatures
 from distmeta.learners.params import Params
+from distmeta.models.call import call, places, twice_differentiable
+from distmeta.models.contract import outputs_of
 from distmeta.models.convert import batch_norms, set_training
 from distmeta.models.dropblock import set_noise
 from distmeta.models.dropout import dropouts, keys
@@ -35,18 +37,22 @@ class Forward:
     What params lack, such as frozen parameters, is the network's own. With `noise` the network is in training mode, and `phase`, the
     call's number in the task, decides with it what dropout drops and whatever else the forward draws; without it the network is in
     evaluation mode, and nothing is dropped.
+    With `kept` the features of an image are computed once; whoever gives it sees to it that the body's parameters stay the same.
     `bfloat16` lets torch's autocast compute outer passes in that type; outputs come in the inputs' own.
     `statistics` holds what running norms saw in the call of the last phase, in training mode: {name: (T, C)} or, for bare params, (C,).
     """
 
-    def __init__(self, model: nn.Module, batched: bool, noise: Noise | None = None, bfloat16: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, batched: bool, noise: Noise | None = None, bfloat16: bool = False, kept: KeptFeatures | None = None
+    ) -> None:
         self.model = model
+        self.kept = kept
         self.batched = batched
         self.noise = noise
         self.bfloat16 = bfloat16
         self.statistics: Params = {}
         self._last_phase = 0
-        self._names = model.state_dict().keys() | {name for name, _ in model.named_buffers()}
+        self._places = places(model)
         self._running = {name: norm for name, norm in batch_norms(model).items() if isinstance(norm, RunningBatchNorm2d)}
         self._dropouts = dropouts(model)
 
@@ -62,6 +68,8 @@ class Forward:
         if self.batched:
             outputs, statistics = torch.vmap(lambda one, of, key: self._one_task(one, of, key, method))(params, inputs, drawn)
         else:
+            if self.kept is not None and method == "features":
+                return self.kept(lambda some: self._one_task(params, some, drawn[0], method)[0], inputs[0])[None]
             with self._seeded(phase, inputs.device):
                 outputs, statistics = self._one_task(params, inputs[0], drawn[0], method)
             outputs = outputs[None]
@@ -99,12 +107,10 @@ class Forward:
             torch.random.set_rng_state(held)
 
     def _one_task(self, params: Params, inputs: Tensor, drawn: Tensor, method: Method) -> tuple[Tensor, Params]:
-        prefixed = {f"network.{name}": value for name, value in params.items() if name in self._names}
         self._hand_out(drawn)
         for norm in self._running.values():
             norm.seen = []
-        outputs = functional_call(_Calling(self.model, method), prefixed, (inputs,))
-        return outputs, self._seen()
+        return call(self.model, self._places, params, features if method == "features" else outputs_of, inputs), self._seen()
 
     def _hand_out(self, drawn: Tensor) -> None:
         for number, layer in enumerate(self._dropouts):
@@ -140,30 +146,6 @@ class Head(Forward):
         own = {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
         self._hand_out(drawn)
         return functional_call(head_of(self.model), own, (inputs,)), {}
-
-
-class _Calling(nn.Module):
-    """A module whose forward is another's `method`."""
-
-    def __init__(self, network: nn.Module, method: Method) -> None:
-        super().__init__()
-        self.network = network
-        self.method = method
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return features(self.network, inputs) if self.method == "features" else self.network(inputs)
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """torch's attention as plain operations: its fused kernels have no second derivative, and other bits without gradients than with."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -11,10 +12,13 @@ from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, Method, Noise, frozen, support_statistics
 from distmeta.learners.inner import MetaGradients
+from distmeta.learners.kept import KeptFeatures
 from distmeta.learners.objective import CrossEntropy, Objective
 from distmeta.learners.params import Params, constants, leaves, trainable
-from distmeta.models.convert import statistics
+from distmeta.models.convert import batch_norms, statistics
+from distmeta.models.head import is_head
 from distmeta.models.layers import Positive
+from distmeta.models.norm import RunningBatchNorm2d
 from distmeta.models.patterns import matching
 from distmeta.models.pretrained import Loaded, load_into
 
@@ -53,6 +57,8 @@ class Learner(ABC):
     """Inner steps in evaluation and prediction."""
     settings: dict[str, Any]
     """The constructor's arguments, as `build_learner` gave them."""
+    no_vmap: str | None = None
+    """Why torch.vmap cannot batch this network's tasks, if it was tried and cannot."""
     seed: int = 0
     """Decides dropout's masks and whatever else the network draws in training."""
     bfloat16: bool = False
@@ -69,8 +75,13 @@ class Learner(ABC):
         self.model = self.objective.network(model)
         self.task_batching = task_batching
         self.tasks_per_chunk = tasks_per_chunk
-        self.statistics = statistics(self.model)
         self._fixed: set[str] = set()
+        self._kept: KeptFeatures | None = None
+
+    @property
+    def statistics(self) -> Params:
+        """The network's running statistics as they stand, by name."""
+        return statistics(self.model)
 
     @classmethod
     def network_shape(cls, input_shape: tuple[int, ...], outputs: int) -> tuple[int, ...]:
@@ -173,6 +184,8 @@ class Learner(ABC):
     def batches_tasks(self, device: torch.device) -> bool:
         """Whether slots are computed several at a time on `device`."""
         if self.task_batching == "auto":
+            if self.no_vmap is not None:
+                return False
             return device.type == "cuda" or not any(isinstance(module, nn.Conv2d) for module in self.model.modules())
         return self.task_batching == "vmap"
 
@@ -214,7 +227,19 @@ class Learner(ABC):
 
     def forward(self) -> Forward:
         """The network for one task, without dropout."""
-        return Forward(self.model, batched=False)
+        return Forward(self.model, batched=False, kept=self._kept)
+
+    @contextmanager
+    def keeping_features(self) -> Iterator[None]:
+        """In this block meta_params stay the same, so that features are computed once for each image, if they depend on nothing else:
+        if only the head adapts, and no norm takes its statistics from a batch."""
+        transductive = any(not isinstance(norm, RunningBatchNorm2d) for norm in batch_norms(self.model).values())
+        fixed = not transductive and all(is_head(self.model, name) for name in self.adapted)
+        self._kept = KeptFeatures() if fixed else None
+        try:
+            yield
+        finally:
+            self._kept = None
 
 
 def _task_params(meta_params: Params, tasks: int | None) -> Params:

@@ -11,7 +11,7 @@ from torch import nn
 from distmeta.errors import ConfigError
 from distmeta.models.construct import constructed, imported, seeded
 from distmeta.models.conv4 import Conv4
-from distmeta.models.convert import convert_dropout, convert_norms
+from distmeta.models.convert import convert_dropout, convert_norms, convert_weight_norm
 from distmeta.models.head import HEAD, fit_head, has_head, name_head
 from distmeta.models.lora import add_pairs
 from distmeta.models.lstm import LSTM
@@ -72,10 +72,19 @@ def build_model(
                 fit_head(model, outputs)
         convert_norms(model, norm)
         convert_dropout(model)
+        convert_weight_norm(model)
     if lora is not None:
         with seeded(seed):
             add_pairs(model, **lora)
-    return model.to(memory_format=torch.channels_last) if len(input_shape) == 3 else model  # type: ignore[call-overload]
+    return in_fastest_layout(model) if len(input_shape) == 3 else model
+
+
+def in_fastest_layout(model: nn.Module) -> nn.Module:
+    """`model` with the channels of its 2-D convolutions innermost in memory."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def redraw(model: nn.Module, seed: int) -> nn.Module:

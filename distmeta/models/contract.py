@@ -1,16 +1,13 @@
 """What a network must do, tried out on example inputs before a run begins; docs/extending.md states it for users."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from distmeta.errors import ConfigError, DistmetaError
+from distmeta.models.call import Map, call, places, twice_differentiable
 from distmeta.models.convert import set_training
-
-Map = Callable[[nn.Module, Tensor], Tensor]
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -78,27 +75,22 @@ def no_vmap(model: nn.Module, inputs: Tensor, map_: Map) -> str | None:
     trainable = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     stacked = {name: torch.stack([value, value]).requires_grad_() for name, value in trainable.items()}
 
-    class Mapped(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = model
-
-        def forward(self, given: Tensor) -> Tensor:
-            return map_(self.network, given)
+    held = places(model)
 
     def one(params: dict[str, Tensor], given: Tensor) -> Tensor:
-        return functional_call(Mapped(), {f"network.{name}": value for name, value in params.items()}, (given,))
+        return call(model, held, params, map_, given)
 
     try:
-        set_training(model, True)
-        with torch.random.fork_rng(devices=[]):
+        with twice_differentiable():
+            set_training(model, True)
+            with torch.random.fork_rng(devices=[]):
+                torch.vmap(one)(stacked, torch.stack([inputs, inputs]))
+            set_training(model, False)
             mapped = torch.vmap(one)(stacked, torch.stack([inputs, inputs]))
-        set_training(model, False)
-        mapped = torch.vmap(one)(stacked, torch.stack([inputs, inputs]))
-        first = torch.autograd.grad(mapped.square().sum(), list(stacked.values()), create_graph=True, allow_unused=True)
-        squares = [gradient.square().sum() for gradient in first if gradient is not None and gradient.requires_grad]
-        torch.autograd.grad(squares, list(stacked.values()), allow_unused=True)
-        looped = map_(model, inputs)
+            first = torch.autograd.grad(mapped.square().sum(), list(stacked.values()), create_graph=True, allow_unused=True)
+            squares = [gradient.square().sum() for gradient in first if gradient is not None and gradient.requires_grad]
+            torch.autograd.grad(squares, list(stacked.values()), allow_unused=True)
+            looped = map_(model, inputs)
     except Exception as error:  # torch.vmap has no exception of its own
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     finally:

@@ -6,6 +6,8 @@ Only these exact types are replaced. A subclass may hold more than its base, an 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import parametrizations
+from torch.nn.utils.weight_norm import WeightNorm
 
 from distmeta.errors import ConfigError
 from distmeta.models.dropout import SeededDropout
@@ -72,6 +74,29 @@ def convert_dropout(model: nn.Module) -> list[str]:
         made[id(module)] = makers[type(module)](module.p)
     _replace(model, made)
     return list(found)
+
+
+def convert_weight_norm(model: nn.Module) -> None:
+    """Let weight normalisation compute by plain operations: the second derivative of torch's own by the direction v is wrong.
+
+    Raises ConfigError for the older torch.nn.utils.weight_norm, which works by a hook.
+    """
+    for name, module in model.named_modules():
+        if type(module) is parametrizations._WeightNorm:
+            module.__class__ = PlainWeightNorm
+        if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):
+            raise ConfigError(
+                f"{name} of {type(model).__name__} has torch.nn.utils.weight_norm, whose second derivative is wrong",
+                "use torch.nn.utils.parametrizations.weight_norm instead",
+            )
+
+
+class PlainWeightNorm(parametrizations._WeightNorm):
+    """w = g v / ‖v‖ (Salimans & Kingma 2016, arXiv:1602.07868, equation 2), the norm over all dimensions but `dim`."""
+
+    def forward(self, weight_g: Tensor, weight_v: Tensor) -> Tensor:
+        others = [dimension for dimension in range(weight_v.dim()) if dimension != self.dim]
+        return weight_g * weight_v / weight_v.square().sum(others, keepdim=True).sqrt()
 
 
 def _replace(model: nn.Module, made: dict[int, nn.Module]) -> None:

@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from distmeta.report.figures import Curve
-from distmeta.training.measurement import Measurement, baseline_of, measurement_of
+from distmeta.training.measurement import Measurement, baseline_name, baseline_of, measurement_of
 
 
 def adaptation_curves(test: dict[str, Any]) -> list[Curve]:
     """A test's score after each number of inner steps: of the run, its random initialisation, and the models beside it."""
-    networks = {"meta-trained": measurement_of(test), "random initialisation": baseline_of(test)}
+    networks = {"meta-trained": measurement_of(test), baseline_name(test): baseline_of(test)}
     networks |= {name: measurement_of(other) for name, other in test.get("beside", {}).items()}
     return [_curve(name, measurement) for name, measurement in networks.items()]
 

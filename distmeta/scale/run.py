@@ -14,7 +14,7 @@ import ray
 
 from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
-from distmeta.config import Config, flat
+from distmeta.config import Config, flat, is_registered
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
@@ -54,6 +54,8 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
                 raise
             display.say(f"{error.message}\nthe run goes on, and sends what it has when MLflow answers")
         this.fetch_models(uri)
+        for note in this.notes():
+            display.say(note)
         if not run_folder.has_ended:
             display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
             _train(this, uri, address, allow_other_hardware, display)
@@ -70,7 +72,9 @@ def absolute(config: Config) -> Config:
     cache = config.data.cache
     cache = cache.model_copy(update={"folder": cache.folder and path(cache.folder)})
     data = config.data.model_copy(update={"shards": config.data.shards and path(config.data.shards), "cache": cache})
-    return config.model_copy(update={"run_folder": str(RunFolder(config.run_folder)), "data": data})
+    origin = config.init_from
+    init_from = origin if origin is None or is_registered(origin) else path(origin)
+    return config.model_copy(update={"run_folder": str(RunFolder(config.run_folder)), "data": data, "init_from": init_from})
 
 
 def check_run_folder(this: Run, resume: bool) -> None:
@@ -127,7 +131,7 @@ def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool,
             display.say(told)
         this = this.on(device, kernels)
         slots = math.ceil(config.outer.meta_batch_size / config.train.fewest)
-        predicted = this.worker_bytes(device, slots)
+        predicted = this.worker_bytes(device, slots) if config.outer.steps else None
         if predicted is not None:
             display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
         run_id = _begin(this)

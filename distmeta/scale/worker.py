@@ -93,7 +93,7 @@ class Worker:
         outer, train_config = self.config.outer, self.config.train
         slots = block(outer.meta_batch_size, self.rank, self.workers)
         plan = Plan(
-            steps=until or outer.steps,
+            steps=outer.steps if until is None else until,
             checkpoint_every=train_config.checkpoint_every,
             validate_every=train_config.validate_every,
             max_bad_steps=train_config.max_bad_steps,
@@ -103,7 +103,7 @@ class Worker:
             slots=slots,
             reduction=train_config.reduction,
         )
-        batches = self.domain.training(slots, self.progress.step)
+        batches = self.domain.training(slots, self.progress.step) if outer.steps else iter(())
         self._clock = (time.monotonic(), self.progress.step)
         self._memory_before = self.kind.memory_in_use()
         if self.rank == 0:
@@ -112,12 +112,13 @@ class Worker:
             self._test()
 
     def _test(self) -> None:
-        """The final test, of the best step's meta_params, beside the same network adapted from its random initialisation."""
+        """The final test, of the best step's meta_params, beside the same network adapted from where training began."""
         if self.rank == 0:
             self.reporter.tell(phase="testing")
-        best, random_init = self.run.best_params(self.outer.meta_params), self.run.random_init()
+        best = self.run.best_params(self.outer.meta_params)
         stream, episodes, norm = self.domain.evaluation("test"), self.config.data.eval.episodes, self.config.model.norm
-        result, untrained = (self._evaluate(self.learner, params, norm, stream, episodes) for params in (best, random_init))
+        result = self._evaluate(self.learner, best, norm, stream, episodes)
+        untrained = result if self.config.outer.steps == 0 else self._evaluate(self.learner, self.run.start(), norm, stream, episodes)
         beside = {}
         for number, origin in enumerate(self.config.data.eval.beside):
             other = self._evaluate(*self.run.beside(number), stream, episodes)
@@ -127,7 +128,10 @@ class Worker:
                 "steps": self.progress.step,
                 "best_step": self.progress.best_step,
                 "weights_sha256": weights_sha256(self.learner.whole(self.outer.meta_params)),
-                "test": result.as_dict() | untrained.as_baseline() | ({"beside": beside} if beside else {}),
+                "test": result.as_dict()
+                | untrained.as_baseline()
+                | {"baseline": self.run.baseline}
+                | ({"beside": beside} if beside else {}),
             }
             self.run_folder.write_result(content, result.rows())
 

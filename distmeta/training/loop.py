@@ -97,6 +97,9 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
     Raises RunError after `max_bad_steps` steps in a row with a non-finite meta-gradient, and what `reduce` raises.
     """
     timer = _Timer()
+    if plan.steps == 0 and progress.best_score is None:
+        look(outer.meta_params, progress, hooks)
+        hooks.checkpoint(Checkpoint(0, outer.meta_params, outer.state(), progress.as_dict()))
     while progress.step < plan.steps:
         reduced = meta_gradient(learner, outer.meta_params, batches, progress, plan, hooks, timer)
         gradient_norm = None
@@ -107,12 +110,8 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
         record = step_record(progress, reduced, gradient_norm, outer, learner.objective.score)
         timer.mark("update")
         if progress.step % plan.validate_every == 0 or progress.step == plan.steps:
-            validation = hooks.validate(outer.meta_params)
+            validation = look(outer.meta_params, progress, hooks)
             record["validation"] = validation.as_dict() | {"score": validation.stored_score}
-            if progress.best_score is None or validation.score > progress.best_score:
-                progress.best_step = progress.step
-                progress.best_score = validation.stored_score
-                hooks.keep_best(outer.meta_params, progress.step, validation)
             timer.mark("validate")
         hooks.log(record | timer.take())
         due = reduced.request >= Request.CHECKPOINT or progress.step % plan.checkpoint_every == 0 or progress.step == plan.steps
@@ -122,6 +121,16 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
         if reduced.request is Request.STOP:
             break
     return progress.step == plan.steps
+
+
+def look(meta_params: Params, progress: Progress, hooks: Hooks) -> Evaluation:
+    """Validate, and keep meta_params if they are the best so far."""
+    validation = hooks.validate(meta_params)
+    if progress.best_score is None or validation.score > progress.best_score:
+        progress.best_step = progress.step
+        progress.best_score = validation.stored_score
+        hooks.keep_best(meta_params, progress.step, validation)
+    return validation
 
 
 def meta_gradient(

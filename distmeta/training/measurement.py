@@ -116,6 +116,11 @@ def measurement_of(evaluation: dict[str, Any]) -> Measurement:
         raise RunError(f"a stored evaluation cannot be read: {error!r}", "evaluate the model again") from None
 
 
+def baseline_name(test: dict[str, Any]) -> str:
+    """What the network beside a test's own is, for people."""
+    return test.get("baseline", "random initialisation")
+
+
 def baseline_of(test: dict[str, Any]) -> Measurement:
     """The same of the network that was not trained, which a test holds beside. Raises RunError."""
     try:

@@ -22,8 +22,8 @@ def schedule(name: str, lr: float, steps: int, milestones: Sequence[int] = (), d
     """
     courses: dict[str, Schedule] = {
         "constant": lambda step: lr,
-        "linear": lambda step: lr * max(0.0, 1 - step / steps),
-        "cosine": lambda step: lr * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))),
+        "linear": lambda step: lr * max(0.0, 1 - step / max(steps, 1)),
+        "cosine": lambda step: lr * 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0))),
         "milestones": lambda step: lr * decay ** sum(step >= milestone for milestone in milestones),
     }
     return courses[name]

@@ -22,6 +22,7 @@ _METRICS, _STARTS = "metrics", "starts.jsonl"
 _CHECKPOINTS = "checkpoints"
 _BEST, _POINTER = "best", "best.json"
 _INIT, _BESIDE = "init_from", "beside"
+_INITIAL = "initial"
 _RESULT = "result.json"
 _LOG = "log.txt"
 _MLFLOW = "mlflow.json"
@@ -42,7 +43,8 @@ class RunFolder:
     | metrics/, starts.jsonl | each step's record; the steps from which workers began |
     | checkpoints/step-000040/ | what it resumes from |
     | best/step-000040/, best/best.json | the model of the best step; which of them counts |
-    | init_from/, beside/0/ | the registered models that it starts from, and is tested beside |
+    | initial/ | the network as training began, which workers and reports read |
+    | init_from/, beside/0/ | the weights that it starts from, and the registered models that it is tested beside |
     | result.json, test_episodes.json | the final test, and its figures of every episode |
     | report.html, adaptation.png, log.txt, mlflow.json | for people; its run in MLflow |
 
@@ -191,6 +193,11 @@ class RunFolder:
     @property
     def init_from(self) -> ModelFolder:
         return ModelFolder(self.path / _INIT)
+
+    @property
+    def initial(self) -> ModelFolder:
+        """The network as training began."""
+        return ModelFolder(self.path / _INITIAL)
 
     def beside(self, number: int) -> ModelFolder:
         """The registered model at this place of data.eval.beside."""

@@ -1,0 +1,57 @@
+"""A module called with other parameters than its own, as torch.func.functional_call does, where tensors or whole modules are shared too."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Map = Callable[[nn.Module, Tensor], Tensor]
+
+
+def places(model: nn.Module) -> dict[str, list[str]]:
+    """Each parameter and buffer, under the name that `named_parameters` gives it → all names under which it must be replaced.
+
+    A tensor that two modules hold has two; a module that stands in two places has one, for functional_call would replace it twice and
+    put back what it put in itself.
+    """
+    first: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    for prefix, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    full = f"{prefix}.{name}" if prefix else name
+                    found.setdefault(first.setdefault(id(tensor), full), []).append(full)
+    return found
+
+
+def call(model: nn.Module, held: Mapping[str, list[str]], params: Mapping[str, Tensor], map_: Map, inputs: Tensor) -> Any:
+    """map_(model, inputs) with `params`, by the names of `held` (what `places` found), in the place of the model's own tensors."""
+    given = {f"network.{place}": value for name, value in params.items() for place in held.get(name, ())}
+    return functional_call(_Mapped(model, map_), given, (inputs,), tie_weights=False)
+
+
+class _Mapped(nn.Module):
+    def __init__(self, network: nn.Module, map_: Map) -> None:
+        super().__init__()
+        self.network = network
+        self.map = map_
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.map(self.network, inputs)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """torch's attention as plain operations: its fused kernels have no second derivative, and other bits without gradients than with."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

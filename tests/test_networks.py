@@ -1,0 +1,313 @@
+"""Networks of users' own: each ends right under the laws of the learners, or is refused by name before anything starts."""
+
+from typing import Any
+
+import pytest
+import torch
+import users_networks
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from users_networks import OUTPUTS, SHAPE
+
+from distmeta.data.episodes import EpisodeBatch
+from distmeta.errors import ConfigError
+from distmeta.learners import build_learner
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import unflatten, weights_sha256
+from distmeta.models import build_model, construct
+from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
+from distmeta.models.dropout import SeededDropout, uniform
+from distmeta.models.head import features
+
+SHOT, QUERIES = 2, 2
+RIGHT: dict[str, dict[str, Any]] = {
+    "Flat": {},
+    "OtherHead": {"head": "fc"},
+    "factory": {"head": "3", "width": 5},
+    "Token": {},
+    "NumpyDrawn": {},
+    "FrozenBody": {},
+    "Pooler": {},
+    "Tied": {},
+    "SharedModule": {},
+    "Buffers": {},
+    "Norm1d": {},
+    "Norm1d running": {"norm": "running"},
+    "Norm1d frozen": {"norm": "frozen"},
+    "NormTwice": {},
+    "NormTwice running": {"norm": "running"},
+    "Norm2d": {},
+    "Norm3d": {},
+    "SubclassedNorm frozen": {"norm": "frozen"},
+    "OtherNorms": {},
+    "Dropout": {},
+    "DropoutAndNorm": {},
+    "FunctionalDropout": {},
+    "Recurrent": {},
+    "Attention": {},
+    "Attention with pairs": {"lora": {"rank": 2, "alpha": 4, "modules": ["layer.self_attn*", "layer.linear?"]}},
+    "WeightNorm": {},
+    "Hooked": {},
+    "InPlace": {},
+}
+LOOPS = {"FunctionalDropout", "Recurrent"}  # what torch.vmap cannot batch
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "NoParameters": ({}, r"NoParameters' has no parameters"),
+    "Wide": ({}, r"Wide gives \(2, 7\) for 2 inputs; \(2, 3\) is needed: a row of 3 for each\nmake its last layer"),
+    "Pair": ({}, r"Pair returns a tuple; a tensor of outputs is needed"),
+    "Silent": ({}, r"Silent returns a NoneType"),
+    "Classes": ({}, r"Classes returns torch.int64; floating point is needed"),
+    "Detached": ({}, r"the outputs of model.name=.*Detached do not depend on a trainable parameter"),
+    "Lazy": ({}, r"Lazy' has a lazy layer: hidden.weight has no shape yet"),
+    "Raises": ({}, r"Raises' cannot be built from outputs=3: FileNotFoundError\('weights.bin'\)"),
+    "Clock": ({}, r"Clock' starts with another hidden.bias each time"),
+    "Slow": ({}, r"Slow': its constructor takes more than 0.2 s"),
+    "Counting": ({}, r"changes its buffer calls while training"),
+    "SpectralNorm": ({}, r"changes its buffer hidden.parametrizations.weight.0._u while training"),
+    "Deaf": ({}, r"Deaf does not take inputs of shape \(2, 1, 8, 8\): RuntimeError"),
+    "SubclassedNorm": (
+        {},
+        r"model.norm=batch, but between of SubclassedNorm is a ActivatedNorm, a subclass of",
+    ),
+    "Norm1d": (
+        {"norm": "group"},
+        r"model.norm=group, but between.0 of Norm1d is a BatchNorm1d\nset model.norm to batch",
+    ),
+    "Flat": (
+        {"lora": {"rank": 2, "alpha": 1.0, "modules": ["hiden"]}},
+        r"model.lora.modules='hiden' matches no name",
+    ),
+}
+
+
+def built(case: str, seed: int | None = 1, dtype: torch.dtype = torch.float64, **changes: Any) -> nn.Module:
+    """The network of a case, tried out as a run tries it."""
+    name = f"users_networks.{case.split()[0]}"
+    model = build_model(name, SHAPE, OUTPUTS, **{"allow_import": True, "seed": seed} | RIGHT.get(case, {}) | changes)
+    inputs = torch.zeros(2, *SHAPE)
+    check_forward(name, model, inputs, OUTPUTS)
+    freeze_unreached(model, inputs, outputs_of)
+    return model.to(dtype)
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """`model` a little away from its start, where a zero, as in low-rank pairs, would hide an error."""
+    random = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=random, dtype=torch.float64)
+    return model
+
+
+def batch(slots: int) -> EpisodeBatch:
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(slots, OUTPUTS * (SHOT + QUERIES), *SHAPE, generator=random, dtype=torch.float64)
+    labels = torch.arange(OUTPUTS).expand(slots, OUTPUTS)
+    support, queries = images[:, : OUTPUTS * SHOT], images[:, OUTPUTS * SHOT :]
+    return EpisodeBatch(0, list(range(slots)), support, labels.repeat_interleave(SHOT, 1), queries, labels.repeat_interleave(QUERIES, 1))
+
+
+def learner(name: str, model: nn.Module, **settings: Any) -> Learner:
+    own = {"inner_lr": 0.1, "inner_steps": 2} if name == "maml" else {}
+    return build_learner(name, model, **own | {"task_batching": "loop", "tasks_per_chunk": 2} | settings)
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_the_meta_gradient_against_finite_differences(case: str) -> None:
+    made = learner("maml", moved(built(case)))
+    theta, one = made.initial_params(), batch(1)
+    gradient = unflatten(made.slot_gradients(theta, one)[0][0], theta)
+    random, width = torch.Generator().manual_seed(4), 1e-6
+    for key, value in theta.items():
+        if key in made.statistics:
+            continue
+        direction = torch.randn(value.shape, generator=random, dtype=torch.float64)
+        direction /= direction.norm()
+        up, down = (made.slot_gradients(theta | {key: value + sign * width * direction}, one)[1].loss[0].item() for sign in (1, -1))
+        assert (up - down) / (2 * width) == pytest.approx((gradient[key] * direction).sum().item(), rel=1e-5, abs=2e-8), key
+
+
+@pytest.mark.parametrize("case", RIGHT)
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_loop_and_vmap_agree_and_a_slots_bits_are_its_own(name: str, case: str) -> None:
+    model = moved(built(case))
+    if name == "protonet" and case == "FrozenBody":
+        return  # nothing to train, which the assembly refuses
+    why = no_vmap(model.float(), torch.zeros(2, *SHAPE), outputs_of)
+    model.double()
+    assert (why is not None) == (case.split()[0] in LOOPS), why
+    found = []
+    for batching in ("loop",) if why else ("loop", "vmap"):
+        made = learner(name, model, task_batching=batching)
+        theta, slots = made.initial_params(), batch(3)
+        together, metrics = made.slot_gradients(theta, slots)
+        alone = made.slot_gradients(theta, slots.take([2]))[0]
+        assert torch.equal(alone[0], together[2])
+        found.append((together, metrics.loss))
+    for gradients, loss in found[1:]:
+        torch.testing.assert_close(gradients, found[0][0], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(loss, found[0][1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_predictions_do_not_depend_on_company_and_weights_are_all_a_prediction_needs(case: str) -> None:
+    made, episodes = learner("maml", built(case)), batch(1)
+    theta = made.initial_params()
+    queries = episodes.query_images[0]
+    together = made.predict(made.adapt(theta, episodes), queries).inductive
+    for i in range(len(queries)):
+        alone = made.predict(made.adapt(theta, episodes), queries[i : i + 1]).inductive
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-10)
+    other = learner("maml", built(case, seed=2))
+    kept = made.whole(theta)
+    places = dict(other.model.named_parameters()) | dict(other.model.named_buffers())
+    with torch.no_grad():
+        for key, value in kept.items():
+            places[key].copy_(value)
+    again = other.predict(other.adapt(other.initial_params(), episodes), queries).inductive
+    assert torch.equal(again, together)
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_every_value_is_a_function_of_the_seed(case: str) -> None:
+    first, again, other = (learner("maml", built(case, seed=seed)) for seed in (5, 5, 6))
+    hashes = [weights_sha256(made.whole(made.initial_params())) for made in (first, again, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_carried_is_refused_by_name(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(construct, "IMPORT_LIMIT_S", 0.2 if case == "Slow" else 30.0)
+    changes, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        built(case, **changes)
+
+
+def test_the_table_is_as_long_as_it_should_be() -> None:
+    named = {case.split()[0] for case in RIGHT} | REFUSED.keys()
+    defined = {name for name, kind in vars(users_networks).items() if isinstance(kind, type) and issubclass(kind, nn.Module)}
+    assert defined - {"ActivatedNorm"} <= named
+    assert len(named) >= 25
+
+
+def test_frozen_parameters_are_neither_adapted_nor_trained_and_unused_ones_are_frozen() -> None:
+    made = learner("maml", built("FrozenBody"))
+    assert list(made.initial_params()) == ["head.weight", "head.bias"]
+    assert made.adapted == ["head.weight", "head.bias"]
+    pooled = learner("maml", built("Pooler"))
+    assert not any("pooler" in name for name in pooled.initial_params())
+    assert "pooler.weight" in pooled.whole(pooled.initial_params())
+    with pytest.raises(ConfigError, match=r"learner.adapt='pooler.\*' matches only frozen parameters, such as pooler.weight"):
+        _ = learner("maml", built("Pooler"), adapt=["pooler.*"]).adapted
+    with pytest.raises(ConfigError, match=r"learner.adapt='heat.\*' matches no name in the network\nnames near it: head"):
+        _ = learner("maml", built("Flat"), adapt=["heat.*"]).adapted
+
+
+def test_only_pairs_and_head_travel() -> None:
+    made = learner("maml", built("Attention with pairs"))
+    assert all(".parametrizations." in name or name.startswith("head.") for name in made.initial_params())
+    assert any("self_attn.parametrizations.in_proj_weight.0.A" in name for name in made.initial_params())
+
+
+def test_a_norm_called_twice_pools_its_statistics() -> None:
+    made, episodes = learner("maml", built("NormTwice")), batch(1)
+    found = made.with_statistics(made.initial_params(), episodes.support_images[0])
+    seen: list[Tensor] = []
+    made.model.get_submodule("norm").register_forward_pre_hook(lambda _module, given: seen.append(given[0].detach()))
+    made.model(episodes.support_images[0])
+    both = torch.cat(seen)
+    torch.testing.assert_close(found["norm.running_mean"], both.mean(0))
+    torch.testing.assert_close(found["norm.running_var"], both.var(0, correction=0))
+
+
+def test_anil_is_maml_that_adapts_its_head() -> None:
+    model = built("Flat")
+    anil = learner("anil", model, inner_lr=0.1, inner_steps=2)
+    maml = learner("maml", model, adapt=["head.*"])
+    ours, theirs = (made.slot_gradients(made.initial_params(), batch(2))[0] for made in (anil, maml))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_what_adapts_need_not_be_trained() -> None:
+    """outer.train: the hidden layer's start is learned; the head adapts from the same values in every episode."""
+    made = learner("maml", built("Flat"), adapt=["head.*"])
+    full = made.slot_gradients(made.initial_params(), batch(2))[0]
+    names = list(made.initial_params())
+    made.train_only(["hidden.*"])
+    theta = made.initial_params()
+    assert list(theta) == ["hidden.weight", "hidden.bias"]
+    ours = made.slot_gradients(theta, batch(2))[0]
+    assert names[:2] == list(theta)
+    torch.testing.assert_close(ours, full[:, : ours.shape[1]])
+    assert set(made.whole(theta)) == set(names)
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize("gradient", ["unrolled", "checkpointed"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_inner_optimisers_are_exact_through_their_state(optimizer: str, gradient: str, batching: str) -> None:
+    own = {"inner_optimizer": optimizer, "gradient": gradient, "task_batching": batching, "inner_steps": 3, "inner_epsilon": 1e-3}
+    made = learner("maml", built("Flat"), **own)
+    theta, one = made.initial_params(), batch(1)
+    ours = unflatten(made.slot_gradients(theta, one)[0][0], theta)
+    random, width = torch.Generator().manual_seed(3), 1e-6
+    for key, value in theta.items():
+        direction = torch.randn(value.shape, generator=random, dtype=torch.float64)
+        up, down = (made.slot_gradients(theta | {key: value + sign * width * direction}, one)[1].loss[0].item() for sign in (1, -1))
+        assert (up - down) / (2 * width) == pytest.approx((ours[key] * direction).sum().item(), rel=1e-5, abs=1e-7), key
+
+
+def test_adam_has_a_finite_second_derivative_at_zero_gradients() -> None:
+    """Where low-rank pairs start: B is zero, so A's gradient is."""
+    made = learner("maml", built("Attention with pairs"), inner_optimizer="adam", inner_epsilon=1e-4)
+    gradients, _ = made.slot_gradients(made.initial_params(), batch(1))
+    assert gradients.isfinite().all()
+
+
+def test_the_features_are_what_flows_into_the_head() -> None:
+    model = built("OtherHead")
+    images = batch(1).query_images[0]
+    assert torch.equal(features(model, images), model.body(images))
+    assert model.fc.weight.shape == (OUTPUTS, 6)
+
+
+def noise(made: Learner, step: int, slots: list[int]) -> Tensor:
+    one = batch(3).take(slots)
+    return made.slot_gradients(made.initial_params(), EpisodeBatch(step, slots, *(getattr(one, f) for f in _FIELDS)))[0]
+
+
+_FIELDS = ("support_images", "support_labels", "query_images", "query_labels")
+
+
+@pytest.mark.parametrize("case", ["Dropout", "DropoutAndNorm", "FunctionalDropout"])
+def test_dropout_belongs_to_the_slot_and_is_off_in_evaluation(case: str) -> None:
+    made = learner("maml", built(case))
+    both = noise(made, 3, [0, 1])
+    assert torch.equal(noise(made, 3, [1])[0], both[1])
+    torch.manual_seed(7)
+    assert torch.equal(noise(made, 3, [0, 1]), both)
+    assert not torch.allclose(noise(made, 4, [0, 1]), both)
+    made.seed = 1
+    assert not torch.allclose(noise(made, 3, [0, 1]), both)
+    ends = [weights_sha256(made.adapt(made.initial_params(), batch(1))) for _ in range(2)]
+    assert ends[0] == ends[1]
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.floats(0.05, 0.95))
+def test_masks_keep_the_share_that_they_should(key: int, rate: float) -> None:
+    drawn = uniform(torch.tensor(key), 20_000, torch.device("cpu"))
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    assert abs((drawn >= rate).double().mean().item() - (1 - rate)) < 5 * (rate * (1 - rate) / 20_000) ** 0.5
+
+
+def test_a_layer_called_twice_draws_two_masks_and_whole_channels_go_together() -> None:
+    layer = SeededDropout(0.5, whole=2)
+    layer.take_key(torch.tensor(5))
+    images = torch.ones(4, 8, 3, 3)
+    first, second = layer(images), layer(images)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, first[:, :, :1, :1].expand_as(first))
+    layer.take_key(torch.tensor(5))
+    assert torch.equal(layer(images), first)

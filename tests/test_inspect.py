@@ -89,6 +89,21 @@ def test_refusals(dataset: Dataset, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="cannot be written"):
             draw_episode(dataset, "test", Task(3, 1, 1), 0, path)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot be written"):
+        export_episode(dataset, "test", Task(3, 1, 1), 0, tmp_path / "file" / "episode")
+    with pytest.raises(DataError, match="exists already"):
+        export_episode(dataset, "test", Task(3, 1, 1), 0, tmp_path / "file")
+
+
+def test_an_export_that_fails_leaves_nothing(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        export_episode(dataset, "test", Task(3, 1, 1), 0, tmp_path / "episode")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_long_name_is_shortened_to_its_place() -> None:

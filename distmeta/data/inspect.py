@@ -1,6 +1,7 @@
 """Looking into a packed dataset: counts, how often classes meet, and one episode as image folders or as a picture."""
 
 import math
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,16 +83,24 @@ def pair_overview(dataset: Dataset) -> list[list[str]]:
 def export_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Path) -> None:
     """Write one episode of `split` as out/support/CLASS/*.png (or jpg) and out/query/CLASS/*, as `distmeta predict` reads them.
 
-    Raises DataError if `out` exists, ConfigError if the split cannot serve `task`.
+    `out` appears when all of it is written. Raises DataError if `out` exists or cannot be written, ConfigError if the split cannot serve
+    `task`.
     """
     shard, episode = _episode(dataset, split, task, seed)
     if out.exists():
         raise DataError(f"{out} exists already", "choose another --export, or remove that folder first")
-    for class_id, members in zip(episode.class_ids.tolist(), episode.members.tolist(), strict=True):
-        for position, member in enumerate(members):
-            folder = out / ("support" if position < task.shot else "query") / f"class-{class_id:04d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{member:06d}.{dataset.manifest.image_format}").write_bytes(shard.image(member))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            whole = Path(scratch) / "episode"
+            for class_id, members in zip(episode.class_ids.tolist(), episode.members.tolist(), strict=True):
+                for position, member in enumerate(members):
+                    folder = whole / ("support" if position < task.shot else "query") / f"class-{class_id:04d}"
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / f"{member:06d}.{dataset.manifest.image_format}").write_bytes(shard.image(member))
+            whole.rename(out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}", "choose a folder you may write to") from None
 
 
 _TILE = 84  # pixels of a drawn image's side

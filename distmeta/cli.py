@@ -586,6 +586,47 @@ def predict(
 
 
 @app.command()
+def rollout(
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
+    env: Annotated[
+        str | None, typer.Option(help="Environment, as data.settings.environment names it (default: the one that it was trained in).")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of --env, such as horizon=50.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="X,Y,…", help="The task's components, such as a goal (default: drawn from --seed).")
+    ] = None,
+    adapt: Annotated[int | None, typer.Option(min=1, help="Inner steps (default: those it was evaluated with).")] = None,
+    trajectories: Annotated[int, typer.Option(min=2, help="Trajectories before the first inner step and after each.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the trajectories, and the task unless it is given.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG to draw paths into, or returns where there are none.")] = Path("rollout.png"),
+    network: Network = None,
+    learner: OwnLearner = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a registered policy to a task by acting in it, and draw what came of it.
+
+    Example: distmeta rollout --model models:/navigation@champion --task 0.3,-0.2 --adapt 3
+    """
+    from distmeta.inference.policy import environment_of, task_of
+    from distmeta.registry.policies import load_policy
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.report.paths import draw_adaptation
+
+    sys.path.append(os.getcwd())
+    environment = environment_of(env, option or [])
+    policy = load_policy(resolve(tracking_uri), model, own_classes(network, learner), environment)
+    adapted = policy.adapt(environment, task_of(task), adapt, trajectories, seed)
+    draw_adaptation(adapted.environment, adapted.task, adapted.played, out)
+    say(f"drew {out}")
+    found = {"environment": adapted.environment.name, "task": adapted.task, "returns": adapted.returns, "picture": str(out)}
+    if as_json:
+        print_json(found)
+        return
+    show_table(["inner steps", "mean return"], [[str(step), f"{value:.2f}"] for step, value in enumerate(adapted.returns)])
+
+
+@app.command()
 def evaluate(
     shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = ...,  # type: ignore[assignment]

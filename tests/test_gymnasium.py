@@ -11,7 +11,7 @@ from constant_network import Constant
 
 from distmeta.envs import build_environment
 from distmeta.envs.environment import Continuous, Discrete, Environment
-from distmeta.envs.stream import TaskStream
+from distmeta.envs.stream import TaskStream, fingerprint
 from distmeta.errors import ConfigError, DataError
 from distmeta.learners.policy import policy_for
 from distmeta.learners.trajectories import Trajectories, rollout
@@ -143,6 +143,14 @@ def test_an_environment_that_remembers_is_refused_unless_it_is_declared() -> Non
     declared = made("Remembering", deterministic=False)
     declared.check()
     assert "deterministic=False" in declared.name
+
+
+def test_another_version_of_gymnasium_is_another_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = made("Drift")
+    before = fingerprint(environment)
+    assert fingerprint(made("Drift")) == before
+    monkeypatch.setattr("distmeta.envs.gymnasium.library_version", lambda library: "0.0.1")
+    assert fingerprint(environment) != before
 
 
 @pytest.mark.parametrize(("name", "reason"), [("Worded", "has observations Text"), ("ManyHanded", "has actions MultiDiscrete")])

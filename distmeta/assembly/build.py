@@ -176,7 +176,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "norm": config.model.norm,
         "notes": notes_of(learner),
         "frozen": sorted(name for name, value in learner.model.named_parameters() if not value.requires_grad),
-        "domain": {"name": config.data.domain, "settings": config.data.settings},
+        "domain": {"name": config.data.domain, "settings": domain.settings.model_dump(mode="json")},
         "dataset": domain.name,
         "fingerprint": domain.fingerprint,
         "task": {"way": config.data.way, "shot": config.data.shot, "queries": config.data.queries},

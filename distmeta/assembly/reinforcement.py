@@ -17,8 +17,7 @@ from distmeta.errors import ConfigError
 from distmeta.learners.finetune import INNER_STEPS
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
-from distmeta.learners.policy import policy_for
-from distmeta.learners.policy_gradient import PolicyGradient
+from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
 from distmeta.learners.trajectories import best_returns
 from distmeta.report.paths import paths_svg
 from distmeta.report.section import Plot
@@ -59,15 +58,8 @@ class Reinforcement(Domain):
         self.name = settings.environment
         self.fingerprint = fingerprint(self.environment)
         self.input_shape: tuple[int, ...] = (self.environment.observation_size,)
-        policy = policy_for(self.environment.actions, settings.log_std, settings.std_floor)
-        self.outputs = policy.outputs
-        self.objective = PolicyGradient(
-            environment=self.environment,
-            policy=policy,
-            discount=settings.discount,
-            gae_decay=settings.gae_decay,
-            surrogate_decay=settings.surrogate_decay,
-        )
+        self.objective: PolicyGradient = policy_gradient(self.environment, **settings.model_dump(exclude={"environment", "options"}))
+        self.outputs = self.objective.policy.outputs
 
     @property
     def train_task(self) -> Task:
@@ -101,7 +93,7 @@ class Reinforcement(Domain):
         return self.config.learner.settings.get("inner_steps") or INNER_STEPS
 
     def _stream(self, split: Split, trajectories: int, steps: int, seed: int) -> TaskStream:
-        return TaskStream(environment=self.environment, split=split, trajectories=trajectories, phases=steps + 1, seed=seed)
+        return TaskStream(self.environment, split, trajectories, steps + 1, seed)
 
     def example(self, slots: int) -> Batch | None:
         return next(self.training(range(slots), 0)) if self.environment.tensor_program else None

@@ -89,6 +89,11 @@ class Environment(ABC):
         Trajectories that have ended are stepped too; their results are discarded.
         """
 
+    @property
+    def software(self) -> dict[str, str]:
+        """Libraries and their versions that trajectories depend on beside torch. Default: none."""
+        return {}
+
     def best_actions(self, tasks: Tensor, state: Any) -> Tensor | None:
         """How somebody would act who knows the task. Default: None, nobody knows."""
         return None

@@ -4,6 +4,8 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version as library_version
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import numpy as np
@@ -64,6 +66,10 @@ class GymnasiumEnvironment(Environment):
     def name(self) -> str:
         arguments = "".join(f" {key}={value}" for key, value in sorted(self._arguments.items()))
         return f"gymnasium {self.id} horizon={self.horizon}{arguments}{'' if self.deterministic else ' deterministic=False'}"
+
+    @property
+    def software(self) -> dict[str, str]:
+        return {library: library_version(library) for library in ("gymnasium", "mujoco") if find_spec(library)}
 
     def draw(self, random: np.random.Generator) -> NDArray[np.float64]:
         if not self.task_fields:

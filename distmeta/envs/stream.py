@@ -78,5 +78,6 @@ class TaskStream:
 
 
 def fingerprint(environment: Environment) -> str:
-    """What identifies an environment, as a packed dataset's fingerprint identifies that."""
-    return hashlib.sha256(f"{environment.name} {environment.version}".encode()).hexdigest()
+    """What identifies an environment, as a packed dataset's fingerprint identifies that: also the versions of libraries that it runs on."""
+    software = "".join(f" {library} {number}" for library, number in sorted(environment.software.items()))
+    return hashlib.sha256(f"{environment.name} {environment.version}{software}".encode()).hexdigest()

@@ -7,9 +7,14 @@ from distmeta.envs.stream import TaskBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Network
 from distmeta.learners.objective import Cost, Objective
-from distmeta.learners.policy import Policy
+from distmeta.learners.policy import Policy, policy_for
 from distmeta.learners.trajectories import Trajectories, advantages, rollout, surrogate_loss
 from distmeta.models.norm import BatchNorm2d
+
+
+def policy_gradient(environment: Environment, log_std: float = 0.0, std_floor: float = 1e-6, **settings: float) -> "PolicyGradient":
+    """The objective with the policy that takes the environment's actions; `settings` are those of PolicyGradient."""
+    return PolicyGradient(environment, policy_for(environment.actions, log_std, std_floor), **settings)
 
 
 class PolicyGradient(Objective):

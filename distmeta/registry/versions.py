@@ -271,6 +271,16 @@ def load_model(uri: str, model_uri: str, own: Collection[str] = ()) -> Model:
 
 
 def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor], own: Collection[str]) -> Model:
+    check_known(model_uri, description, own)
+    if description["preprocessing"] is None:
+        raise RegistryError(f"{model_uri} reads no images: it was trained on {description['dataset']}", "distmeta models lists the others")
+    learner = build(description, weights, own)
+    check_weights(learner, weights, model_uri)
+    return Model(model_uri, description, learner, weights)
+
+
+def check_known(model_uri: str, description: dict[str, Any], own: Collection[str]) -> None:
+    """Raises RegistryError unless network and learner are distmeta's, or among the import paths that the user gave (`own`)."""
     for part, known in (("network", MODELS), ("learner", LEARNERS)):
         name = description["model" if part == "network" else part]["name"]
         if name not in known and name not in own:
@@ -278,11 +288,6 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
                 f"{model_uri} uses {part} {name!r}, which is not part of distmeta {__version__}",
                 f"if it is a class of your own, name it: --{part} {name} (own=[{name!r}] in Python); else update distmeta",
             )
-    if description["preprocessing"] is None:
-        raise RegistryError(f"{model_uri} reads no images: it was trained on {description['dataset']}", "distmeta models lists the others")
-    learner = build(description, weights, own)
-    check_weights(learner, weights, model_uri)
-    return Model(model_uri, description, learner, weights)
 
 
 def run_of(uri: str, version: ModelVersion) -> tuple[str, RunFolder]:

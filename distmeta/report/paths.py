@@ -1,12 +1,16 @@
 """Where policies walk before and after they adapt, in environments that are a plane."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from distmeta.envs.environment import Environment
+from distmeta.errors import DataError
+from distmeta.learners.trajectories import Trajectories
 from distmeta.report.figures import COLORS, INK, STYLE, svg_of
 
 _SHOWN = 8  # trajectories of a task
@@ -26,6 +30,26 @@ def paths_figure(places: Sequence[Tensor], lived: Sequence[Tensor], goals: Tenso
             for task, goal in enumerate(goals.tolist()):
                 _draw(panels[phase, task], walked[task, :_SHOWN], alive[task, :_SHOWN], goal)
         return figure
+
+
+def draw_adaptation(environment: Environment, task: Sequence[float], played: Sequence[Trajectories], path: Path) -> None:
+    """A PNG of one task's paths after 0, 1, … inner steps, or of its returns where the environment is not a plane.
+
+    Raises DataError if the file cannot be written.
+    """
+    places = [environment.places(trajectories.observations) for trajectories in played]
+    drawn = [place for place in places if place is not None]
+    if drawn:
+        figure = paths_figure(drawn, [trajectories.lived for trajectories in played], drawn[0].new_tensor([list(task)]))
+    else:
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.boxplot([trajectories.returns[0].tolist() for trajectories in played], tick_labels=[str(i) for i in range(len(played))])
+        axes.set(xlabel="inner steps", ylabel="return of a trajectory")
+    try:
+        figure.savefig(path, format="png", dpi=120)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}", "give --out a path in a folder that exists") from None
 
 
 def paths_svg(places: Sequence[Tensor], lived: Sequence[Tensor], goals: Tensor) -> str:

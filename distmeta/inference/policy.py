@@ -1,0 +1,144 @@
+"""A meta-trained policy in use: adapt it to a task of an environment by acting in it, then map observations to actions."""
+
+import copy
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distmeta.envs import build_environment
+from distmeta.envs.environment import Environment
+from distmeta.envs.stream import TaskBatch, TaskStream
+from distmeta.errors import ConfigError
+from distmeta.inference.model import build
+from distmeta.learners.finetune import FineTuning
+from distmeta.learners.forward import Network
+from distmeta.learners.params import Params
+from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
+from distmeta.learners.trajectories import Trajectories
+from distmeta.yaml12 import load
+
+TRAJECTORIES = 20  # before the first inner step and after each, unless told otherwise
+
+
+class PolicyModel(NamedTuple):
+    """A meta-trained policy, ready to adapt. `description` is what was published beside its weights."""
+
+    uri: str
+    description: dict[str, Any]
+    learner: FineTuning
+    meta_params: Params
+
+    def adapt(
+        self,
+        environment: Environment | None = None,
+        task: Sequence[float] | None = None,
+        inner_steps: int | None = None,
+        trajectories: int = TRAJECTORIES,
+        seed: int = 0,
+    ) -> "AdaptedPolicy":
+        """The policy adapted to a task by acting in it. Default: a task drawn from `seed`, in the environment that it was trained in.
+
+        Each of `inner_steps` (those it was evaluated with, if None) learns from so many `trajectories`; as many more show what came of
+        it. The same arguments give the same policy. Raises ConfigError if environment, task or steps do not fit.
+        """
+        learner = copy.deepcopy(self.learner)
+        if inner_steps is not None:
+            learner.check_steps(self.meta_params, inner_steps)
+            learner.inner_steps_eval = inner_steps
+        if trajectories < 2:
+            raise ConfigError(f"{trajectories} trajectories: a baseline needs more than one", "give 2 or more, such as 20")
+        objective = learner.objective
+        assert isinstance(objective, PolicyGradient)
+        environment = environment or objective.environment
+        self._check(environment, objective)
+        objective.environment = environment
+        stream = TaskStream(environment, "test", trajectories, learner.inner_steps_eval + 1, seed)
+        (episode,) = stream.evaluation([0])
+        if task is not None:
+            episode = _with_task(episode, environment, task)
+        episode = episode.like(next(iter(self.meta_params.values())))
+        played, params = [], self.meta_params
+        for step, params in enumerate(learner.adaptation(self.meta_params, episode)):
+            played.append(objective.trajectories(Network(learner.forward(), params), episode, step))
+        return AdaptedPolicy(learner, params, environment, episode.tasks[0].tolist(), played)
+
+    def _check(self, environment: Environment, objective: PolicyGradient) -> None:
+        wanted, found = [(like.observation_size, like.actions) for like in (objective.environment, environment)]
+        if wanted != found:
+            raise ConfigError(
+                f"{environment.name} has observations and actions {found}; {self.uri} was trained with {wanted}",
+                "choose an environment like the one it was trained in",
+            )
+
+
+class AdaptedPolicy(NamedTuple):
+    """A policy adapted to one task. `played` holds its trajectories after 0, 1, … inner steps, `task` the task's components."""
+
+    learner: FineTuning
+    params: Params
+    environment: Environment
+    task: list[float]
+    played: list[Trajectories]
+
+    @property
+    def returns(self) -> list[float]:
+        """The mean return after 0, 1, … inner steps."""
+        return [trajectories.returns.mean().item() for trajectories in self.played]
+
+    @torch.no_grad()
+    def __call__(self, observations: Tensor) -> Tensor:
+        """The likeliest actions (M, size), or (M,) integers, for observations (M, O)."""
+        objective = self.learner.objective
+        assert isinstance(objective, PolicyGradient)
+        like = next(iter(self.params.values()))
+        outputs = self.learner.forward()(self.params, observations.to(like)[None])
+        return objective.policy.act(self.params, outputs, None)[0]
+
+
+def build_policy(
+    uri: str, description: dict[str, Any], weights: Params, own: Collection[str] = (), environment: Environment | None = None
+) -> PolicyModel:
+    """The model that `description` describes, in `environment` (default: the one it was trained in, if that is one of ours).
+
+    Raises what `build` raises, and ConfigError if the environment is not one of ours: what came from a registry imports nothing.
+    """
+    settings = dict(description["domain"]["settings"])
+    name, options = settings.pop("environment"), settings.pop("options")
+    if environment is None and name == "gymnasium":
+        raise ConfigError(f"{uri} was trained in {options.get('id')}, which is not imported unasked", "name the environment yourself")
+    objective = policy_gradient(environment or build_environment(name, **options), **settings)
+    learner = build(description, weights, own, objective)
+    assert isinstance(learner, FineTuning)
+    return PolicyModel(uri, description, learner, weights)
+
+
+def environment_of(name: str | None, options: Sequence[str]) -> Environment | None:
+    """The environment `name` with options written "key=value", values in YAML; None without a name. Raises ConfigError."""
+    if name is None:
+        if options:
+            raise ConfigError(f"--option {options[0]} is for an environment that --env names", "add --env")
+        return None
+    pairs = [option.partition("=") for option in options]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ConfigError(f"--option {key} has no value", f"write --option {key}=VALUE")
+    return build_environment(name, **{key: load(value) for key, _, value in pairs})
+
+
+def task_of(text: str | None) -> list[float] | None:
+    """The components of a task written "0.3,-0.2"; None for None. Raises ConfigError."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--task {text}: numbers are needed", "write --task 0.3,-0.2") from None
+
+
+def _with_task(episode: TaskBatch, environment: Environment, task: Sequence[float]) -> TaskBatch:
+    if len(task) != len(environment.task_fields):
+        fields = ", ".join(environment.task_fields)
+        raise ConfigError(f"a task of {environment.name} has {len(environment.task_fields)} components, not {len(task)}", f"give {fields}")
+    return episode.map(lambda tensor: tensor.new_tensor([list(task)]) if tensor is episode.tasks else tensor)

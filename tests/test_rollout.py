@@ -1,0 +1,113 @@
+"""Registered policies in use: they adapt to a task by acting, map observations to actions, and refuse what does not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_reinforcement import config
+
+from distmeta.assembly.build import learner_of, model_description
+from distmeta.assembly.domain import domain_of
+from distmeta.cli import main
+from distmeta.config import Config, validate
+from distmeta.envs import build_environment
+from distmeta.errors import ConfigError, RegistryError
+from distmeta.inference.policy import PolicyModel
+from distmeta.registry import tracking, versions
+from distmeta.registry.policies import load_policy
+from distmeta.training.evaluate import evaluate
+from distmeta.training.run_folder import RunFolder
+
+
+def publish(home: Path, name: str, **sections: dict[str, Any]) -> str:
+    """A policy registered as a run publishes it, not trained at all; its address."""
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    made: Config = validate(config(home / name, **sections).model_dump(exclude_none=True) | {"tracking": {"uri": uri}}, "test")
+    domain = domain_of(made)
+    learner = learner_of(made, domain)
+    params = learner.initial_params()
+    run_folder = RunFolder(home / name)
+    tested = evaluate(domain.metric, learner, params, domain.evaluation("test"), 7, "none")
+    description = model_description(made, domain, learner)
+    run_folder.save_best(6, params, description | {"step": 6, "validation": tested.as_dict(), "validation_score": tested.score})
+    (home / name / "config.yaml").write_text(made.to_yaml())
+    run_folder.write_result({"steps": 6, "best_step": 6, "weights_sha256": "0" * 64, "test": tested.as_dict()}, tested.rows())
+    tracking.start_run(made, run_folder, {"run_folder": str(home / name)})
+    return versions.publish(uri, run_folder, name).uri
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def policy(home: Path) -> PolicyModel:
+    return load_policy(f"sqlite:///{home / 'mlflow.db'}", publish(home, "walker"))
+
+
+def test_a_registered_policy_adapts_to_a_task_and_maps_observations_to_actions(policy: PolicyModel) -> None:
+    adapted, again = (policy.adapt(task=[0.3, -0.2], inner_steps=2, trajectories=5) for _ in range(2))
+    assert adapted.task == pytest.approx([0.3, -0.2])
+    assert len(adapted.returns) == 3
+    assert adapted.returns == again.returns
+    assert adapted.params.keys() == policy.meta_params.keys()
+    assert not torch.equal(adapted.params["head.weight"], policy.meta_params["head.weight"])
+    actions = adapted(torch.zeros(4, 2))
+    assert actions.shape == (4, 2)
+    assert torch.equal(actions, again(torch.zeros(4, 2)))
+
+
+def test_a_policy_adapts_in_another_environment_with_its_own_horizon(policy: PolicyModel) -> None:
+    adapted = policy.adapt(build_environment("navigation", horizon=3), trajectories=4)
+    assert adapted.played[0].rewards.shape == (1, 4, 3)
+    assert policy.adapt(trajectories=4).played[0].rewards.shape == (1, 4, 8), "the model itself is unchanged"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"environment": build_environment("grid")}, r"was trained with"),
+        ({"task": [0.1]}, r"has 2 components, not 1"),
+        ({"inner_steps": 0}, r"0 inner steps"),
+        ({"trajectories": 1}, r"needs more than one"),
+    ],
+)
+def test_what_a_policy_cannot_do_is_refused(policy: PolicyModel, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        policy.adapt(**changes)
+
+
+def test_a_policy_of_the_users_own_environment_is_built_only_in_one_that_is_named(home: Path) -> None:
+    options = {"id": "CartPole-v1", "horizon": 5}
+    data = {"domain": "reinforcement", "shot": 4, "settings": {"environment": "gymnasium", "options": options}}
+    uri, store = publish(home, "pole", data=data), f"sqlite:///{home / 'mlflow.db'}"
+    with pytest.raises(ConfigError, match="not imported unasked"):
+        load_policy(store, uri)
+    adapted = load_policy(store, uri, environment=build_environment("gymnasium", **options)).adapt(trajectories=3)
+    actions = adapted(torch.zeros(2, 4))
+    assert actions.dtype == torch.int64
+    assert set(actions.tolist()) <= {0, 1}
+
+
+def test_a_policy_is_no_model_of_images(home: Path, policy: PolicyModel) -> None:
+    with pytest.raises(RegistryError, match="reads no images"):
+        versions.load_model(f"sqlite:///{home / 'mlflow.db'}", policy.uri)
+
+
+def test_rollout_prints_returns_and_draws_paths(
+    policy: PolicyModel, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = home / "paths.png"
+    common = ["--model", policy.uri, "--tracking-uri", f"sqlite:///{home / 'mlflow.db'}", "--out", str(picture)]
+    own = ["--env", "navigation", "--option", "horizon=4", "--task", "0.3,-0.2", "--adapt", "1", "--trajectories", "3", "--json"]
+    monkeypatch.setattr("sys.argv", ["distmeta", "rollout", *common, *own])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["task"] == pytest.approx([0.3, -0.2])
+    assert len(found["returns"]) == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")

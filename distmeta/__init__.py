@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from distmeta.data.stream import EpisodeStream
     from distmeta.inference.model import Adapted, Model
     from distmeta.learners import LEARNERS, build_learner
+    from distmeta.learners.learner import Learner
     from distmeta.library import evaluate, load, train
     from distmeta.models import build_model
 
@@ -24,6 +25,7 @@ __all__ = [
     "Episode",
     "EpisodeBatch",
     "EpisodeStream",
+    "Learner",
     "Model",
     "Task",
     "build_learner",
@@ -41,6 +43,7 @@ _HOMES = {
     "data.shards": ("Dataset",),
     "data.stream": ("EpisodeStream",),
     "learners": ("LEARNERS", "build_learner"),
+    "learners.learner": ("Learner",),
     "library": ("evaluate", "load", "train"),
     "models": ("build_model",),
     "inference.model": ("Adapted", "Model"),

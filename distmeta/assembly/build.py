@@ -1,6 +1,7 @@
 """From a config to objects: the network and its learner, the outer update, and what a published model says of them."""
 
 import json
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +11,9 @@ import torch
 
 from distmeta.assembly.domain import Domain
 from distmeta.config import Config
+from distmeta.data.episodes import Batch
 from distmeta.data.location import Location, Reading
-from distmeta.errors import ConfigError, DataError
+from distmeta.errors import ConfigError, DataError, DistmetaError
 from distmeta.inference.model import build
 from distmeta.learners import build_learner, check_settings, learner_class
 from distmeta.learners.learner import Learner
@@ -128,8 +130,12 @@ def fetch_weights(origin: str, folder: Path, reading: Reading) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / f"weights{Path(origin.partition('?')[0]).suffix.lower()}"
         location = Location(place or "/", reading)
+        here = location.local(file)
         try:
-            location.download(file, location.size(file), copy)
+            if here is not None:
+                shutil.copyfile(here, copy)
+            else:
+                location.download(file, location.size(file), copy)
         except FileNotFoundError:
             raise DataError(f"init_from={name} does not exist", "give the path or URL of a file of weights") from None
         save_params({key: value.clone() for key, value in read_weights(copy, f"init_from={name}").items()}, folder / WEIGHTS)
@@ -186,7 +192,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
 def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int | None:
     """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`, found by running it without values.
 
-    None if the domain has no example to run it with.
+    None if the domain has no example to run it with, or the network of the user's own asks for values.
 
     Raises ConfigError if a parameter of the network does not reach the loss.
     """
@@ -202,7 +208,29 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     scale = torch.finfo(getattr(torch, config.train.weights)).bits // 32
     gradients = slots * sum(value.numel() * value.element_size() for value in params.values())
     example = domain.example(tasks)
-    return None if example is None else scale * (predicted_bytes(learner, params, example.like(like)) + gradients)
+    if example is None:
+        return None
+    try:
+        return scale * (predicted_bytes(learner, params, example.like(like)) + gradients)
+    except DistmetaError:
+        raise
+    except Exception:  # a forward of the user's own may ask for values, which these tensors lack
+        _step_once(config, learner, params, example.take([0] * tasks).like(like))
+        return None
+
+
+def _step_once(config: Config, learner: Learner, params: Params, example: Batch) -> None:
+    """Raises ConfigError if the meta-gradient of an example cannot be computed, such as where a second derivative is missing."""
+    try:
+        learner.slot_gradients(params, example)
+    except DistmetaError:
+        raise
+    except Exception as error:  # whatever the user's own network raises
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"learner {config.learner.name} cannot differentiate model.name={config.model.name}: {type(error).__name__}: {reason}",
+            "choose learner.name=fomaml, or layers that have a second derivative",
+        ) from error
 
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:

@@ -1,5 +1,6 @@
 """A run as one object: its config, and what is built from it."""
 
+import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from distmeta.assembly.build import (
+    SOURCE,
     check_outputs,
     fetch_weights,
     learner_of,
@@ -89,7 +91,9 @@ class Run:
     @cached_property
     def description(self) -> dict[str, Any]:
         """What a published model says of itself: all that is needed to build the network and its learner again."""
-        return model_description(self.config, self.domain, self.learner)
+        source = self.folder.init_from.path / SOURCE
+        origin = {"init_from": json.loads(source.read_text())} if source.exists() else {}
+        return model_description(self.config, self.domain, self.learner) | origin
 
     @property
     def model_name(self) -> str:

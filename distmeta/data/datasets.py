@@ -1,5 +1,6 @@
 """The datasets that `pack` knows by name or takes by import path: where their images come from and to what they are packed."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -136,7 +137,7 @@ def pack_options(request: Request, source: Source) -> PackOptions:
     quality = request.quality or QUALITY
     task = _task(request)
     return PackOptions(
-        dataset=request.dataset,
+        dataset=_name(request),
         image_size=request.image_size or known.image_size,
         channels=known.channels,
         image_format=image_format,
@@ -156,6 +157,13 @@ def pack_options(request: Request, source: Source) -> PackOptions:
         max_pixels=request.max_pixels,
         allow_copies=request.allow_copies or request.dataset != "folder",  # an official dataset stays as it was published
     )
+
+
+def _name(request: Request) -> str:
+    """What the dataset is called: a folder of images by its own name, so that two of them do not meet under one model's name."""
+    if request.dataset != "folder" or request.source is None:
+        return request.dataset
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", request.source.absolute().name).strip("-") or request.dataset
 
 
 def _task(request: Request) -> Task | None:

@@ -92,7 +92,7 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
     with torch.no_grad():
         for name, value in taken.items():
             held[name].copy_(value)
-    used = {plain_name(name) for name in taken} | taken.keys() | _norm_entries(model)
+    used = {plain_name(name) for name in held} | held.keys() | _norm_entries(model)
     return Loaded(len(taken), [name for name in held if name not in taken], [name for name in given if name not in used])
 
 

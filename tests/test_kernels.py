@@ -1,6 +1,7 @@
 """Native kernels are built, kept and chosen so that no damaged cache, missing compiler or unlike node ends in a crash."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -247,3 +248,25 @@ def test_sanitizers_find_nothing(tmp_path: Path, real: str, sanitizers: str) -> 
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_builds_for_both_levels_compute_the_same_bits(tmp_path: Path, real: str) -> None:
     assert program(tmp_path, real, "-march=x86-64-v3") == program(tmp_path, real, "-march=x86-64-v4")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_an_installed_wheel_brings_the_source_along(tmp_path: Path) -> None:
+    """Not only an editable install: the kernels are built from what the wheel holds."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    copy = tmp_path / "source"
+    shutil.copytree(SOURCES.parents[1], copy / "distmeta")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(SOURCES.parents[2] / name, copy)
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(copy)], check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "installed"), str(wheel)], check=True, timeout=300)
+    code = "from distmeta.models.native import library as built; print(built.__file__); print(built.library('float32'))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    where, found = done.stdout.splitlines()
+    assert where.startswith(str(tmp_path / "installed"))
+    assert found.startswith("native x86-64-v")

@@ -1,5 +1,6 @@
 """One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
 
+import gc
 import os
 import sys
 import tempfile
@@ -106,6 +107,8 @@ class Worker:
         batches = self.domain.training(slots, self.progress.step) if outer.steps else iter(())
         self._clock = (time.monotonic(), self.progress.step)
         self._memory_before = self.kind.memory_in_use()
+        gc.collect()
+        gc.freeze()  # Python's collector looks through all that a process holds; what is here by now stays
         if self.rank == 0:
             self.reporter.tell(phase="training", step=self.progress.step)
         if train(self.learner, self.outer, batches, self.progress, plan, self) and test:

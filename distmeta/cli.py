@@ -130,8 +130,8 @@ def pack(
     Example: distmeta pack --dataset omniglot downloads/omniglot --out data/omniglot
     """
     from distmeta.data.datasets import Request, open_source, pack_options
-    from distmeta.data.pack import SPLITS
     from distmeta.data.pack import pack as write
+    from distmeta.data.pack import summary_of
     from distmeta.data.workers import usable_cpus
 
     sys.path.append(os.getcwd())  # for a source of the user's own, given by import path
@@ -160,12 +160,9 @@ def pack(
     )
     opened = open_source(request, say)
     manifest, skipped, several = write(opened.images, out, pack_options(request, opened), processes or usable_cpus(), opened.total, counted)
-    summary = {}
-    for name in SPLITS:
-        classes = [info for info in manifest.classes if info.split == name]
-        shards = sum(info.split == name for info in manifest.shards)
-        summary[name] = {"classes": len(classes), "images": sum(info.images for info in classes), "shards": shards}
-        say(f"{name}: {{classes}} classes, {{images}} images, {{shards}} shards".format(**summary[name]))
+    summary = summary_of(manifest)
+    for name, counts in summary.items():
+        say(f"{name}: {counts['classes']} classes, {counts['images']} images, {counts['shards']} shards")
     for origin, reason in skipped[:_LISTED]:
         say(f"skipped {origin}: {reason}")
     if skipped:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distmeta.config import Config, load_config
-from distmeta.data.shards import Split
+from distmeta.data.splits import Split
 from distmeta.inference.evaluate import evaluation_stream
 from distmeta.inference.model import Model
 from distmeta.registry.tracking import tracking_uri as resolve

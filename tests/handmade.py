@@ -9,7 +9,8 @@ from conftest import patterns
 from webdataset import TarWriter
 
 from distmeta.data.images import Preprocessing
-from distmeta.data.shards import MANIFEST, ClassInfo, Dataset, Manifest, ShardInfo, Split
+from distmeta.data.shards import MANIFEST, ClassInfo, Dataset, Manifest, ShardInfo
+from distmeta.data.splits import Split
 from distmeta.seeds import generator
 
 Images = dict[Split, list[list[bytes]]]  # split → class → its images

@@ -30,7 +30,14 @@ def made(network: str, kind: str, slots: int, seed: int = 1, **settings: Any) ->
     else:
         targets = torch.randn(*inputs.shape[:2], 1, generator=random, dtype=torch.float64)
     support = WAY * SHOT
-    batch = EpisodeBatch(0, list(range(slots)), inputs[:, :support], targets[:, :support], inputs[:, support:], targets[:, support:])
+    batch = EpisodeBatch(
+        step=0,
+        slots=list(range(slots)),
+        support_images=inputs[:, :support],
+        support_labels=targets[:, :support],
+        query_images=inputs[:, support:],
+        query_labels=targets[:, support:],
+    )
     return learner, learner.initial_params(), batch
 
 
@@ -77,7 +84,14 @@ def test_an_answer_does_not_depend_on_who_else_is_asked(network: str, kind: str)
 def test_without_positions_a_transformer_reads_the_support_set_as_a_set() -> None:
     learner, theta, batch = made("transformer", "classes", 1)
     order = torch.tensor([4, 0, 5, 2, 1, 3])
-    turned = EpisodeBatch(0, [0], batch.support_images[:, order], batch.support_labels[:, order], batch.query_images, batch.query_labels)
+    turned = EpisodeBatch(
+        step=0,
+        slots=[0],
+        support_images=batch.support_images[:, order],
+        support_labels=batch.support_labels[:, order],
+        query_images=batch.query_images,
+        query_labels=batch.query_labels,
+    )
     answers = [learner.predict(learner.adapt(theta, episode), batch.query_images[0]).inductive for episode in (batch, turned)]
     torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-12)
 
@@ -91,7 +105,14 @@ def test_it_learns_what_its_examples_say() -> None:
     random, losses = torch.Generator().manual_seed(0), []
     for step in range(300):
         x, slopes = torch.randn(8, 12, 1, generator=random), torch.randn(8, 1, 1, generator=random)
-        batch = EpisodeBatch(step, list(range(8)), x[:, :6], slopes * x[:, :6], x[:, 6:], slopes * x[:, 6:])
+        batch = EpisodeBatch(
+            step=step,
+            slots=list(range(8)),
+            support_images=x[:, :6],
+            support_labels=slopes * x[:, :6],
+            query_images=x[:, 6:],
+            query_labels=slopes * x[:, 6:],
+        )
         gradients, metrics = learner.slot_gradients(theta, batch)
         parts = gradients.mean(0).split([value.numel() for value in theta.values()])
         for value, part in zip(theta.values(), parts, strict=True):

@@ -1,6 +1,7 @@
 """What `import distmeta` gives: the README's own example, run as it stands there."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -88,3 +89,43 @@ def test_import_is_fast_and_every_name_is_there() -> None:
     assert set(distmeta.__all__) <= set(dir(distmeta))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = distmeta.nonsense
+
+
+IN_EVERY_ORDER = """
+import itertools, os, sys
+import mlflow, ray, torch  # once, for each takes seconds; what follows has imported nothing of distmeta
+assert "distmeta" not in sys.modules
+
+def twice(names):
+    import distmeta
+    calls = {"train": ("absent.yaml",), "load": ("not an address", "sqlite:///absent.db"), "evaluate": (None, "absent")}
+    for name in [*names, *names]:
+        try:
+            getattr(distmeta, name)(*calls[name])
+        except (distmeta.errors.ConfigError, AttributeError) as error:
+            expected = "'NoneType' object has no attribute 'description'" if name == "evaluate" else ""
+            assert isinstance(error, distmeta.errors.ConfigError) or str(error) == expected, (names, name, error)
+
+for names in itertools.permutations(["train", "load", "evaluate"]):
+    child = os.fork()
+    if child == 0:
+        try:
+            twice(names)
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, names
+print("six orders")
+"""
+
+
+def test_train_load_and_evaluate_are_functions_in_every_order_of_their_first_use(tmp_path: Path) -> None:
+    """A module of a function's name, imported on the way, would take its place in the package."""
+    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_EVERY_ORDER], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("six orders\n")

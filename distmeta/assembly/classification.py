@@ -15,7 +15,8 @@ from distmeta.data.episodes import Batch, EpisodeBatch, LabelledBatch
 from distmeta.data.images import Preprocessing, channels_last
 from distmeta.data.labelled import LabelledStream
 from distmeta.data.location import Reading
-from distmeta.data.shards import Dataset, Split
+from distmeta.data.shards import Dataset
+from distmeta.data.splits import Split
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
 from distmeta.learners import learner_class

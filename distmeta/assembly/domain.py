@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from distmeta.config import Config, Section
 from distmeta.data.episodes import Batch, Task
 from distmeta.data.images import Preprocessing
-from distmeta.data.shards import Split
+from distmeta.data.splits import Split
 from distmeta.errors import ConfigError, DistmetaError
 from distmeta.learners import learner_class
 from distmeta.learners.learner import Learner

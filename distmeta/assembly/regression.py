@@ -6,7 +6,7 @@ from distmeta.assembly.domain import Domain
 from distmeta.config import AugmentConfig, Config
 from distmeta.data import functions
 from distmeta.data.episodes import Batch
-from distmeta.data.shards import Split
+from distmeta.data.splits import Split
 from distmeta.errors import ConfigError
 from distmeta.learners.objective import SquaredError
 from distmeta.training.evaluate import Stream

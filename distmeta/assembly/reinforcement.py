@@ -9,7 +9,7 @@ from pydantic import Field
 from distmeta.assembly.domain import Domain, Settings
 from distmeta.config import AugmentConfig, Config, Fraction, PositiveFloat
 from distmeta.data.episodes import Batch, Task
-from distmeta.data.shards import Split
+from distmeta.data.splits import Split
 from distmeta.envs import build_environment
 from distmeta.envs.environment import Environment
 from distmeta.envs.stream import TaskBatch, TaskStream, fingerprint

@@ -3,17 +3,17 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from distmeta.data.episodes import EpisodeBatch, Task
+from distmeta.data.splits import Split
 from distmeta.seeds import generator
 
 Points = NDArray[np.float64]
-Split = Literal["train", "val", "test"]
 
 
 class Family(NamedTuple):

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from distmeta.data.episodes import Episode, Task, compose
 from distmeta.data.fonts import Drawable, drawable, opened
 from distmeta.data.images import Preprocessing, decode_packed
-from distmeta.data.pack import SPLITS
-from distmeta.data.shards import Dataset, Shard, Split, members_of_class
+from distmeta.data.shards import Dataset, Shard, members_of_class
+from distmeta.data.splits import SPLITS, Split
 from distmeta.errors import DataError
 
 

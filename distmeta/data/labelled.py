@@ -13,7 +13,8 @@ from distmeta.data.augment import Augment, augmented
 from distmeta.data.episodes import LabelledBatch
 from distmeta.data.images import Preprocessing
 from distmeta.data.reader import ImageReader, ImageRef
-from distmeta.data.shards import Dataset, Split
+from distmeta.data.shards import Dataset
+from distmeta.data.splits import Split
 from distmeta.errors import ConfigError
 from distmeta.seeds import generator
 

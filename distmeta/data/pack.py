@@ -17,14 +17,14 @@ from distmeta.data.decode import MAX_PIXELS, ValueRange, check_bright
 from distmeta.data.encode import Encoding, batches, encode
 from distmeta.data.episodes import Task
 from distmeta.data.images import Preprocessing, Resize
-from distmeta.data.shards import MANIFEST, ClassInfo, Manifest, ShardInfo, Split
+from distmeta.data.shards import MANIFEST, ClassInfo, Manifest, ShardInfo
 from distmeta.data.sources import SourceImage
+from distmeta.data.splits import SPLITS, Split
 from distmeta.data.spool import Spool, SpooledClass
 from distmeta.data.workers import Workers
 from distmeta.data.write import ShardPlan, write_shard
 from distmeta.errors import ConfigError, DataError
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SHARD_BYTES = 64_000_000  # a shard holds all classes of its split unless it would be larger than this
 
 _AGAIN = "the same command goes on where it stopped"
@@ -117,6 +117,16 @@ def pack(
         manifest = _manifest(infos, shards, copies, preprocessing, options)
         (folder / MANIFEST).write_text(manifest.model_dump_json())
     return Packed(manifest, spool.skipped, spool.several)
+
+
+def summary_of(manifest: Manifest) -> dict[Split, dict[str, int]]:
+    """How many classes, images and shards each split has."""
+    summary: dict[Split, dict[str, int]] = {}
+    for split in SPLITS:
+        classes = [info for info in manifest.classes if info.split == split]
+        shards = sum(info.split == split for info in manifest.shards)
+        summary[split] = {"classes": len(classes), "images": sum(info.images for info in classes), "shards": shards}
+    return summary
 
 
 @contextmanager

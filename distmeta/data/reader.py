@@ -6,7 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 
 from distmeta.data.images import Pixels, Preprocessing, decode_packed
-from distmeta.data.shards import Dataset, Shard, Split
+from distmeta.data.shards import Dataset, Shard
+from distmeta.data.splits import Split
 from distmeta.errors import DataError
 
 ImageRef = tuple[int, int]  # number of the shard in its split, member in the shard

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,13 @@ from distmeta.data.episodes import Task
 from distmeta.data.fetch import Content, Fetcher
 from distmeta.data.images import Preprocessing
 from distmeta.data.location import Location, Reading
+from distmeta.data.splits import SPLITS, Split
 from distmeta.errors import ConfigError, DataError
 from distmeta.files import parse_json
 
 FORMAT_VERSION = 2
 _MANIFEST_LIMIT = 1 << 28  # bytes; ImageNet's 14 million images would take 230 MB
 MANIFEST = "manifest.json"
-Split = Literal["train", "val", "test"]
 
 
 def _integers(value: Any) -> NDArray[np.int64]:
@@ -113,7 +113,7 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         """The shards hold what the classes say, each class in its own split, and there is something of every split."""
-        for split in get_args(Split):
+        for split in SPLITS:
             if not any(info.split == split for info in self.classes) or not any(info.split == split for info in self.shards):
                 raise ValueError(f"split {split!r} has no class or no shard")
         for what, names in (("shard", [info.name for info in self.shards]), ("class", [(c.split, c.name) for c in self.classes])):

@@ -17,7 +17,8 @@ from distmeta.data.augment import Augment, augmented
 from distmeta.data.episodes import Episode, EpisodeBatch, Task, compose
 from distmeta.data.images import Pixels, Preprocessing
 from distmeta.data.reader import ImageReader, ImageRef
-from distmeta.data.shards import Dataset, Split, members_of_class
+from distmeta.data.shards import Dataset, members_of_class
+from distmeta.data.splits import Split
 from distmeta.seeds import generator
 
 _WINDOWS_KEPT = 256  # whose members are remembered

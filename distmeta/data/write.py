@@ -10,7 +10,8 @@ import numpy as np
 from webdataset import TarWriter
 
 from distmeta.data.deal import Integers
-from distmeta.data.shards import ShardInfo, Split
+from distmeta.data.shards import ShardInfo
+from distmeta.data.splits import Split
 
 
 class ShardPlan(NamedTuple):

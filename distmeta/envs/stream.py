@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distmeta.data.episodes import Batch, Task
-from distmeta.data.shards import Split
+from distmeta.data.splits import Split
 from distmeta.envs.environment import Environment
 from distmeta.seeds import generator
 

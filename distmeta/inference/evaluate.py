@@ -1,7 +1,8 @@
 """The episodes on which a registered model is evaluated."""
 
 from distmeta.data.episodes import Task
-from distmeta.data.shards import Dataset, Split
+from distmeta.data.shards import Dataset
+from distmeta.data.splits import Split
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError
 from distmeta.inference.model import Model

@@ -10,7 +10,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
-from distmeta.data.shards import Split
+from distmeta.data.splits import Split
 from distmeta.errors import ClusterError, DistmetaError
 from distmeta.inference.evaluate import evaluation_stream
 from distmeta.inference.model import Model, build

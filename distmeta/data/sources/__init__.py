@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-SPLITS = ("train", "val", "test")
-
 
 class SourceImage(NamedTuple):
     """One image as its source holds it.

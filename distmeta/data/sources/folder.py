@@ -11,7 +11,8 @@ import numpy as np
 
 from distmeta.data.decode import MAX_PIXELS, read_file
 from distmeta.data.image_files import ClassFolder, LeftOut, check_twice, class_folders, folders
-from distmeta.data.sources import SPLITS, Source, SourceImage
+from distmeta.data.sources import Source, SourceImage
+from distmeta.data.splits import SPLITS
 from distmeta.errors import ConfigError, DataError
 from distmeta.seeds import generator
 
@@ -64,7 +65,7 @@ def _divided(folder: Path, left_out: LeftOut) -> dict[str, list[ClassFolder]]:
     if "train" not in names or not set(names) <= set(SPLITS):
         held = ", ".join(names[:5]) or "no folder"
         raise DataError(f"{folder} holds {held}; without --split it must hold train, val and test and no other folder", _LAYOUT)
-    classes = {split: class_folders(folder / split, left_out) for split in SPLITS if split in names}
+    classes: dict[str, list[ClassFolder]] = {split: class_folders(folder / split, left_out) for split in SPLITS if split in names}
     split_of: dict[str, str] = {}
     for split, group in classes.items():
         for found in group:

@@ -13,7 +13,8 @@ from typing import IO, NamedTuple
 
 from distmeta.data.decode import read_file
 from distmeta.data.image_files import is_image_name
-from distmeta.data.sources import SPLITS, SourceImage
+from distmeta.data.sources import SourceImage
+from distmeta.data.splits import SPLITS
 from distmeta.data.tars import AGAIN, content_of, members
 from distmeta.errors import DataError
 

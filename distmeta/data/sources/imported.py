@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distmeta.data.sources import SPLITS, SourceImage
+from distmeta.data.sources import SourceImage
+from distmeta.data.splits import SPLITS
 from distmeta.errors import ConfigError, DataError, DistmetaError
 
 _KINDS = (str, str, str, bytes, str)  # of a SourceImage's fields

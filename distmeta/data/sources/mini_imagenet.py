@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from distmeta.data.decode import read_file
-from distmeta.data.sources import SPLITS, Source, SourceImage
+from distmeta.data.sources import Source, SourceImage
 from distmeta.data.sources.imagenet import WNID, Class, check_missing, find_classes, pictures, readable, rows
+from distmeta.data.splits import SPLITS
 from distmeta.errors import DataError
 
 _RENAMED = re.compile(r"(n\d{8})(\d{8})\.jpe?g", re.IGNORECASE)

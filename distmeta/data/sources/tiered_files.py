@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from distmeta.data.sources import SPLITS, Source, SourceImage
+from distmeta.data.sources import Source, SourceImage
+from distmeta.data.splits import SPLITS
 from distmeta.errors import DataError
 
 _FILES = "Give the folder with {train,val,test}_labels.pkl and _images_png.pkl or _images.npz, as they were published."
@@ -32,7 +33,7 @@ def read(folder: Path) -> Source:
     Memory: one image for .npz; for .pkl, whose format allows no other way, the whole split's PNG files (train: about 8 GB).
     Raises DataError if a file is missing or damaged, or a pickle holds anything but data.
     """
-    labels = {split: _labels(folder / f"{split}_labels.pkl") for split in SPLITS}
+    labels: dict[str, tuple[list[str], list[str]]] = {split: _labels(folder / f"{split}_labels.pkl") for split in SPLITS}
     return Source(_images(folder, labels), sum(len(of_image) for of_image, _ in labels.values()))
 
 

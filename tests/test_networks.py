@@ -109,7 +109,14 @@ def batch(slots: int) -> EpisodeBatch:
     images = torch.randn(slots, OUTPUTS * (SHOT + QUERIES), *SHAPE, generator=random, dtype=torch.float64)
     labels = torch.arange(OUTPUTS).expand(slots, OUTPUTS)
     support, queries = images[:, : OUTPUTS * SHOT], images[:, OUTPUTS * SHOT :]
-    return EpisodeBatch(0, list(range(slots)), support, labels.repeat_interleave(SHOT, 1), queries, labels.repeat_interleave(QUERIES, 1))
+    return EpisodeBatch(
+        step=0,
+        slots=list(range(slots)),
+        support_images=support,
+        support_labels=labels.repeat_interleave(SHOT, 1),
+        query_images=queries,
+        query_labels=labels.repeat_interleave(QUERIES, 1),
+    )
 
 
 def learner(name: str, model: nn.Module, **settings: Any) -> Learner:

@@ -93,7 +93,7 @@ class Reinforcement(Domain):
         return self.config.learner.settings.get("inner_steps") or INNER_STEPS
 
     def _stream(self, split: Split, trajectories: int, steps: int, seed: int) -> TaskStream:
-        return TaskStream(self.environment, split, trajectories, steps + 1, seed)
+        return TaskStream(environment=self.environment, split=split, trajectories=trajectories, phases=steps + 1, seed=seed)
 
     def example(self, slots: int) -> Batch | None:
         return next(self.training(range(slots), 0)) if self.environment.tensor_program else None

@@ -54,7 +54,9 @@ class PolicyModel(NamedTuple):
         environment = environment or objective.environment
         self._check(environment, objective)
         objective.environment = environment
-        stream = TaskStream(environment, "test", trajectories, learner.inner_steps_eval + 1, seed)
+        stream = TaskStream(
+            environment=environment, split="test", trajectories=trajectories, phases=learner.inner_steps_eval + 1, seed=seed
+        )
         (episode,) = stream.evaluation([0])
         if task is not None:
             episode = _with_task(episode, environment, task)
@@ -62,7 +64,7 @@ class PolicyModel(NamedTuple):
         played, params = [], self.meta_params
         for step, params in enumerate(learner.adaptation(self.meta_params, episode)):
             played.append(objective.trajectories(Network(learner.forward(), params), episode, step))
-        return AdaptedPolicy(learner, params, environment, episode.tasks[0].tolist(), played)
+        return AdaptedPolicy(learner=learner, params=params, environment=environment, task=episode.tasks[0].tolist(), played=played)
 
     def _check(self, environment: Environment, objective: PolicyGradient) -> None:
         wanted, found = [(like.observation_size, like.actions) for like in (objective.environment, environment)]

@@ -17,6 +17,7 @@ from distmeta.learners.params import Params, trainable, weights_sha256
 from distmeta.models import MODELS, build_model, redraw
 from distmeta.models.dropblock import DropBlock, set_noise
 from distmeta.models.norm import NORMS
+from distmeta.seeds import torch_seed
 
 OUTPUTS = 3
 # One small instance of every backbone, and two of Conv-4.
@@ -377,3 +378,17 @@ def test_dropblock_refuses_tasks_batched_by_vmap() -> None:
 
 def test_every_backbone_is_tested() -> None:
     assert {small["name"] for small in SMALL.values()} == set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "own", "expected"),
+    [
+        ("conv4", "batch", {"filters": 32}, "d0aa2cf4a366"),
+        ("resnet12", "batch", {"widths": [8, 8, 8, 8], "drop_rate": 0.1}, "51605f44c6c5"),
+        ("mlp", "none", {}, "0d8de01e494b"),
+    ],
+)
+def test_networks_start_as_they_did_in_version_0_1(name: str, norm: str, own: dict[str, Any], expected: str) -> None:
+    """Whoever trained with distmeta 0.1 gets the same weights from the same seed."""
+    model = build_model(name, (1, 28, 28), 5, norm, seed=torch_seed(0, "initial weights"), **own)
+    assert weights_sha256(trainable(model)).startswith(expected)

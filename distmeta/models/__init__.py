@@ -61,8 +61,10 @@ def build_model(
     arguments = _arguments(name, make, {"input_shape": tuple(input_shape), "outputs": outputs, "norm": norm}, own)
     if name in MODELS:
         model: nn.Module = make(**arguments)
+        if len(input_shape) == 3:
+            in_fastest_layout(model)
         if seed is not None:
-            redraw(model, seed)
+            redraw(model, seed)  # in the layout that they keep: torch draws values in the order in which they lie in memory
     else:
         model = constructed(name, make, arguments, seed)
     name_head(model, head)
@@ -83,7 +85,7 @@ def in_fastest_layout(model: nn.Module) -> nn.Module:
     """`model` with the channels of its 2-D convolutions innermost in memory."""
     for parameter in model.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model
 
 

@@ -64,8 +64,15 @@ node() { # NAME ARGUMENTS…: started and seen to run; tried three times, for Ra
   exit 1
 }
 
+folder() { # NAME: makes a folder for this node's files, and sets FOLDER to it
+  # Every node has its own: a node unpacks a job's files again, which would disturb the others. The head also notes its address there, where
+  # Ray looks for "the" cluster of the machine. The path is short because sockets are made in it.
+  FOLDER=$(mktemp -d /tmp/ray-XXXXXX)
+  echo "$FOLDER" >"$STATE/$1.folder"
+}
+
 up() {
-  local port dashboard client agent folder
+  local port dashboard client agent
   if compgen -G "$STATE/*.pid" >/dev/null; then
     echo "a cluster is recorded in $STATE already; end it first: cluster/local.sh down" >&2
     exit 1
@@ -75,13 +82,12 @@ up() {
   python3 -c 'import secrets; print(secrets.token_hex(32))' >"$STATE/token"
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$STATE/token"
   read -r port dashboard client agent < <(free_ports 4)
+  folder head
   node head --head --port="$port" --num-cpus=0 --include-dashboard=true --dashboard-host=127.0.0.1 --dashboard-port="$dashboard" \
-    --ray-client-server-port="$client" --dashboard-agent-listen-port="$agent"
+    --ray-client-server-port="$client" --dashboard-agent-listen-port="$agent" --temp-dir="$FOLDER"
   for ((i = 1; i <= $1; i++)); do
-    # A folder of its own: a node unpacks a job's files anew, and would do so under the feet of the others. Short, for sockets lie in it.
-    folder=$(mktemp -d /tmp/ray-XXXXXX)
-    echo "$folder" >"$STATE/node-$i.folder"
-    node "node-$i" --address="$NODE_IP:$port" --num-cpus="$CPUS" --dashboard-agent-listen-port="$(free_ports 1)" --temp-dir="$folder"
+    folder "node-$i"
+    node "node-$i" --address="$NODE_IP:$port" --num-cpus="$CPUS" --dashboard-agent-listen-port="$(free_ports 1)" --temp-dir="$FOLDER"
   done
   cat >"$STATE/env" <<ENV
 export RAY_ADDRESS=$NODE_IP:$port
@@ -111,7 +117,7 @@ down() {
   for file in "$STATE"/node-*.pid "$STATE"/head.pid; do
     if [[ -e $file ]]; then end "$file"; fi
   done
-  for file in "$STATE"/node-*.folder; do
+  for file in "$STATE"/*.folder; do
     if [[ -e $file ]]; then rm -rf "$(cat "$file")" "$file"; fi
   done
   rm -f "$STATE/token" "$STATE/env"

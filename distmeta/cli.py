@@ -351,10 +351,22 @@ def submit(
     elif sets:
         arguments += [part for override in sets for part in ("--set", override)]
 
-    job_id = start(address, [verb, *arguments], config, include or [], name)
+    job_id = start(address, [verb, *arguments], config, include or [], name, _places(context, verb, arguments))
     say(f"job {job_id}; distmeta jobs logs|stop {job_id} --address {address}")
     if not detach:
         _follow(address, job_id)
+
+
+def _places(context: typer.Context, verb: str, arguments: list[str]) -> dict[str, str]:
+    """The paths and URLs among a verb's arguments, by option; the config apart. Arguments that the verb does not take are refused."""
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    parsed = command.make_context(verb, list(arguments), parent=context.parent)
+    named = {parameter.name: max(parameter.opts, key=len) for parameter in command.params}
+    return {
+        named[name] if named[name].startswith("-") else name.upper(): str(value)
+        for name, value in parsed.params.items()
+        if name != "config" and (isinstance(value, Path) or (name in ("shards", "tracking_uri") and value is not None))
+    }
 
 
 @app.command()

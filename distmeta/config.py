@@ -24,6 +24,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 _LONGEST_TEXT = 4096
 _LONGEST_VALUE = 300  # characters shown of a value that is refused
 
+LOCATION = Field(json_schema_extra={"location": True})  # marks keys that hold a path or URL; a submitted job must be able to reach it
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -69,7 +71,7 @@ class EvalConfig(Section):
 
 
 class CacheConfig(Section):
-    folder: str | None = None
+    folder: Annotated[str | None, LOCATION] = None
     """Folder on each node in which its workers share shards read from a URL, in distmeta-shards inside it (default: none kept)."""
     limit_gb: PositiveFloat = 20.0
     """Size in GB (10⁹ bytes) that distmeta-shards may reach; shards used least recently go first."""
@@ -87,7 +89,7 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    shards: str | None = None
+    shards: Annotated[str | None, LOCATION] = None
     """A packed dataset: a folder, a URL (http, https, s3, gs), or `pipe:` and a shell command with {name} for a file's name."""
     functions: Literal["sinusoid", "linear-sigmoid", "sinusoid-sequence"] | None = None
     """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
@@ -262,7 +264,7 @@ class TrainConfig(Section):
 
 
 class TrackingConfig(Section):
-    uri: str | None = None
+    uri: Annotated[str | None, LOCATION] = None
     """MLflow tracking URI; the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder, if absent."""
     experiment: str = "distmeta"
     """MLflow experiment."""
@@ -366,7 +368,7 @@ def is_registered(origin: str) -> bool:
 class Config(Section):
     """One run."""
 
-    run_folder: str
+    run_folder: Annotated[str, LOCATION]
     """Folder that holds everything the run writes."""
     seed: Count = 0
     """Decides initial weights and training episodes."""
@@ -418,6 +420,28 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return result
+
+
+def locations(section: Section, prefix: str = "") -> dict[str, str]:
+    """The paths and URLs that a config names, by dotted key; keys without a value are left out."""
+    found: dict[str, str] = {}
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found |= locations(value, f"{prefix}{name}.")
+        elif value is not None and isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("location"):
+            found[prefix + name] = value
+    return found
+
+
+def is_relative(location: str) -> bool:
+    """Whether a path or URL leads to another place in another working folder."""
+    scheme, is_url, path = location.partition("://")
+    if is_url and scheme.startswith(("sqlite", "file")):
+        return not path.startswith("/" if scheme == "file" else "//")
+    if is_url or location.startswith(("pipe:", "databricks")):
+        return False
+    return not Path(location.removeprefix("file:")).is_absolute()
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:

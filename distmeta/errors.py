@@ -4,7 +4,8 @@ DistmetaError
 ├── ConfigError    the config or a flag is wrong             exit code 2
 ├── DataError      an archive, shard, image or folder is     exit code 1
 ├── RunError       a run folder, checkpoint or training is   exit code 1
-│   └── Stopped    nothing is: the user asked to stop        exit code 1
+│   ├── Stopped    nothing is: the user asked to stop        exit code 1
+│   └── Overtaken  another process writes the run folder now exit code 1
 ├── ClusterError   Ray cannot place or keep the workers      exit code 1
 └── RegistryError  MLflow or a registered model is           exit code 1
     └── Unanswered MLflow does not answer, or cannot now     exit code 1
@@ -45,6 +46,10 @@ class RunError(DistmetaError):
 
 
 class Stopped(RunError):
+    pass
+
+
+class Overtaken(RunError):
     pass
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from conftest import free_port
@@ -22,6 +23,7 @@ from distmeta.sweep.records import Records
 from distmeta.sweep.trials import load_trials
 from distmeta.sweep.tuner import Running
 from distmeta.sweep.watchdog import Watchdog
+from distmeta.training.lease import Claim
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,9 @@ class Asker:
 
     def address(self) -> str | None:
         return os.environ.get("RAY_ADDRESS")
+
+    def gloo_interface(self) -> str | None:
+        return os.environ.get("GLOO_SOCKET_IFNAME")
 
     def address_of_a_child(self) -> str | None:
         child = Asker.options(runtime_env={"env_vars": {"OTHER": "1"}}).remote()  # type: ignore[attr-defined]
@@ -59,6 +64,8 @@ def test_every_process_of_a_run_is_told_its_cluster(address: str, monkeypatch: p
             asker = Asker.remote()  # type: ignore[attr-defined]
             told = ray.get([asker.address.remote(), asker.address_of_a_child.remote()])
             assert [*told, os.environ["RAY_ADDRESS"]] == [address] * 3
+            interface = psutil.net_if_addrs()[ray.get(asker.gloo_interface.remote())]
+            assert ray.util.get_node_ip_address() in {found.address for found in interface}
         assert os.environ.get("RAY_ADDRESS") == outside
 
 
@@ -116,7 +123,9 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(watchdogs.ray, "get", lambda answers, timeout: answers)
     monkeypatch.setattr(watchdogs.ray, "kill", found.killed.append)
     source: Any = SimpleNamespace(running=running)
-    found.watchdog = Watchdog(records=records, source=source, train=base.train, needs={"CPU": 1.0}, say=found.said.append)
+    found.watchdog = Watchdog(
+        records=records, source=source, claim=Claim(str(records.folder), "me"), train=base.train, needs={"CPU": 1.0}, say=found.said.append
+    )
     return found
 
 
@@ -194,7 +203,12 @@ def test_groups_of_ended_trials_are_removed_and_all_are_recorded(watched: Any) -
     assert recorded == ["group 01 0", "group 01 1"]
     watched.removed.clear()
     later = Watchdog(
-        records=watched.records, source=watched.watchdog._source, train=watched.records.config.train, needs={"CPU": 1.0}, say=print
+        records=watched.records,
+        source=watched.watchdog._source,
+        claim=Claim("", "me"),
+        train=watched.records.config.train,
+        needs={"CPU": 1.0},
+        say=print,
     )
     with later:
         assert set(watched.removed) >= set(recorded), "a resumed sweep leaves what an earlier session held"

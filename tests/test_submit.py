@@ -4,19 +4,25 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from conftest import free_port
 from ray.cluster_utils import Cluster
+from ray.dashboard.modules.version import CURRENT_VERSION
 
-from distmeta.config import Config, validate
+from distmeta.config import Config, locations, validate
 from distmeta.errors import ClusterError, ConfigError, Stopped
 from distmeta.scale import job
-from distmeta.scale.submit import CONFIG, check_reachable, client, follow, list_jobs, logs, pack_job, stop, submit
+from distmeta.scale.submit import CONFIG, check_locations, client, follow, list_jobs, logs, pack_job, stop, submit
 
 
 def config(**changes: Any) -> Config:
@@ -31,12 +37,87 @@ def config(**changes: Any) -> Config:
             r"run_folder=runs/x is relative: in a job it would lie in a folder that goes with the job\ngive an absolute",
         ),
         ({"data": {"shards": "data/omniglot"}}, "data.shards=data/omniglot is relative"),
+        ({"data": {"shards": "s3://b/omniglot", "cache": {"folder": "cache"}}}, "data.cache.folder=cache is relative"),
+        ({"tracking": {"uri": "sqlite:///mlflow.db"}}, "tracking.uri=sqlite:///mlflow.db is relative"),
+        ({"tracking": {"uri": "mlruns"}}, "tracking.uri=mlruns is relative"),
     ],
 )
 def test_what_a_job_would_lose_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_reachable(config(**changes))
-    check_reachable(config())
+        check_locations(locations(config(**changes)))
+    for uri in ("http://mlflow:5000", "sqlite:////shared/mlflow.db", "file:///shared/mlruns", "/shared/mlruns", "postgresql://db/mlflow"):
+        check_locations(locations(config(tracking={"uri": uri})))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pack", "/shared/images", "--dataset", "folder", "--out", "packed"], "--out=packed is relative"),
+        (["pack", "images", "--dataset", "folder", "--out", "/shared/packed"], "SOURCE=images is relative"),
+        (["pack", "--dataset", "mini-imagenet", "/shared/images", "--splits", "csv", "--out", "/shared/x"], "--splits=csv is relative"),
+        (["pack", "--include", "csv", "--dataset", "folder", "/shared/images", "--out", "csv/x"], "--out=csv/x is relative"),
+        (["evaluate", "data/omniglot", "--model", "models:/m/1"], "SHARDS=data/omniglot is relative"),
+        (
+            ["evaluate", "/shared/omniglot", "--model", "models:/m/1", "--tracking-uri", "sqlite:///m.db"],
+            "--tracking-uri=sqlite:///m.db is",
+        ),
+        (["pack", "/shared/images", "--dataset", "folder"], "Missing option '--out'"),
+    ],
+)
+def test_every_location_of_a_verb_is_checked_before_anything_is_sent(arguments: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    run = [sys.executable, "-m", "distmeta", "submit", *arguments, "--address", "http://127.0.0.1:9"]
+    refused = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+
+
+def test_what_is_shipped_may_be_read_by_its_name(tmp_path: Path) -> None:
+    check_locations({"--splits": "csv/5way", "SOURCE": "s3://images"}, [tmp_path / "csv"])
+
+
+class _Head(BaseHTTPRequestHandler):
+    """Answers as a dashboard does when a client connects."""
+
+    def do_GET(self) -> None:
+        answer = {"version": CURRENT_VERSION, "ray_version": ray.__version__, "ray_commit": "", "session_name": "s"}
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_the_address_that_is_given_comes_before_the_environments(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Head) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        assert client(address).get_address() == address
+        assert os.environ[name] == "http://127.0.0.1:9"
+        server.shutdown()
+
+
+def test_a_proxy_that_stands_before_the_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:hunter2@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ClusterError, match=r"\nhttp_proxy=http://127.0.0.1:9 was asked for it; set no_proxy=head if") as refused:
+        client("http://head:8265")
+    assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    with pytest.raises(ClusterError, match="is the head running"):
+        client("http://127.0.0.1:9")
+
+
+def test_a_job_without_an_mlflow_of_its_own_needs_that_of_its_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert "MLFLOW_TRACKING_URI is not set on the cluster's nodes" in (job.tracking_fault() or "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert "MLFLOW_TRACKING_URI=sqlite:///mlflow.db on the cluster's nodes is relative" in (job.tracking_fault() or "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow")
+    assert job.tracking_fault() is None
 
 
 @pytest.mark.parametrize(
@@ -67,7 +148,7 @@ def test_the_package_travels_with_its_metadata_and_nothing_of_the_environment(tm
     assert validate(__import__("yaml").safe_load((folder / CONFIG).read_text()), "test") == config()
     assert (folder / "distmeta" / "scale" / "job.py").exists()
     assert list(folder.glob("distmeta-*.dist-info/METADATA")), "importlib.metadata would not find distmeta"
-    assert set(json.loads((folder / job.VERSIONS).read_text())) == set(job.COMPARED)
+    assert set(json.loads((folder / job.FACTS).read_text())["versions"]) == set(job.COMPARED)
     assert not any(b"hunter2" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 

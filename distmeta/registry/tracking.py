@@ -24,7 +24,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from distmeta.config import Config, flat
-from distmeta.errors import RegistryError, Unanswered
+from distmeta.errors import Overtaken, RegistryError, RunError, Stopped, Unanswered
 from distmeta.masking import masked
 from distmeta.training.measurement import BASELINE_KEY, KEY
 from distmeta.training.metrics import Record
@@ -224,6 +224,20 @@ def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
     """Raises RegistryError."""
     with answers(uri):
         client(uri).log_batch(run_id, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
+
+
+@contextmanager
+def ended(uri: str, run_folder: RunFolder) -> Iterator[None]:
+    """If the block raises, end the folder's MLflow run, if it has one and MLflow answers: KILLED if it was stopped, else FAILED."""
+    try:
+        yield
+    except Overtaken:  # the MLflow run is the other process's now
+        raise
+    except BaseException as error:
+        if run_folder.has_mlflow_run:
+            with suppress(RegistryError, RunError):
+                end_run(uri, run_folder.read_mlflow()["run_id"], "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
+        raise
 
 
 def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

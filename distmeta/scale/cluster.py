@@ -12,44 +12,50 @@ from typing import Any, TextIO
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how often reports are taken; the default is 2 s
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` Ray would upload the working folder
 os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # a worker that hangs does not answer, however long one asks
 
+import grpc
 import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray._common.utils import get_default_ray_temp_dir
+from ray._private.gcs_utils import create_gcs_channel
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.exceptions import AuthenticationError
 
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError
 from distmeta.scale.places import amounts_text, places_on
 from distmeta.training.storage import appending, on_disk
 
+TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, the file of the cluster's token"
+_ANSWER_S = 20.0
+
 
 @contextmanager
-def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """A connection to the cluster at `address`, or else to RAY_ADDRESS, or else to a local instance of our own that ends with the block.
 
-    With `dashboard`, raises ClusterError if the cluster has none.
+    Raises ClusterError within 20 s if there is no cluster, or if it refuses us.
     """
-    outside = os.environ.get("RAY_ADDRESS")
-    address = address or outside
-    if address is None:
+    outside = os.environ.get("RAY_ADDRESS") or None
+    if address or outside:
+        _check_answers(address or outside or "", "--address" if address else "RAY_ADDRESS")
+    else:
         os.environ["RAY_AUTH_MODE"] = "disabled"  # our own instance listens on loopback only
     try:
-        context = ray.init(
-            address=address or "local",
-            include_dashboard=None if address else dashboard,
+        ray.init(
+            address=address or outside or "local",
+            include_dashboard=None if address or outside else False,
             logging_level=logging.ERROR,
-            runtime_env={"worker_process_setup_hook": _address_setter()},
+            runtime_env={"worker_process_setup_hook": _process_setup()},
         )
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ClusterError(f"no Ray cluster answers at {address or 'this machine'}: {reason}", "check --address or RAY_ADDRESS") from None
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError, OSError) as error:
+        raise _refused(error, address or outside) from None
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
-        if dashboard and not context.dashboard_url:
-            raise ClusterError(
-                f"the Ray cluster at {address} has no dashboard; without it Ray does not give a stopped trial's place to the next",
-                "start its head with --include-dashboard=true, and with ray[default] installed",
-            )
         yield
     finally:
         ray.shutdown()
@@ -59,16 +65,61 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
             os.environ["RAY_ADDRESS"] = outside
 
 
-def _address_setter() -> Callable[[], None]:
-    """What every process that Ray starts for us runs first: it sets RAY_ADDRESS to the cluster that the process belongs to.
+def _check_answers(address: str, source: str) -> None:
+    """Raises ClusterError unless a Ray head answers at `address` (HOST:PORT, or auto), which `source` named, and takes our token."""
+    remedy = "start that cluster, or correct --address" if source == "--address" else "unset RAY_ADDRESS, or set it to a running cluster"
+    try:
+        head = canonicalize_bootstrap_address_or_die(address)
+    except (ConnectionError, ValueError, OSError) as error:
+        reason = f"{source}={address} is not the address of a Ray head: {_first_line(error)}"
+        raise ClusterError(reason, "write HOST:PORT (often port 6379)") from None
+    try:
+        NodeInfoGcsServiceStub(create_gcs_channel(head)).CheckAlive(CheckAliveRequest(), timeout=_ANSWER_S)
+    except grpc.RpcError as error:
+        if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            raise ClusterError(f"the Ray cluster at {source}={address} wants its token", TOKEN) from None
+        reason = f"no answer in {_ANSWER_S:g} s" if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED else _first_line(error.details())
+        raise ClusterError(f"no Ray cluster answers at {source}={address}: {reason}", remedy) from None
+    except AuthenticationError as error:
+        raise ClusterError(f"no token for the Ray cluster at {source}={address}: {_first_line(error)}", TOKEN) from None
 
-    Without RAY_ADDRESS, Ray's own helpers (its state API) take the cluster that `ray start` was last called for on the machine.
+
+def _refused(error: Exception, address: str | None) -> ClusterError:
+    """What a user should hear of an error by ray.init."""
+    if "AF_UNIX path" in str(error):
+        return ClusterError(
+            f"the path of Ray's temporary folder is too long for sockets: {get_default_ray_temp_dir()}", "set RAY_TMPDIR=/tmp"
+        )
+    where = f"the Ray cluster at {address} refuses" if address else "Ray does not start on this machine"
+    return ClusterError(f"{where}: {_first_line(error)}", "distmeta doctor says more")
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _process_setup() -> Callable[[], None]:
+    """What every process that Ray starts for us runs first. It sets RAY_ADDRESS to the cluster that the process belongs to, and
+    GLOO_SOCKET_IFNAME to the interface of its node's address.
+
+    Without RAY_ADDRESS, Ray's own helpers (its state API) take the cluster that `ray start` was last called for on the machine. Gloo by
+    itself takes the address of the host's name, which on many hosts is 127.0.0.1.
     """
 
-    def set_address() -> None:  # a local function, because Ray sends its code: helpers of Ray then start without importing distmeta
-        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    def set_up() -> None:  # a local function, because Ray sends its code: helpers of Ray then start without importing distmeta
+        import os
+        import socket
 
-    return set_address
+        import psutil
+        import ray
+
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        own = ray.util.get_node_ip_address()
+        for interface, addresses in psutil.net_if_addrs().items():
+            if any(found.family in (socket.AF_INET, socket.AF_INET6) and found.address.partition("%")[0] == own for found in addresses):
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+    return set_up
 
 
 def storage(folder: Path) -> dict[str, Any]:

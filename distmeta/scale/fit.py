@@ -8,7 +8,7 @@ from ray.exceptions import RayError
 from ray.train import ControllerError, TrainingFailedError
 
 from distmeta.config import Config
-from distmeta.errors import ClusterError, DistmetaError, RunError
+from distmeta.errors import ClusterError, DistmetaError, Overtaken, RunError
 from distmeta.scale.progress import raised
 from distmeta.training.run_folder import RunFolder
 
@@ -51,6 +51,8 @@ def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> 
 
 def unwritable(error: BaseException, run_folder: RunFolder) -> RunError | None:
     """What the user should hear of `error`, a worker's or Ray's controller's, if it says that the run folder cannot be written."""
+    if isinstance(error, Overtaken):
+        return error
     # Object storage gives no number.
     if not isinstance(error, OSError) or not (error.errno in _UNWRITABLE or isinstance(error, PermissionError)):
         return None

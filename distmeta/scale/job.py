@@ -1,15 +1,16 @@
-"""What a submitted job runs first, `python -m distmeta.scale.job`: compare the cluster's libraries with the submitter's.
+"""What a submitted job runs, `python -m distmeta.scale.job VERB …`: it checks the cluster, then becomes `distmeta VERB …`.
 
 Imports nothing that may be missing before it has said what is.
 """
 
 import json
+import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-VERSIONS = "versions.json"
+FACTS = "job.json"  # what the submitter ships: `versions`, and whether the job `needs_tracking` from the environment
 COMPARED = ("torch", "ray", "numpy", "mlflow", "safetensors", "webdataset")
 
 
@@ -31,15 +32,51 @@ def differences(there: dict[str, str]) -> list[str]:
     return [f"{name} {submitted} → {found(name)}" for name, submitted in there.items() if found(name) != submitted]
 
 
-def main() -> None:
+def own_address() -> str | None:
+    """The address of the cluster whose node started this process, which is not always the one that Ray put into RAY_ADDRESS.
+
+    Where several clusters share a machine and a temporary folder, Ray gives a job the address of the cluster that was started last.
+    """
+    import psutil
+
+    try:
+        raylet = psutil.Process(int(os.environ["RAY_RAYLET_PID"])).cmdline()
+    except (KeyError, ValueError, psutil.Error):
+        return None
+    return next((flag.partition("=")[2] for flag in raylet if re.match("--gcs[-_]address=", flag)), None)
+
+
+def tracking_fault() -> str | None:
+    """What is wrong with the nodes' MLFLOW_TRACKING_URI for a job that has nothing else, if anything is."""
+    from distmeta.config import is_relative
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return "the job has no MLflow: tracking.uri is absent, and MLFLOW_TRACKING_URI is not set on the cluster's nodes"
+    if is_relative(uri):
+        return f"MLFLOW_TRACKING_URI={uri} on the cluster's nodes is relative: it would lie in a folder that goes with the job"
+    return None
+
+
+def main(arguments: list[str]) -> None:
     lacking = missing()
     if lacking:
-        print(f"distmeta: this cluster's Python lacks {', '.join(lacking)}\n  install them in its image, on every node", file=sys.stderr)
-        sys.exit(1)
-    differing = differences(json.loads(Path(VERSIONS).read_text()))
+        _refuse(f"this cluster's Python lacks {', '.join(lacking)}", "install them in its image, on every node")
+    facts = json.loads(Path(FACTS).read_text())
+    differing = differences(facts["versions"])
     if differing:
         print(f"libraries differ from the submitter's: {', '.join(differing)}", file=sys.stderr)
+    fault = tracking_fault() if facts["needs_tracking"] else None
+    if fault is not None:
+        _refuse(fault, "give tracking.uri (--tracking-uri for evaluate), an absolute location that all nodes reach")
+    os.environ["RAY_ADDRESS"] = own_address() or os.environ["RAY_ADDRESS"]
+    os.execv(sys.executable, [sys.executable, "-m", "distmeta", *arguments])
+
+
+def _refuse(message: str, remedy: str) -> None:
+    print(f"distmeta: {message}\n  {remedy}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

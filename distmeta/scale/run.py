@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from distmeta.scale.fit import Fit, failure
 from distmeta.scale.kernels import settled
 from distmeta.scale.progress import Display, new_board
 from distmeta.scale.worker import trainer
+from distmeta.training.lease import Lease
 from distmeta.training.run_folder import RunFolder
 
 _POLL_S = 0.5
@@ -44,7 +46,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
     this = Run.of(absolute(config).model_copy(update={"sweep": None}))
     this.check()
     config, run_folder = this.config, this.folder
-    with opened(this, resume), quiet(run_folder.log) as terminal, Display(terminal, config.outer.steps) as display:
+    with opened(this, resume) as lease, quiet(run_folder.log) as terminal, Display(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = tracking.tracking_uri(config.tracking.uri)
         try:
@@ -58,7 +60,8 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
             display.say(note)
         if not run_folder.has_ended:
             display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
-            _train(this, uri, address, allow_other_hardware, display)
+            with tracking.ended(uri, run_folder):
+                _train(this, uri, address, allow_other_hardware, lease, display)
         display.show({"phase": "publishing", "step": config.outer.steps})
         return conclude(run_folder, uri, config.tracking.model, config)
 
@@ -103,24 +106,25 @@ def check_run_folder(this: Run, resume: bool) -> None:
 
 
 @contextmanager
-def opened(this: Run, resume: bool) -> Iterator[None]:
-    """The run's folder, new or one that may be resumed; a new one does not stay if the run is refused before it began.
+def opened(this: Run, resume: bool) -> Iterator[Lease]:
+    """The lease of the run's folder, new or one that may be resumed; a new one does not stay if the run is refused before it began.
 
-    Raises ConfigError.
+    Raises ConfigError, and RunError if another process writes that folder.
     """
     run_folder = this.folder
     run_folder.check_writable()
     new = run_folder.is_empty
-    try:
-        check_run_folder(this, resume)
-        yield
-    except BaseException:
-        if new and not run_folder.holds_run:
-            run_folder.remove()
-        raise
+    check_run_folder(this, resume)
+    with Lease(run_folder.path, lambda text: print(text, file=sys.stderr)) as lease:
+        try:
+            yield lease
+        except BaseException:
+            if new and not run_folder.holds_run:
+                run_folder.remove()
+            raise
 
 
-def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool, display: Display) -> None:
+def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool, lease: Lease, display: Display) -> None:
     config, run_folder = this.config, this.folder
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
@@ -137,7 +141,7 @@ def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool,
         run_id = _begin(this)
         board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):
-            fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd()))
+            fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd(), lease.claim))
             _watch(fit, board, display)
             used = ray.get(board.snapshot.remote())[0].get("memory_used")
             if used is not None:
@@ -146,7 +150,6 @@ def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool,
         if error is not None:
             try:
                 tracking.send_metrics(uri, run_id, run_folder)
-                tracking.end_run(uri, run_id, "KILLED" if isinstance(error, Stopped) else "FAILED")
             except RegistryError as unsent:  # what ended the run is what the user must hear of
                 display.say(f"{unsent.message}\nwhat MLflow lacks of the metrics is sent by distmeta sync {run_folder}, or by --resume")
             raise error

@@ -6,6 +6,7 @@ A job's runtime environment is metadata that everybody on the cluster can read: 
 import asyncio
 import json
 import logging
+import os
 import shlex
 import shutil
 import signal
@@ -14,28 +15,32 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
+from urllib.request import getproxies, proxy_bypass, urlopen
 from zipfile import ZipFile
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
-from distmeta.config import Config, secrets_of
+from distmeta.config import Config, is_relative, locations, secrets_of
 from distmeta.data.shards import MANIFEST
 from distmeta.errors import ClusterError, ConfigError, Stopped
 from distmeta.masking import masked
-from distmeta.scale.job import COMPARED, VERSIONS
+from distmeta.scale.cluster import TOKEN
+from distmeta.scale.job import COMPARED, FACTS
 from distmeta.training.run_folder import CONFIG
 
 LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
 _CONNECT_S = 8.0
+_STOP_S = 60
+_TRACKING = {"tracking.uri", "--tracking-uri"}
+_WRITTEN = _TRACKING | {"run_folder", "--out"}
 _NOT_YET = r"(?s).*No available agent"  # a head that has just started
 _UNKNOWN = "distmeta jobs list --address … names the jobs"
 for _told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -52,12 +57,25 @@ def client(address: str) -> JobSubmissionClient:
         raise ConfigError(f"--address {address} is no dashboard's address", "write http://HEAD:8265, the address of the head's dashboard")
     try:
         urlopen(f"{address.rstrip('/')}/api/version", timeout=_CONNECT_S).close()
-    except HTTPError:
-        pass  # it answers; the client says what it lacks
+    except HTTPError as error:
+        if error.code not in (401, 403) and (remedy := _proxy_remedy(address)) is not None:  # the proxy answered
+            raise ClusterError(f"no Ray cluster answers at {address}: {error}", remedy) from None
     except (URLError, OSError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster answers at {address}: {getattr(error, 'reason', error)}", check) from None
-    with _answers(address):
+        raise ClusterError(
+            f"no Ray cluster answers at {address}: {getattr(error, 'reason', error)}", _proxy_remedy(address) or check
+        ) from None
+    with _answers(address), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to what it is given
         return JobSubmissionClient(address)
+
+
+@contextmanager
+def _without(*names: str) -> Iterator[None]:
+    """This process's environment without these variables."""
+    held = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
 
 
 @contextmanager
@@ -69,18 +87,30 @@ def _answers(address: str, job_id: str | None = None) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         if job_id is not None and "does not exist" in reason:
             raise ClusterError(f"there is no job {job_id} at {address}", _UNKNOWN) from None
-        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" if "nauth" in reason else "ray job list and the head's log may say more"
+        remedy = TOKEN if "nauth" in reason else "ray job list and the head's log may say more"
         raise ClusterError(f"the Ray cluster at {address}: {reason}", remedy) from None
 
 
-def check_reachable(config: Config) -> None:
-    """Raises ConfigError if the config names places on this machine only, which a job would lose or not find."""
-    places = {"run_folder": config.run_folder, "data.shards": config.data.shards, "data.cache.folder": config.data.cache.folder}
+def _proxy_remedy(address: str) -> str | None:
+    """What to do if a proxy stands between here and the cluster."""
+    parts = urlsplit(address)
+    proxy, host = getproxies().get(parts.scheme), parts.hostname or ""
+    if proxy is None or proxy_bypass(host):
+        return None
+    return f"{parts.scheme}_proxy={masked(proxy)} was asked for it; set no_proxy={host} if this machine reaches the head itself"
+
+
+def check_locations(places: dict[str, str], includes: Iterable[Path] = ()) -> None:
+    """Raises ConfigError if a place that the job reads or writes (name of its key or option → path or URL) is on this machine only.
+
+    What it reads may lie in what it is shipped with.
+    """
+    shipped = {path.name for path in includes}
     for key, place in places.items():
-        if place is not None and "://" not in place and not place.startswith("pipe:") and not Path(place).is_absolute():
+        if is_relative(place) and (key in _WRITTEN or Path(place).parts[:1] not in {(name,) for name in shipped}):
             raise ConfigError(
                 f"{key}={place} is relative: in a job it would lie in a folder that goes with the job",
-                f"give an absolute path that all nodes share, or a URL: --set {key}=…",
+                f"give an absolute path that all nodes share, or a URL, as {key}",
             )
 
 
@@ -94,10 +124,11 @@ def check_secrets(arguments: list[str], config: Config | None) -> None:
         )
 
 
-def pack_job(folder: Path, config: Config | None, includes: list[Path]) -> None:
+def pack_job(folder: Path, config: Config | None, includes: list[Path], needs_tracking: bool = False) -> None:
     """Fill `folder` with what a job needs: this package (unpacked wheel), the config, the versions here, and `includes`.
 
-    Raises ConfigError if they are a packed dataset, or together too large.
+    `needs_tracking`: the job finds MLflow by its nodes' environment alone.
+    Raises ConfigError if `includes` are a packed dataset, or together too large.
     """
     for path in includes:
         if not path.exists():
@@ -117,7 +148,7 @@ def pack_job(folder: Path, config: Config | None, includes: list[Path]) -> None:
         shutil.copytree(path, target, ignore=_IGNORED) if path.is_dir() else shutil.copy(path, target)
     _unpack_package(folder)
     here = {name: version(name) for name in COMPARED}
-    (folder / VERSIONS).write_text(json.dumps(here))
+    (folder / FACTS).write_text(json.dumps({"versions": here, "needs_tracking": needs_tracking}))
     if config is not None:
         (folder / CONFIG).write_text(config.to_yaml())
 
@@ -154,15 +185,26 @@ def _isolation() -> list[str]:
         return []
 
 
-def submit(address: str, arguments: list[str], config: Config | None, includes: list[Path], job_id: str | None = None) -> str:
-    """Start `distmeta ARGUMENTS` as a job and return its id; a config is shipped as config.yaml. Raises ClusterError or ConfigError."""
+def submit(
+    address: str,
+    arguments: list[str],
+    config: Config | None,
+    includes: list[Path],
+    job_id: str | None = None,
+    places: dict[str, str] | None = None,
+) -> str:
+    """Start `distmeta ARGUMENTS` as a job and return its id; a config is shipped as config.yaml.
+
+    `places`: the paths and URLs among the arguments, by option. Raises ClusterError or ConfigError.
+    """
+    places = (places or {}) | (locations(config) if config is not None else {})
     check_secrets(arguments, config)
-    if config is not None:
-        check_reachable(config)
+    check_locations(places, includes)
     jobs = client(address)
-    entrypoint = f"python -m distmeta.scale.job && python -m distmeta {shlex.join(arguments)}"
+    entrypoint = f"python -m distmeta.scale.job {shlex.join(arguments)}"
+    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}}  # Ray's 3 s are too few for a last checkpoint
     with tempfile.TemporaryDirectory(prefix="distmeta-job-") as folder, _answers(address, None):
-        pack_job(Path(folder), config, includes)
+        pack_job(Path(folder), config, includes, needs_tracking=arguments[0] != "pack" and not places.keys() & _TRACKING)
         metadata = {"distmeta": version("distmeta"), "verb": arguments[0]}
         try:
             for attempt in Retrying(
@@ -170,7 +212,7 @@ def submit(address: str, arguments: list[str], config: Config | None, includes: 
             ):
                 with attempt:
                     started = jobs.submit_job(
-                        entrypoint=entrypoint, submission_id=job_id, runtime_env={"working_dir": folder}, metadata=metadata
+                        entrypoint=entrypoint, submission_id=job_id, runtime_env=runtime_env | {"working_dir": folder}, metadata=metadata
                     )
             return started
         except RuntimeError as error:

@@ -14,11 +14,12 @@ import torch.distributed as dist
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
 from distmeta.assembly.run import Run
 from distmeta.config import Config
-from distmeta.errors import DistmetaError, RunError
+from distmeta.errors import DistmetaError, Overtaken, RunError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, weights_sha256
@@ -29,9 +30,11 @@ from distmeta.scale.kernels import of_worker
 from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter, Restarts
 from distmeta.training import checkpoint as checkpoints
+from distmeta.training import lease
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.devices import KINDS, device_of
 from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, paired_difference
+from distmeta.training.lease import Claim
 from distmeta.training.loop import Plan, Progress, train
 from distmeta.training.measurement import measurement_of, quantity
 from distmeta.training.metrics import MetricsWriter, Record
@@ -45,7 +48,7 @@ _RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing 
 class Worker:
     """One worker's objects, and its answers to what the loop asks (`distmeta.training.loop.Hooks`)."""
 
-    def __init__(self, config: Config, device: torch.device, reporter: Reporter) -> None:
+    def __init__(self, config: Config, device: torch.device, reporter: Reporter, claim: Claim) -> None:
         context = ray.train.get_context()
         self.rank, self.workers = context.get_world_rank(), context.get_world_size()
         self.config = config
@@ -59,6 +62,7 @@ class Worker:
         kernels = str(library or "torch")
         self.machine = checkpoints.machine(config.train.threads_per_worker, kernels) | self.kind.description()
         self.outer = self.run.outer()
+        self.claim = claim
         self.validation = self.domain.evaluation("val")
         self.progress = Progress()
         self.metrics: MetricsWriter | None = None
@@ -170,6 +174,7 @@ class Worker:
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:
+            lease.check(self.claim)
             found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
             self.run_folder.save_best(step, self.learner.whole(meta_params), self.run.description | found)
 
@@ -179,6 +184,7 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="distmeta-") as scratch:
             committed = None
             if self.metrics is not None:
+                lease.check(self.claim)
                 self.metrics.flush(checkpoint.step)
                 checkpoints.save(checkpoint, Path(scratch) / name, self.machine)
                 committed = RayCheckpoint.from_directory(Path(scratch) / name)
@@ -221,7 +227,8 @@ def run_worker(settings: dict[str, Any]) -> None:
     """What Ray Train calls in every worker.
 
     A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
-    If storage refuses to be written, that is told and left to Ray: the workers that it starts then find it told, and end.
+    If storage refuses to be written, or another process has taken the run folder over, that is told and left to Ray: the workers that it
+    starts then find it told, and end.
     """
     config = Config.model_validate(ray.get(settings["config"]))
     since, until = settings["part"]
@@ -238,7 +245,7 @@ def run_worker(settings: dict[str, Any]) -> None:
     worker: Worker | None = None
     try:
         try:
-            worker = Worker(config, device, reporter)
+            worker = Worker(config, device, reporter, settings["claim"])
         except DistmetaError as error:
             failure = error
         workers = ray.train.get_context().get_world_size()
@@ -253,12 +260,23 @@ def run_worker(settings: dict[str, Any]) -> None:
         worker.train(settings["test"], until)
     except PeerFailure:
         return
-    except DistmetaError as error:
-        reporter.fail(error)
-    except OSError as error:
+    except (OSError, Overtaken) as error:
         if (told := unwritable(error, RunFolder(config.run_folder))) is not None:
             reporter.fail(told)
         raise
+    except DistmetaError as error:
+        reporter.fail(error)
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray Train's helper that gives back the place of a lost run: it needs a dashboard, and a process for each run.
+
+    A lost run's place is given back by Ray when its driver ends, and to a sweep's other trials by the sweep itself.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def trainer(
@@ -266,6 +284,7 @@ def trainer(
     board: Any,
     allow_other_hardware: bool,
     import_from: str,
+    claim: Claim,
     test: bool = True,
     part: tuple[int, int | None] = (0, None),
 ) -> TorchTrainer:
@@ -273,8 +292,8 @@ def trainer(
 
     What an earlier one left in the folder is put in order: old checkpoints go, those that a run may go on from stay.
 
-    `import_from`: the folder where networks given by import path are found. `part`: the step from which its settings are these, and the
-    one where it ends, if not the last.
+    `import_from`: the folder where networks given by import path are found. `claim` is looked at before each commit. `part`: the step
+    from which its settings are these, and the one where it ends, if not the last.
     """
     train_config, run_folder = config.train, RunFolder(config.run_folder)
     # With Ray's own list of them: if it is torn, or names one that is no longer there, Ray refuses to resume.
@@ -285,13 +304,14 @@ def trainer(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train_config.collective_timeout_s)
     environment = ALLOCATOR | {"OMP_NUM_THREADS": str(train_config.threads_per_worker)}
-    return TorchTrainer(
+    return _Trainer(
         run_worker,
         train_loop_config={
             "config": ray.put(config.model_dump()),  # a reference: Ray writes a run's arguments to its logs and its dashboard
             "board": board,
             "allow_other_hardware": allow_other_hardware,
             "import_from": import_from,
+            "claim": claim,
             "test": test,
             "part": part,
         },

@@ -28,6 +28,7 @@ from distmeta.sweep.tuner import Asha, Interrupt, Source
 from distmeta.sweep.view import TrialTable, draw, parameters
 from distmeta.sweep.watchdog import Watchdog
 from distmeta.training.evaluate import Evaluation, evaluate, paired_difference
+from distmeta.training.lease import Claim
 
 _POLL_S = 0.5
 _DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: with one it could wait for ever for its own workers
@@ -45,14 +46,15 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
     uri = tracking.tracking_uri(config.tracking.uri)
     versions.check_name(uri, this.model_name, this.description)
     folder = this.folder
-    with opened(this, resume), quiet(folder.log) as terminal:
-        records = Population(config) if _settings(config).search == "pbt" else Records(config)
-        view = TrialTable(terminal, folder, _settings(config))
-        if records.runs_left:
-            _run_trials(this, records, view, uri, address, allow_other_hardware)
-        winner = _winner(records)
-        best = _describe(records, winner, view)
-    return _conclude(records, winner, best, uri, address, allow_other_hardware)
+    with opened(this, resume) as lease, tracking.ended(uri, folder):
+        with quiet(folder.log) as terminal:
+            records = Population(config) if _settings(config).search == "pbt" else Records(config)
+            view = TrialTable(terminal, folder, _settings(config))
+            if records.runs_left:
+                _run_trials(this, records, view, uri, address, allow_other_hardware, lease.claim)
+            winner = _winner(records)
+            best = _describe(records, winner, view)
+        return _conclude(records, winner, best, uri, address, allow_other_hardware)
 
 
 def _settings(config: Config) -> SweepConfig:
@@ -92,11 +94,13 @@ def check_space(config: Config) -> None:
                 check_changeable(Run(config, candidate.domain, candidate.folder), candidate, key)
 
 
-def _run_trials(this: Run, records: Records, view: TrialTable, uri: str, address: str | None, allow_other_hardware: bool) -> None:
+def _run_trials(
+    this: Run, records: Records, view: TrialTable, uri: str, address: str | None, allow_other_hardware: bool, claim: Claim
+) -> None:
     """Run what is left of the sweep. Raises Stopped if the user ended it, ClusterError if Ray Tune failed."""
     config, folder, settings = this.config, records.folder, records.settings
     view.say(f"sweep folder {folder}; Ray's log is {folder.log}")
-    with connected(address, dashboard=True):
+    with connected(address):
         device = resolve_device(config.train)
         at_once = check_capacity(config.train, device) // config.train.fewest
         kernels, told = settled(this, device)
@@ -112,17 +116,15 @@ def _run_trials(this: Run, records: Records, view: TrialTable, uri: str, address
             candidate.write_description()
             candidate.folder.forget_failure()
             spared = settings.baseline and trial.number == 0
-            told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared}
+            told = {"allow_other_hardware": allow_other_hardware, "import_from": os.getcwd(), "spared": spared, "claim": claim}
             return {"config": candidate.on(device, kernels).config.shown(), "since": trial.since, "until": trial.until} | told
 
         source, interrupt = Source(records, begin), Interrupt()
         tuner = _tuner(config, records, source, interrupt, at_once)
         folder.remove_tune()  # Ray Tune would find an earlier session's records there
         needs = worker_needs(config.train, device)
-        with (
-            SweepMirror(this, records, uri) as mirror,
-            Watchdog(records=records, source=source, train=config.train, needs=needs, say=view.say) as watchdog,
-        ):
+        watchdog = Watchdog(records=records, source=source, claim=claim, train=config.train, needs=needs, say=view.say)
+        with SweepMirror(this, records, uri) as mirror, watchdog:
             error = _watch(tuner, source, interrupt, watchdog, view)
         folder.remove_tune()
         if mirror.unsent:

@@ -12,9 +12,11 @@ import ray
 from ray import tune
 
 from distmeta.config import Config, with_values
+from distmeta.errors import Overtaken
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import STARTING
 from distmeta.scale.worker import trainer
+from distmeta.training.lease import Claim
 from distmeta.training.measurement import Measurement, measurement_of, score_of
 from distmeta.training.metrics import Record
 from distmeta.training.run_folder import RunFolder
@@ -100,7 +102,9 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     board = ray.get_actor(settings["board"])
     board.update.remote({"phase": STARTING, "driver": ray.get_runtime_context().current_actor})
     part = settings["since"], settings["until"]
-    fit = Fit(trainer(config, board, settings["allow_other_hardware"], settings["import_from"], test=False, part=part))
+    fit = Fit(
+        trainer(config, board, settings["allow_other_hardware"], settings["import_from"], Claim(*settings["claim"]), test=False, part=part)
+    )
     told = -1
     while fit.going:
         time.sleep(_POLL_S)
@@ -109,6 +113,8 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     error = failure(fit, ray.get(board.snapshot.remote())[1], config)
     if error is None:
         _tell(validations(folder, told), told)
+    elif isinstance(error, Overtaken):  # the folder is no longer ours to write
+        raise error
     else:
         folder.write_failure(error)
 

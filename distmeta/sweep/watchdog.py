@@ -14,12 +14,14 @@ import ray
 from ray.exceptions import RayError
 
 from distmeta.config import TrainConfig
-from distmeta.errors import ClusterError
+from distmeta.errors import ClusterError, DistmetaError, Overtaken
 from distmeta.scale import places
 from distmeta.scale.places import Group
 from distmeta.scale.progress import STARTING
 from distmeta.sweep.records import Records
 from distmeta.sweep.tuner import Running, Source
+from distmeta.training import lease
+from distmeta.training.lease import Claim
 
 _EVERY_S = 1.0
 _ANSWER_S = 30.0
@@ -37,13 +39,17 @@ class _Start:
 class Watchdog:
     """`waiting` is the number of each trial that does not train yet → what it waits for; `error` is set if the sweep cannot go on.
 
-    `needs`: what Ray reserves for each of a trial's workers. `say` is called with what a person should know.
+    `claim` is the sweep's, looked at in every turn. `needs`: what Ray reserves for each of a trial's workers. `say` is called with what a
+    person should know.
     """
 
-    def __init__(self, records: Records, source: Source, train: TrainConfig, needs: dict[str, float], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, records: Records, source: Source, claim: Claim, train: TrainConfig, needs: dict[str, float], say: Callable[[str], None]
+    ) -> None:
         self.records = records
         self.waiting: dict[int, str] = {}
-        self.error: ClusterError | None = None
+        self.error: DistmetaError | None = None
+        self._claim = claim
         self._source = source
         self._workers, self._limit_s = train.fewest, train.start_timeout_s
         self._needs = needs
@@ -69,7 +75,10 @@ class Watchdog:
         while not self._end.wait(_EVERY_S):
             since, last = last, time.monotonic()
             try:
+                lease.check(self._claim)
                 self._turn(last - since)
+            except Overtaken as error:
+                self.error = error
             except (RayError, RuntimeError, OSError):  # the cluster or storage does not answer now; Ray Tune says so if it is gone
                 continue
 

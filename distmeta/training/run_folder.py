@@ -47,6 +47,7 @@ class RunFolder:
     | init_from/, beside/0/ | the weights that it starts from, and the registered models that it is tested beside |
     | result.json, test_episodes.json | the final test, and its figures of every episode |
     | report.html, adaptation.png, log.txt, mlflow.json | for people; its run in MLflow |
+    | lease.json | the process that writes here now |
 
     | of a sweep, beside config, dataset, log and MLflow's run | |
     |---|---|

@@ -14,6 +14,7 @@ from upath import UPath
 from distmeta import files
 from distmeta.errors import ConfigError, RunError
 
+LEASE = "lease.json"
 _S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}}
 
 
@@ -55,8 +56,8 @@ def check_writable(folder: Path) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether it holds nothing, or is not there."""
-    return not folder.exists() or not any(folder.iterdir())
+    """Whether it holds nothing but a lease, or is not there."""
+    return not folder.exists() or all(path.name == LEASE for path in folder.iterdir())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,0 +1,60 @@
+"""Connecting to a Ray cluster: what is said, and how soon, if there is none."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from distmeta.errors import ClusterError
+from distmeta.scale import cluster
+from distmeta.scale.cluster import connected
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """HOST:PORT where connections are taken and nothing is ever said."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(5)
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_an_address_where_no_cluster_is_says_so_and_names_what_gave_it(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_ANSWER_S", 1.0)
+    for address in ("127.0.0.1:9", silent):
+        with pytest.raises(
+            ClusterError, match=f"no Ray cluster answers at --address={address}: .*\nstart that cluster, or correct --address"
+        ):
+            connected(address).__enter__()
+        with monkeypatch.context() as patched:
+            patched.setenv("RAY_ADDRESS", address)
+            with pytest.raises(ClusterError, match=f"no Ray cluster answers at RAY_ADDRESS={address}: .*\nunset RAY_ADDRESS, or set it"):
+                connected(None).__enter__()
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "somewhere", "ray://127.0.0.1:10001"])
+def test_what_is_not_the_address_of_a_head_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match=f"--address={address} is not the address of a Ray head.*\nwrite HOST:PORT"):
+        connected(address).__enter__()
+
+
+def test_a_stale_address_is_found_out_within_20_s(silent: str) -> None:
+    assert cluster._ANSWER_S == 20
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match="no Ray cluster answers"):
+        connected(silent).__enter__()
+    assert time.monotonic() - began < 25
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    code = "from distmeta.scale.cluster import connected; connected(None).__enter__()"
+    environment = {key: value for key, value in os.environ.items() if key not in ("RAY_TMPDIR", "RAY_ADDRESS")}
+    refused = subprocess.run([sys.executable, "-c", code], env=environment | {"TMPDIR": str(folder)}, capture_output=True, text=True)
+    assert f"Ray's temporary folder is too long for sockets: {folder}/ray\nset RAY_TMPDIR=/tmp" in refused.stderr

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from distmeta import terminal
 from distmeta.errors import ConfigError, DataError, DistmetaError
 from distmeta.show import (
     counted,
@@ -40,11 +41,13 @@ TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
 ]
 
+_KEPT = {"train", "sweep", "pack", "publish", "promote", "sync", "submit"}  # verbs whose results are not only printed
 _LISTED = 20  # skipped images named one by one; --json names all
 
 
 def main() -> None:
     """Run the command line; an error becomes two lines and an exit code, never a traceback unless --debug."""
+    terminal.prepare()
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -56,6 +59,17 @@ def main() -> None:
         known = error if isinstance(error, DistmetaError) else _unexpected(error)
         print(f"distmeta: {known.message}\n  {known.remedy}", file=sys.stderr)
         sys.exit(known.exit_code)
+    finally:
+        _report_lost()
+
+
+def _report_lost() -> None:
+    """Say that results could not be printed. Exit code 1 if they are kept nowhere else."""
+    lost = terminal.lost_output()
+    if lost is not None:
+        print(f"distmeta: standard output could not be written: {lost.strerror}", file=sys.stderr)
+        if not _KEPT.intersection(sys.argv[1:2]) or "--json" in sys.argv:
+            sys.exit(1)
 
 
 def _unexpected(error: Exception) -> DistmetaError:

@@ -4,13 +4,13 @@ import csv
 import json
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distmeta.masking import masked_tree, printable
+from distmeta.terminal import console
 from distmeta.training.measurement import Measurement, baseline_name, baseline_of, measurement_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _LINE_S = 10.0  # seconds between progress lines where there is no terminal
 
 def say(text: str) -> None:
     """A line for people: standard error, so that standard output holds results alone."""
-    Console(stderr=True).print(printable(text), highlight=False, soft_wrap=True, markup=False)
+    console(sys.stderr).print(printable(text), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -64,10 +65,7 @@ def show_table(columns: list[str], rows: list[list[str]]) -> None:
 
 def print_table(table: Table) -> None:
     """The same for a table made elsewhere."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a file or pipe has no width to fit into
-    console.print(table, markup=False)
+    console(sys.stdout).print(table)
 
 
 def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
@@ -157,10 +155,17 @@ class _Speed(ProgressColumn):
 
 def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Pass items through, with count, rate and time left: a bar on a terminal, elsewhere a line every ten seconds."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
+    there = console(sys.stderr)
+    if there.is_terminal:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Speed(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=there, transient=True) as progress:
             yield from progress.track(items, description=what, total=total)
         return
     since, before = time.monotonic(), 0
@@ -177,7 +182,8 @@ def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator
 def next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None) -> None:
     """The commands that show the model at work, as they must be typed here."""
     program = "distmeta" if shutil.which("distmeta") else os.path.relpath(sys.argv[0])
-    uri = f" --tracking-uri {tracking_uri}" if tracking_uri else ""
+    uri = f" --tracking-uri {shlex.quote(tracking_uri)}" if tracking_uri else ""
+    shards = shlex.quote(shards)
     say("next:")
     say(f"  {program} inspect {shards} --way {way} --shot {shot} --export episode")
     say(f"  {program} predict --model {model} --support episode/support --query episode/query{uri}")

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +28,7 @@ from ray.exceptions import AuthenticationError
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError
 from distmeta.scale.places import amounts_text, places_on
+from distmeta.terminal import lasting, lost_output
 from distmeta.training.storage import appending, on_disk
 
 TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, the file of the cluster's token"
@@ -133,20 +134,25 @@ def storage(folder: Path) -> dict[str, Any]:
 @contextmanager
 def quiet(log: Path) -> Iterator[TextIO]:
     """Send all that this process and Ray's daemons print to `log`; yields the standard error there was, for what a person should see."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     saved = os.dup(1), os.dup(2)
-    with appending(log) as file, os.fdopen(os.dup(2), "w", buffering=1) as terminal:
+    with appending(log) as file, lasting(os.dup(2), owned=True) as terminal:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
             yield terminal
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            lost_output()  # a log that is full is no loss of results
+            _flush()
             for number, original in enumerate(saved, 1):
                 os.dup2(original, number)
                 os.close(original)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a terminal or pipe that is gone
+            stream.flush()
 
 
 def resolve_device(train: TrainConfig) -> str:

@@ -6,11 +6,11 @@ from typing import Any, TextIO
 import ray
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from distmeta import errors
 from distmeta.masking import printable
+from distmeta.terminal import console
 
 STARTING = "starting workers"
 _UPDATE_EVERY_S = 0.25
@@ -99,15 +99,15 @@ class Display:
     """A progress bar on a terminal, a plain line every ten seconds elsewhere."""
 
     def __init__(self, terminal: TextIO, steps: int) -> None:
-        self._console = Console(file=terminal)
+        self._console = console(terminal)
         self._steps = steps
         self._line_at = 0.0
         self._phase = ""
         columns = (
-            TextColumn("{task.fields[phase]}"),
+            TextColumn("{task.fields[phase]}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(),
         )
         # Not redirecting: what Ray prints belongs in the log, and rich would bring it here.
@@ -123,7 +123,7 @@ class Display:
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        self._console.print("\n".join(map(printable, text.splitlines())), highlight=False, soft_wrap=True, markup=False)
+        self._console.print("\n".join(map(printable, text.splitlines())), soft_wrap=True)
 
     def show(self, status: dict[str, Any]) -> None:
         figures = "  ".join(f"{name} {value}" for name, value in status.get("figures", {}).items())

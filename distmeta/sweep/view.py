@@ -13,7 +13,6 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +20,7 @@ from rich.text import Text
 from distmeta.config import SweepConfig
 from distmeta.masking import printable
 from distmeta.sweep.trials import Trial
+from distmeta.terminal import console
 from distmeta.training.measurement import Measurement
 from distmeta.training.run_folder import RunFolder
 
@@ -50,8 +50,7 @@ class TrialTable:
     """A table that is drawn anew on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
 
     def __init__(self, terminal: TextIO, sweep_folder: RunFolder, settings: SweepConfig) -> None:
-        console = Console(file=terminal)
-        self._console = console if console.is_terminal else Console(file=terminal, width=200)
+        self._console = console(terminal)
         self._folder = sweep_folder
         self._settings = settings
         self._rows: dict[int, dict[str, Any]] = {}
@@ -67,7 +66,7 @@ class TrialTable:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print("\n".join(map(printable, text.splitlines())), highlight=False, soft_wrap=True, markup=False)
+        self._console.print("\n".join(map(printable, text.splitlines())), soft_wrap=True)
 
     def show(self, trials: list[Trial], waiting: dict[int, str]) -> None:
         """`waiting`: number of each running trial that does not train yet → what it waits for."""

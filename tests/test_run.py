@@ -29,7 +29,7 @@ from distmeta.assembly.sync import sync
 from distmeta.cli import main
 from distmeta.config import Config, validate
 from distmeta.data.shards import Dataset
-from distmeta.errors import ClusterError, ConfigError, DataError, RegistryError, RunError, Stopped, Unanswered
+from distmeta.errors import ClusterError, ConfigError, DataError, Overtaken, RegistryError, RunError, Stopped, Unanswered
 from distmeta.learners.params import weights_sha256
 from distmeta.registry.versions import load_model, publish
 from distmeta.scale.evaluate import Asked, evaluate
@@ -37,6 +37,7 @@ from distmeta.scale.run import run
 from distmeta.scale.worker import check_machine
 from distmeta.training.checkpoint import machine
 from distmeta.training.run_folder import RunFolder
+from distmeta.training.storage import LEASE, write_whole
 
 STEPS, SLOTS = 40, 8
 
@@ -261,6 +262,43 @@ def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: 
     assert RunFolder(run_folder).restarts() == [stopped_at]
     # And once more: nothing is done twice.
     assert run(config(home, packed, "stopped"), resume=True, address=address) == result
+
+
+@pytest.mark.slow
+def test_a_run_that_was_overtaken_commits_nothing_more(home: Path, packed: Path, address: str) -> None:
+    made = config(home, packed, "overtaken", checkpoint_every=1)
+    run_folder = Path(made.run_folder)
+    theirs = {"owner": "theirs", "renewals": 1, "host": "far", "machine": "far", "pid": 1, "started": 0.0}
+    at_checkpoint(run_folder, 4, lambda: write_whole(run_folder / LEASE, json.dumps(theirs)))
+    with pytest.raises(Overtaken, match="was taken over by process 1 on far"):
+        run(made, address=address)
+    newest = RunFolder(run_folder).newest_checkpoint()
+    assert newest is not None
+    assert newest.name < "step-000030", "checkpoints went on"
+    assert not RunFolder(run_folder).has_ended
+    assert json.loads((run_folder / LEASE).read_text()) == theirs
+    record = RunFolder(run_folder).read_mlflow()
+    assert MlflowClient(made.tracking.uri).get_run(record["run_id"]).info.status == "RUNNING", "it is the other process's run now"
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_terminal(home: Path, packed: Path) -> None:
+    """Its reader leaves after a line, as `| head -1` does, and the terminal hangs up."""
+    made = config(home, packed, "outlives")
+    (home / "outlives.yaml").write_text(made.to_yaml())
+    command = [sys.executable, "-m", "distmeta", "train", str(home / "outlives.yaml")]
+    process = psutil.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout.readline().startswith("training ")
+        process.stdout.close()
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(500) == 0
+    finally:
+        for one in [*process.children(recursive=True), process] if process.is_running() else []:
+            one.kill()
+    run_folder = RunFolder(made.run_folder)
+    assert run_folder.has_ended
+    assert MlflowClient(made.tracking.uri).get_run(run_folder.read_mlflow()["run_id"]).info.status == "FINISHED"
 
 
 def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:

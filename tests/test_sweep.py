@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -692,3 +693,29 @@ def test_killed_at_every_level_and_resumed_every_trial_is_accounted_for_once(pac
         sweep(base, address=address)
     assert sweep(base, resume=True, address=address)["best"]["model"] == answer["best"]["model"], "promoted twice"
     assert len(MlflowClient(base.tracking.uri).search_model_versions()) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_where_ray_notes_a_cluster_that_is_gone(packed: Path, tmp_path: Path) -> None:
+    """`ray start` leaves such a note behind. Stopped trials kept their places then, and later ones waited for ever."""
+    base = config(tmp_path, packed, steps=16, promote="none")
+    (tmp_path / "sweep.yaml").write_text(base.to_yaml())
+    with tempfile.TemporaryDirectory(prefix="dm-", dir="/tmp") as short:  # Ray makes sockets in it
+        (Path(short) / "ray").mkdir()
+        (Path(short) / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_ADDRESS"))}
+        process = psutil.Popen(
+            command("sweep", str(tmp_path / "sweep.yaml")),
+            env=environment | {"RAY_TMPDIR": short},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            out, _ = process.communicate(timeout=540)
+        finally:
+            for one in [*process.children(recursive=True), process] if process.is_running() else []:
+                one.kill()
+    assert process.returncode == 0, out
+    assert {trial.state for trial in load_trials(RunFolder(base.run_folder))} <= {"finished", "stopped"}
+    assert "waits for" in out

@@ -260,7 +260,7 @@ class TrainConfig(Section):
     collective_timeout_s: Seconds = 120.0
     """Seconds after which a worker that does not answer counts as lost."""
     start_timeout_s: Seconds = 120.0
-    """Seconds that the workers may take to start."""
+    """Seconds that the workers may take to start; in a sweep, that a trial may stay at one stage of its start."""
 
 
 class TrackingConfig(Section):

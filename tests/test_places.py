@@ -161,15 +161,18 @@ def test_a_trial_that_does_not_start_is_restarted_once_and_then_fails_alone(watc
     watched.groups, watched.free = [group(0, placed=True), group(1, placed=False)], 1
     driver = watched.running[1].board.status["driver"]
     folder = watched.running[1].trial.folder(watched.records.folder)
+    watched.groups[1:] = []
     watched.watchdog._turn(9)
-    assert not watched.killed
+    watched.groups.append(group(1, placed=False))
+    watched.watchdog._turn(9)
+    assert not watched.killed, "it got on meanwhile"
     watched.watchdog._turn(2)
     assert watched.killed == [driver]
     assert watched.said == ["trial 1 has not started in 10 s and is restarted: it waits for 1 CPU (trial 0 holds 1 CPU)"]
     assert folder.read_failure() is None
     watched.watchdog._turn(11)
     assert watched.killed == [driver] * 2
-    assert folder.read_failure() == "not started in 20 s: it waits for 1 CPU (trial 0 holds 1 CPU)"
+    assert folder.read_failure() == "not started in twice 10 s: it waits for 1 CPU (trial 0 holds 1 CPU)"
     watched.records.end(watched.running[1].trial, died=False)
     assert [(trial.state, trial.unplaced) for trial in load_trials(watched.records.folder)] == [("running", False), ("failed", True)]
     resumed = Records(watched.records.config)

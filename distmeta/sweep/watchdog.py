@@ -1,7 +1,8 @@
 """Watches over a sweep's trials while Ray Tune runs them, so that none waits for a place that nobody gives back.
 
 Every second it removes the placement groups of trials that have ended, and says what each trial waits for that does not train yet. A trial
-that does not start in time is restarted once, then failed alone. A resumed sweep removes what an earlier session left, by recorded ids.
+that stays at one stage of its start for too long is restarted once, then failed alone. A resumed sweep removes what an earlier session
+left, by recorded ids.
 """
 
 import threading
@@ -25,15 +26,29 @@ from distmeta.training.lease import Claim
 
 _EVERY_S = 1.0
 _ANSWER_S = 30.0
+_PLACE = "its place"
 
 
 @dataclass
 class _Start:
-    """How long a trial has waited to start, and whether it was restarted for that. `blocked`: others hold what it needs."""
+    """How long a trial has waited at this stage of its start, and whether it was restarted for that.
 
+    `blocked`: others hold what it needs.
+    """
+
+    stage: str = ""
     waited_s: float = 0.0
     restarted: bool = False
     blocked: bool = False
+
+
+def _stage(driver: Any, groups: list[Group]) -> str:
+    """What a trial waits for that has this driver and these groups."""
+    if driver is None:
+        return "its process"
+    if not groups:
+        return "Ray Train"
+    return "its workers to start" if any(group.placed for group in groups) else _PLACE
 
 
 class Watchdog:
@@ -44,7 +59,7 @@ class Watchdog:
     """
 
     def __init__(
-        self, records: Records, source: Source, claim: Claim, train: TrainConfig, needs: dict[str, float], say: Callable[[str], None]
+        self, *, records: Records, source: Source, claim: Claim, train: TrainConfig, needs: dict[str, float], say: Callable[[str], None]
     ) -> None:
         self.records = records
         self.waiting: dict[int, str] = {}
@@ -119,13 +134,11 @@ class Watchdog:
             start = self._starts.setdefault(number, _Start())
             mine = [group for group in groups if trial_of.get(group.controller) == number]
             start.blocked = bool(mine) and not enough and not any(group.placed for group in mine)
-            if drivers[number] is None:
-                waiting[number] = "waits for its process"
-            elif not mine:
-                waiting[number] = "waits for Ray Train"
-            elif any(group.placed for group in mine):
-                waiting[number] = "waits for its workers to start"
-            else:
+            stage = _stage(drivers[number], mine)
+            if stage != start.stage:  # it gets on, if slowly
+                start.stage, start.waited_s = stage, 0.0
+            waiting[number] = f"waits for {stage}"
+            if stage == _PLACE:
                 held = places.holders((group for group in groups if group.placed), names, self._needs)
                 wanted = places.amounts_text({kind: amount * self._workers for kind, amount in self._needs.items()})
                 waiting[number] = f"waits for {wanted} ({held or 'nobody holds it'})"
@@ -142,7 +155,7 @@ class Watchdog:
             return
         if start.restarted:
             remedy = "free the cluster, or raise train.start_timeout_s; --resume runs this trial again"
-            failure = ClusterError(f"not started in {2 * self._limit_s:g} s: it {waits}", remedy)
+            failure = ClusterError(f"not started in twice {self._limit_s:g} s: it {waits}", remedy)
             one.trial.folder(self.records.folder).write_failure(failure)
             one.trial.unplaced = True
         else:

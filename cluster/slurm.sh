@@ -27,7 +27,9 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH
 python3 -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH"
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-head=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address | awk '{print $1}')
+# The address of its name, unless that is a loopback address, as it is on many hosts; else the first of its interfaces.
+head=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" sh -c 'hostname --ip-address; hostname --all-ip-addresses' |
+  tr ' ' '\n' | awk '/./ && !/^127\./ && !/^::1$/ && !/^fe80:/ {print; exit}')
 port=$((20000 + SLURM_JOB_ID % 20000)) # another job of ours may share a node
 
 ended() {

@@ -105,7 +105,7 @@ def test_a_class_is_the_same_in_every_unicode_form() -> None:
         (("e\u0301/1.png", "\u00e9/1.png"), "are one class; each must be there once"),
     ],
 )
-def test_refusals(paths: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_folders_without_classes_of_images_are_refused(paths: tuple[str, ...], message: str, tmp_path: Path) -> None:
     write(tmp_path, *paths)
     with pytest.raises(DataError, match=message):
         class_folders(tmp_path)

@@ -82,7 +82,7 @@ def test_what_it_yields_is_packed_like_any_other_source(function: str, source: P
         (f"{__name__}.fails", 1, f"{__name__}.fails failed after 70 items: RuntimeError('no\\nmore')"),
     ],
 )
-def test_refusals(
+def test_sources_that_break_their_contract_are_refused(
     name: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "broken_source.py").write_text("1 / 0")
@@ -110,7 +110,7 @@ def test_fields_of_other_datasets_have_no_meaning() -> None:
         open_source(Request("my_package.photos", Path(), split="0.6/0.2/0.2"), pytest.fail)
 
 
-def test_law_6_an_import_path_in_a_manifest_is_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_import_path_in_a_manifest_is_a_name_and_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "received_source.py").write_text("raise SystemExit('was run')")
     monkeypatch.syspath_prepend(tmp_path)
     pack(patterns(), tmp_path / "out", options(dataset="received_source.images"))

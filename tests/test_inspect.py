@@ -82,7 +82,7 @@ def _column_of(page: np.ndarray, tile: np.ndarray) -> int:
     return int(columns[0])
 
 
-def test_refusals(dataset: Dataset, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_or_drawn_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"episode\.way=8 but split 'test'"):
         draw_episode(dataset, "test", Task(8, 1, 1), 0, tmp_path / "x.png")
     for path in (tmp_path / "absent" / "x.png", tmp_path / "x.unknown", tmp_path):

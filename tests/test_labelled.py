@@ -32,7 +32,7 @@ def test_an_epoch_uses_every_image_once_up_to_the_last_slot(dataset: Dataset, im
 
 @settings(max_examples=20)
 @given(start=st.integers(0, 60), slots=st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True))
-def test_purity(dataset: Dataset, start: int, slots: list[int]) -> None:
+def test_a_batch_depends_on_step_and_slot_alone(dataset: Dataset, start: int, slots: list[int]) -> None:
     whole = LabelledStream(dataset, "train", 10, 4, seed=3).training(range(4), start)
     part = LabelledStream(dataset, "train", 10, 4, seed=3).training(slots, start)
     for step in (start, start + 1):

@@ -114,7 +114,7 @@ def test_the_manifest_of_another_dataset(dataset: Dataset, packed: Path, tmp_pat
         Dataset(str(tmp_path)).fetch(dataset.manifest.shards[0])
 
 
-def test_pipe(packed: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_shell_command_is_a_location(packed: Path, dataset: Dataset, tmp_path: Path) -> None:
     piped = Dataset(f"pipe:cat {packed}/{{name}}", READING)
     info = piped.manifest.shards[0]
     assert piped.manifest == dataset.manifest

@@ -99,7 +99,7 @@ def test_a_users_folder_packed_verified_inspected(
         (("mini-imagenet", "PICTURES"), "PICTURES/train.csv is not a file"),
     ],
 )
-def test_refusals(
+def test_options_that_do_not_go_together_are_refused(
     arguments: tuple[str, ...],
     message: str,
     pictures: Path,

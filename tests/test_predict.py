@@ -223,7 +223,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
     return int(stopped.value.code or 0), out, err
 
 
-def test_the_verb(
+def test_the_verb_predicts_in_every_format(
     uri: str,
     published: dict[str, versions.Published],
     loaded: dict[str, Model],

@@ -72,7 +72,7 @@ def test_all_images_and_all_class_pairs_are_used(few: Dataset) -> None:
 
 @settings(max_examples=25)
 @given(start=st.integers(0, 60), slots=st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True))
-def test_purity(few: Dataset, start: int, slots: list[int]) -> None:
+def test_an_episode_over_two_shards_depends_on_step_and_slot_alone(few: Dataset, start: int, slots: list[int]) -> None:
     whole = EpisodeStream(few, "train", TASK, seed=3).training(range(6), start)
     part = EpisodeStream(few, "train", TASK, seed=3).training(slots, start)
     for _ in range(2):

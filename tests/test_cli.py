@@ -33,7 +33,7 @@ PACK = ("pack", "--out", "out", "--dataset")
         (("predict", "--model", "x", "--support", "a", "--query", "b"), 2, "model 'x' is no registry address", "write models:/NAME@ALIAS"),
     ],
 )
-def test_bad_configs_and_overrides_are_refused_with_a_remedy(
+def test_a_refusal_is_two_lines_and_an_exit_code(
     arguments: tuple[str, ...],
     code: int,
     first: str,

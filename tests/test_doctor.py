@@ -66,7 +66,9 @@ def test_a_cluster_that_does_not_answer_is_a_line() -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_the_verb_prints_findings_and_its_exit_code_says_whether_all_is_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb_prints_findings_and_its_exit_code_says_whether_all_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for shards, code in ((None, 0), ("absent", 1)):
         monkeypatch.setattr("sys.argv", ["distmeta", "doctor", "--json", *(("--shards", shards) if shards else ())])

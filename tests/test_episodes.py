@@ -38,7 +38,9 @@ def take(stream: EpisodeStream, slots: list[int], start: int, count: int) -> lis
     step=st.integers(0, 10**6),
     slot=st.integers(0, 63),
 )
-def test_an_episode_holds_the_images_that_its_task_asks_for(way: int, shot: int, queries: int, rotations: bool, step: int, slot: int) -> None:
+def test_an_episode_holds_the_images_that_its_task_asks_for(
+    way: int, shot: int, queries: int, rotations: bool, step: int, slot: int
+) -> None:
     task = Task(way, shot, queries, rotations)
     members = {class_id: np.arange(6) * 10 + class_id for class_id in range(2, 9)}
     episode = compose(task, members, 5, "train episode", step, slot)

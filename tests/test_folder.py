@@ -141,7 +141,9 @@ def test_links_that_loop_end_and_links_to_classes_are_followed(tmp_path: Path) -
         (["a\udcff/1.jpg", "b/1.jpg", "c/1.jpg"], EVEN, "is not named in printable UTF-8"),
     ],
 )
-def test_folders_that_cannot_be_split_are_refused(paths: list[str], split: tuple[float, float, float] | None, message: str, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_split_are_refused(
+    paths: list[str], split: tuple[float, float, float] | None, message: str, tmp_path: Path
+) -> None:
     write(tmp_path, *paths)
     with pytest.raises(DataError, match=message) as caught:
         read(tmp_path, split)

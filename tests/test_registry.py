@@ -246,7 +246,9 @@ def test_mlflow_out_of_reach_is_said_in_seconds() -> None:
         versions.list_models("http://user:secret@127.0.0.1:9/")
 
 
-def test_models_publish_promote_and_compare_from_the_command_line(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_publish_promote_and_compare_from_the_command_line(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def call(*arguments: str) -> tuple[str, str]:
         monkeypatch.setattr("sys.argv", ["distmeta", *arguments, "--tracking-uri", uri])
         with pytest.raises(SystemExit) as stopped:

@@ -1,6 +1,7 @@
 """The outer loop in one process, without Ray: skipping, stopping, validating, and going on."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from distmeta.learners.maml import MAML
 from distmeta.learners.params import Params, trainable, weights_sha256
 from distmeta.models import build_model, redraw
 from distmeta.training.accuracy import Accuracy
-from distmeta.training.checkpoint import Checkpoint
+from distmeta.training.checkpoint import Checkpoint, CheckpointFolder, save
 from distmeta.training.evaluate import Evaluation, Setting, block, evaluate
 from distmeta.training.loop import Plan, Progress, train
 from distmeta.training.metrics import Record
@@ -201,3 +202,19 @@ def test_blocks_cover_everything_once() -> None:
             blocks = [block(count, rank, workers) for rank in range(workers)]
             assert [index for share in blocks for index in share] == list(range(count))
             assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+
+
+@pytest.mark.parametrize("course", ["constant", "linear", "cosine"])
+def test_without_steps_the_start_is_validated_kept_and_committed(course: str, tmp_path: Path) -> None:
+    """Also by a resumed run, which has nothing left to do; a checkpoint of step 0 can be written and read."""
+    outer = OuterUpdate(trainable(redraw(learner().model, 0)), "adam", schedule(course, 0.01, 0))
+    progress, hooks = Progress(), Recorder({1: 0.5})
+    assert train(learner(), outer, iter(()), progress, PLAN._replace(steps=0), hooks)
+    assert (progress.step, progress.best_step, progress.best_score) == (0, 0, 0.5)
+    assert (hooks.best, hooks.records, [kept.step for kept in hooks.checkpoints]) == ([0], [], [0])
+    save(hooks.checkpoints[0], tmp_path / "step-000000", {})
+    found = CheckpointFolder(tmp_path / "step-000000").load()
+    assert weights_sha256(found.meta_params) == weights_sha256(outer.meta_params)
+    again = Recorder()
+    assert train(learner(), outer, iter(()), Progress(found.step, **found.progress), PLAN._replace(steps=0), again)
+    assert (again.validations, again.checkpoints) == (0, [])

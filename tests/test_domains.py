@@ -158,7 +158,7 @@ def test_learners_ask_for_support_data_at_each_step(hidden_points: Config, name:
         config = with_values(hidden_points, engine, "test")
         this = Run.of(config, dtype=torch.float64)
         this.domain.check()
-        params = this.random_init()
+        params = this.start()
         batch = next(this.domain.training([3, 1, 2], 5)).like(next(iter(params.values())))
         found.append(this.learner.slot_gradients(params, batch))
         assert this.worker_bytes("cpu", 2)
@@ -202,7 +202,7 @@ def test_an_import_path_is_followed_only_from_the_users_own_config(hidden_points
 def test_an_episodes_score_does_not_depend_on_which_others_are_scored(hidden_points: Config) -> None:
     this = Run.of(hidden_points)
     learner, domain = this.learner, this.domain
-    params, stream = this.random_init(), domain.evaluation("test")
+    params, stream = this.start(), domain.evaluation("test")
     whole = evaluate(domain.metric, learner, params, stream, 8, "none")
     for shares in ([[0, 1, 2], [3, 4, 5, 6, 7]], [[5, 0, 7], [], [6, 1], [2, 4, 3]]):
         for share in shares:

@@ -73,9 +73,16 @@ def test_evaluate_refuses_what_the_model_cannot_do(home: Path, tmp_path: Path) -
         distmeta.evaluate(model, home / "data" / "glyphs", way=3)
     with pytest.raises(ConfigError, match=r"evaluate.shot \+ evaluate.queries = 101"):
         distmeta.evaluate(model, home / "data" / "glyphs", queries=100)
+    pack(patterns(), tmp_path / "cropped", options(resize="center-crop"))
+    with pytest.raises(ConfigError, match="holds images resized by center-crop; the model reads squash"):
+        distmeta.evaluate(model, tmp_path / "cropped", queries=3)
+
+
+def test_evaluate_shows_coloured_images_to_a_model_of_grey_ones_in_grey(home: Path, tmp_path: Path) -> None:
+    model = distmeta.load("models:/glyphs-5way-1shot@champion", f"sqlite:///{home / 'mlflow.db'}")
     pack(patterns(), tmp_path / "coloured", options(channels=3))
-    with pytest.raises(ConfigError, match="holds images of 3 channels"):
-        distmeta.evaluate(model, tmp_path / "coloured", queries=3)
+    coloured, grey = (distmeta.evaluate(model, place, queries=3, episodes=5) for place in (tmp_path / "coloured", home / "data" / "glyphs"))
+    assert coloured == grey
 
 
 def test_import_is_fast_and_every_name_is_there() -> None:

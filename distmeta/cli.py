@@ -689,8 +689,8 @@ def evaluate(
 @app.command()
 def report(
     run: Annotated[str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model it published.")],
-    shards: Annotated[str | None, typer.Option(help="Where its packed dataset lies now; where the run found it, if absent.")] = None,
-    config: Annotated[Path | None, typer.Option(help="The config that the run was started with, if it names a domain of your own.")] = None,
+    shards: Annotated[str | None, typer.Option(help="Its packed dataset, for a close look at test episodes.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Your own config of the run: its dataset and your own classes are then used.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:

@@ -191,14 +191,6 @@ def test_what_a_domain_does_not_take_is_refused(hidden_points: Config, values: d
         domain_of(with_values(hidden_points, values, "test")).check()
 
 
-def test_an_import_path_is_followed_only_from_the_users_own_config(hidden_points: Config) -> None:
-    sys.modules.pop("hidden_points", None)
-    with pytest.raises(ConfigError, match=r"hidden_points.HiddenPoints is imported only from your own config"):
-        domain_of(hidden_points, allow_import=False)
-    assert "hidden_points" not in sys.modules
-    assert domain_of(hidden_points).name == "hidden-points"
-
-
 def test_an_episodes_score_does_not_depend_on_which_others_are_scored(hidden_points: Config) -> None:
     this = Run.of(hidden_points)
     learner, domain = this.learner, this.domain

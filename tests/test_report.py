@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from registered import DESCRIPTION, PROTONET, WAY, finished_run
 from scipy.stats import t
@@ -99,8 +100,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, uri: str, packed: Path) -> Run
 
 
 @pytest.fixture(scope="module")
-def written(run: RunFolder) -> Path:
-    return report(run)
+def written(run: RunFolder, packed: Path) -> Path:
+    return report(run, shards=str(packed))
 
 
 def test_it_says_what_the_run_found(written: Path) -> None:
@@ -157,6 +158,18 @@ def test_without_its_dataset_it_says_so(run: RunFolder, uri: str, packed: Path, 
         report(copy)
     with pytest.raises(RunError, match="holds no run"):
         report(RunFolder(tmp_path))
+
+
+def test_a_report_runs_no_command_that_its_folder_names(run: RunFolder, tmp_path: Path) -> None:
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    config = copy.path / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["data"]["shards"] = f"pipe: touch {tmp_path}/ran {{name}}"
+    config.write_text(yaml.safe_dump(content))
+    page = Page(report(copy).read_text())
+    assert "a dataset is opened where you say that it is" in page.text
+    assert "61.2 ± 1.1 %" in page.text
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_report_of_a_registered_model(

@@ -110,8 +110,8 @@ class Domain(ABC):
         return []
 
 
-def domain_of(config: Config, allow_import: bool = True) -> Domain:
-    """The domain that `config` names. `allow_import`: whether the config is the user's own, so that an import path in it is followed.
+def domain_of(config: Config) -> Domain:
+    """The domain that `config`, the user's own, names.
 
     Raises ConfigError if there is no such domain, DataError if its data cannot be opened.
     """
@@ -121,8 +121,6 @@ def domain_of(config: Config, allow_import: bool = True) -> Domain:
         return domain
     if "." not in name:
         raise ConfigError(f"data.domain={name} is not a domain", f"choose {', '.join(DOMAINS)}, or the import path of your own class")
-    if not allow_import:
-        raise ConfigError(f"data.domain={name} is imported only from your own config", "give the config that the run was started with")
     return _own(name, config)
 
 

@@ -11,14 +11,14 @@ from distmeta.registry.versions import look_up, run_of
 from distmeta.report.page import write_report
 from distmeta.report.section import Section
 from distmeta.training.run_folder import REPORT, RunFolder
-from distmeta.training.storage import write_whole
+from distmeta.training.storage import on_disk, write_whole
 
 
 def report(run_folder: RunFolder, shards: str | None = None, own: Config | None = None) -> Path:
-    """Write the run's report and return its path; `shards` says where the dataset lies now, if not where the run found it. Raises RunError.
+    """Write the run's report and return its path. Raises RunError.
 
-    `own` is the config that the user gave: a domain of the user's own is imported if this names it, never for the folder's word alone.
-    Without its dataset a report says so, and shows what the run itself measured.
+    Test episodes are looked at closely only where the user says what may be opened: `shards`, where the dataset lies now, or `own`, the
+    config of the run. Without that a report says so, and shows what the run itself measured.
     """
     try:
         write_report(run_folder, _sections(Run.in_folder(run_folder, shards, own)))
@@ -37,7 +37,7 @@ def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Co
     """
     version = look_up(uri, model_uri)
     run_id, run_folder = run_of(uri, version)
-    if _is_run(run_folder, run_id):
+    if on_disk(run_folder.path) and _is_run(run_folder, run_id):  # a location that MLflow names is not looked up anywhere else
         return report(run_folder, shards, own), True
     where = f"the run of {model_uri} lies in {run_folder}, which is not here"
     if shards is not None:

@@ -19,6 +19,7 @@ from distmeta.assembly.build import (
     worker_bytes,
 )
 from distmeta.assembly.domain import Domain, domain_of
+from distmeta.assembly.received import followed
 from distmeta.config import Config, is_registered
 from distmeta.data.location import Reading
 from distmeta.errors import ConfigError
@@ -52,16 +53,13 @@ class Run:
 
     @classmethod
     def in_folder(cls, folder: RunFolder, shards: str | None = None, own: Config | None = None) -> "Run":
-        """The run that was kept in `folder`, in the type that it trained in; `shards` says where its dataset lies now, if elsewhere.
+        """The run that was kept in `folder`, in the type that it trained in.
 
-        A domain by import path is imported only if `own`, the config that the user gave, names it too.
+        Its dataset is opened at `shards`, or where `own`, the config that the user gave, says; code is imported only if `own` names it too.
         Raises RunError if `folder` holds no run, ConfigError, DataError.
         """
-        config = folder.read_config()
-        if shards is not None:
-            config = config.model_copy(update={"data": config.data.model_copy(update={"shards": shards})})
-        named = own is not None and own.data.domain == config.data.domain
-        return cls(config, domain_of(config, allow_import=named), folder, dtype=getattr(torch, config.train.weights))
+        config = followed(folder.read_config(), own, shards)
+        return cls(config, domain_of(config), folder, dtype=getattr(torch, config.train.weights))
 
     def on(self, device: str, kernels: str) -> "Run":
         """The same with its config's device resolved to "cpu" or "cuda", and its kernels to "native" or "torch"."""

@@ -96,8 +96,8 @@ def test_what_is_encoded_is_not_encoded_again(n: int, packed: Path, tmp_path: Pa
         pack(stopped_after(n, KeyboardInterrupt()), tmp_path / "out", options())
     assert not (tmp_path / "out").exists()
     opened = []
-    genuine = encode_module.open_image
-    monkeypatch.setattr(encode_module, "open_image", lambda *arguments: (opened.append(arguments), genuine(*arguments))[1])
+    genuine = encode_module.decode_file
+    monkeypatch.setattr(encode_module, "decode_file", lambda *arguments: (opened.append(arguments), genuine(*arguments))[1])
     pack(patterns(), tmp_path / "out", options())
     assert len(opened) == 300 - n // 10 * 10
     assert digests(tmp_path / "out") == digests(packed)

@@ -20,6 +20,7 @@ from distmeta.show import (
     show_schedule,
     show_table,
     show_test,
+    summary,
     write_predictions,
 )
 
@@ -440,9 +441,8 @@ def models(
 
     Example: distmeta models --alias champion --dataset omniglot
     """
+    from distmeta.registry.listing import list_models, matching
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.registry.versions import list_models, matching
-    from distmeta.training.measurement import measurement_of
 
     rows = matching(list_models(resolve(tracking_uri)), name, alias, dataset=dataset, learner=learner, way=way, shot=shot)
     if as_json:
@@ -453,10 +453,10 @@ def models(
         [
             row["uri"],
             " ".join(row["aliases"]),
-            row["dataset"],
-            f"{row['way']}-way {row['shot']}-shot",
-            row["learner"],
-            measurement_of(row).summary,
+            row["dataset"] or "?",
+            f"{row['way'] or '?'}-way {row['shot'] or '?'}-shot",
+            row["learner"] or "?",
+            summary(row),
             f"{row['age_s'] // 3600} h {row['age_s'] // 60 % 60} min",
         ]
         for row in rows
@@ -481,7 +481,8 @@ def publish(
     from distmeta.training.run_folder import RunFolder
 
     published = register(resolve(tracking_uri), RunFolder(run_folder), name, alias)
-    say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else ""))
+    champion = f"; the champion is version {published.held_by}" if published.held_by else ""
+    say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else champion))
     if as_json:
         print_json({"model": published.uri, "version": published.version, "champion": published.champion})
 

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from distmeta.errors import RunError
 from distmeta.masking import masked_tree, printable
 from distmeta.terminal import console
 from distmeta.training.measurement import Measurement, baseline_name, baseline_of, measurement_of
@@ -146,6 +147,14 @@ def show_advance(fresh: dict[str, Any]) -> None:
         difference = ours.difference(fresh["advance"], fresh["advance_ci95"])
         line += f"; difference to trial 0 (the config as it stands) {difference}, paired"
     say(f"{line} ({ours.columns[ours.selected]} {ours.axis or ''}".rstrip() + ")")
+
+
+def summary(row: dict[str, Any]) -> str:
+    """What a registered model came to on its test, "?" where its tags do not say it."""
+    try:
+        return measurement_of(row).summary
+    except (RunError, TypeError, ValueError, LookupError):  # anybody may have changed a tag
+        return "?"
 
 
 class _Speed(ProgressColumn):

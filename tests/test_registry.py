@@ -14,8 +14,9 @@ from scipy.stats import ttest_rel
 from distmeta import cli
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.learners.params import weights_sha256
-from distmeta.registry import versions
+from distmeta.registry import listing, versions
 from distmeta.registry.compare import compare, verdict
+from distmeta.training.sealed import seal
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_champion_goes_to_the_best_inductive_validation_accuracy(uri: str, tmp_p
     published = [publish(uri, tmp_path / str(i), "race", accuracy) for i, accuracy in enumerate((0.5, 0.4, 0.6, 0.6))]
     assert [p.champion for p in published] == [True, False, True, False]
     assert MlflowClient(uri).get_model_version_by_alias("race", "champion").version == int(published[2].version)
-    row = next(row for row in versions.list_models(uri) if row["uri"] == f"models:/race/{published[2].version}")
+    row = next(row for row in listing.list_models(uri) if row["uri"] == f"models:/race/{published[2].version}")
     test = json.loads((tmp_path / "2" / "result.json").read_text())["test"]
     assert (row["aliases"], row["accuracy"], row["ci95"]) == (["champion"], test["accuracy"], 0.01)
 
@@ -71,6 +72,9 @@ def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_
         versions.promote(uri, "models:/again/9", "champion")
     held = (run.best.path / "model.json").read_text()
     (run.best.path / "model.json").write_text(held.replace('"validation_score"', '"of another version"'))
+    with pytest.raises(RunError, match=r"is damaged: its files are not those that its checkpoint.json names\ncopy the run"):
+        versions.publish(uri, run)
+    seal(run.best.path)
     with pytest.raises(RunError, match="holds no finished run: it lacks 'validation_score'"):
         versions.publish(uri, run)
     (run.path / "result.json").unlink()
@@ -81,10 +85,10 @@ def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_
 def test_the_table_can_be_filtered(uri: str, tmp_path: Path) -> None:
     publish(uri, tmp_path / "a", "filter-a")
     publish(uri, tmp_path / "b", "filter-b", description=PROTONET)
-    rows = versions.list_models(uri)
+    rows = listing.list_models(uri)
 
     def found(name: str | None = "filter-*", alias: str | None = None, **equal: Any) -> list[str]:
-        return sorted(row["uri"] for row in versions.matching(rows, name, alias, **equal))
+        return sorted(row["uri"] for row in listing.matching(rows, name, alias, **equal))
 
     assert found() == ["models:/filter-a/1", "models:/filter-b/1"]
     assert found(learner="protonet") == ["models:/filter-b/1"]
@@ -180,7 +184,7 @@ def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
     client.create_model_version("foreign", f"{client.get_run(run_id).info.artifact_uri}/model", run_id)
     with pytest.raises(RegistryError, match="models:/foreign/1 was not published by distmeta"):
         versions.load_model(uri, "models:/foreign/1")
-    assert not versions.matching(versions.list_models(uri), "foreign", None)
+    assert not listing.matching(listing.list_models(uri), "foreign", None)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +200,7 @@ def test_what_a_newer_version_published_is_refused(change: dict[str, Any], messa
     run = finished_run(tmp_path / "run", uri)
     best = run.best.path / "model.json"
     best.write_text(json.dumps(json.loads(best.read_text()) | change))
+    seal(run.best.path)
     with pytest.raises(RegistryError, match=message):
         versions.load_model(uri, versions.publish(uri, run, "from-the-future").uri)
 
@@ -243,7 +248,7 @@ def test_compare_counts_a_smaller_error_as_better(uri: str, tmp_path: Path) -> N
 
 def test_mlflow_out_of_reach_is_said_in_seconds() -> None:
     with pytest.raises(RegistryError, match=r"MLflow at http://127.0.0.1:9/: .*\ncheck tracking.uri"):
-        versions.list_models("http://user:secret@127.0.0.1:9/")
+        listing.list_models("http://user:secret@127.0.0.1:9/")
 
 
 def test_models_publish_promote_and_compare_from_the_command_line(

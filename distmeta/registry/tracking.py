@@ -7,7 +7,7 @@ timestamp and value.
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from distmeta.config import Config, flat
-from distmeta.errors import Overtaken, RegistryError, RunError, Stopped, Unanswered
+from distmeta.errors import DistmetaError, Overtaken, RegistryError, RunError, Stopped, Unanswered
 from distmeta.masking import masked
+from distmeta.registry import store
 from distmeta.training.measurement import BASELINE_KEY, KEY
 from distmeta.training.metrics import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
@@ -45,9 +46,12 @@ def tracking_uri(uri: str | None) -> str:
 def answers(uri: str) -> Iterator[None]:
     """Turn what MLflow and its stores raise inside the block into RegistryError naming the server, Unanswered unless it refused."""
     try:
+        store.check(uri)
         yield
-    except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except DistmetaError:
+        raise
+    except Exception as error:  # a server may answer anything, and a database fail in any way
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
         kind = RegistryError if refused else Unanswered
         raise kind(f"MLflow at {masked(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI") from None
@@ -68,10 +72,12 @@ def start_run(config: Config, run_folder: RunFolder, tags: dict[str, str]) -> st
         with suppress(Unanswered), answers(uri):
             client(uri).set_terminated(run_id, "RUNNING")
         return run_id
+    experiment_id = check_experiment(uri, config.tracking.experiment)
     with answers(uri):
         mlflow = client(uri)
-        run = mlflow.create_run(_experiment(mlflow, uri, config.tracking.experiment), run_name=run_folder.name)
+        run = mlflow.create_run(experiment_id, run_name=run_folder.name)
         run_id = run.info.run_id
+    with answers(uri), _ended_if_it_fails(uri, lambda: run_id):
         params = [Param(key, str(value)[:6000]) for key, value in flat(config.shown()).items() if key != "tracking.uri"]
         mlflow.log_batch(run_id, params=params, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
         mlflow.log_text(run_id, run_folder.config_text(), CONFIG)
@@ -90,15 +96,25 @@ def recorded_uri(run_folder: RunFolder) -> str:
     return usual if masked(usual) == recorded else recorded
 
 
-def _experiment(mlflow: MlflowClient, uri: str, name: str) -> str:
-    """The experiment's id; a new one in a local SQLite file keeps its artifacts beside that file, wherever it is opened from later."""
-    experiment = mlflow.get_experiment_by_name(name)
-    if experiment is not None:
-        return experiment.experiment_id
-    location = None
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
-    return mlflow.create_experiment(name, artifact_location=location)
+def check_experiment(uri: str, name: str) -> str:
+    """The experiment's id, made if there is none. Raises RegistryError if it is deleted, or its files cannot be sent from here."""
+    with answers(uri):
+        mlflow = client(uri)
+        experiment = mlflow.get_experiment_by_name(name)
+        if experiment is None:
+            experiment = mlflow.get_experiment(mlflow.create_experiment(name, artifact_location=store.artifacts_beside(uri)))
+    if experiment.lifecycle_stage != "active":
+        raise RegistryError(
+            f"MLflow's experiment {name} at {masked(uri)} is deleted",
+            f"mlflow experiments restore --experiment-id {experiment.experiment_id}, or choose another: --set tracking.experiment=NAME",
+        )
+    reason = store.unwritable(uri, experiment.artifact_location)
+    if reason:
+        raise RegistryError(
+            f"MLflow's experiment {name} keeps files in {experiment.artifact_location}, where this machine cannot write: {reason}",
+            "start the server with --artifacts-destination, and choose a new experiment: --set tracking.experiment=NAME",
+        )
+    return experiment.experiment_id
 
 
 def metrics_of(record: Record) -> list[Metric]:
@@ -229,14 +245,22 @@ def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
 @contextmanager
 def ended(uri: str, run_folder: RunFolder) -> Iterator[None]:
     """If the block raises, end the folder's MLflow run, if it has one and MLflow answers: KILLED if it was stopped, else FAILED."""
+    with _ended_if_it_fails(uri, lambda: run_folder.read_mlflow()["run_id"] if run_folder.has_mlflow_run else None):
+        yield
+
+
+@contextmanager
+def _ended_if_it_fails(uri: str, run_id: Callable[[], str | None]) -> Iterator[None]:
+    """`ended` for the run that `run_id` names when the block has raised; None: there is none."""
     try:
         yield
     except Overtaken:  # the MLflow run is the other process's now
         raise
     except BaseException as error:
-        if run_folder.has_mlflow_run:
-            with suppress(RegistryError, RunError):
-                end_run(uri, run_folder.read_mlflow()["run_id"], "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
+        with suppress(RegistryError, RunError):  # the first error is the one to report
+            failed = run_id()
+            if failed is not None:
+                end_run(uri, failed, "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
         raise
 
 

@@ -1,13 +1,12 @@
 """The model registry: publish what a run found best, list what is there, look one up and check it before use."""
 
-import fnmatch
 import importlib.metadata
 import json
 import re
 import shutil
 import tempfile
-import time
-from collections.abc import Collection
+import uuid
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from torch import Tensor
 
 from distmeta.errors import ConfigError, RegistryError, RunError
@@ -24,28 +23,27 @@ from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, unusable
 from distmeta.models import MODELS
+from distmeta.registry.champion import CHAMPION, SCORE, crown
+from distmeta.registry.listing import FIGURES, is_ours, registered_models, versions_of
 from distmeta.registry.package import ARTIFACTS, write_package
 from distmeta.registry.tracking import answers, client
-from distmeta.training.measurement import KEY, score_of
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 from distmeta.training.run_folder import RunFolder
-from distmeta.training.sealed import sha256
+from distmeta.training.sealed import SEAL, sha256
 
 __version__ = importlib.metadata.version("distmeta")
-CHAMPION = "champion"
+_NAMED = 20  # names in a message
 _PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
-_SCORE = "validation_score"
-_FORMER = ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "mse_by_step", "ci95_by_step")  # known to readers of --json
-_FIGURES = (KEY, "episodes", "queries", "seed", *_FORMER)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Published(NamedTuple):
-    """A model version just made; `champion` if it now holds that alias."""
+    """A model version just made; `champion` if it now holds that alias, else `held_by` is the version that does."""
 
     name: str
     version: str
     champion: bool
+    held_by: str | None = None
 
     @property
     def uri(self) -> str:
@@ -98,32 +96,66 @@ def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str
     check_name(uri, name, description)
     if alias is not None:
         _check_alias(alias)
-    with answers(uri), tempfile.TemporaryDirectory() as scratch:
+    with answers(uri):
         mlflow_client = client(uri)
-        held = _registered(mlflow_client, name) or mlflow_client.create_registered_model(name, tags=_identity(description))
+        if _registered(mlflow_client, name) is None:
+            _register(mlflow_client, name, description)
+        before = _newest_number(mlflow_client, name)
         version = None if again else _version_of(mlflow_client, name, run_id)
         if version is None:
-            folder = Path(scratch) / "model"
-            write_package(folder, run_folder.best, description, by_episode)
-            mlflow_client.log_artifacts(run_id, str(folder), "model")
-            source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/model"
-            hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in PUBLISHED}
-            version = mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes)
-        champion = _is_champion(mlflow_client, held, version)
-        for given in ([CHAMPION] if champion else []) + ([alias] if alias else []):
-            mlflow_client.set_registered_model_alias(name, given, version.version)
-    return Published(name, str(version.version), champion)
+            version = _add_version(mlflow_client, name, run_folder.best, description, by_episode, run_id, tags)
+        holder = crown(mlflow_client, name, before, version)
+        if alias:
+            mlflow_client.set_registered_model_alias(name, alias, version.version)
+    return Published(name, str(version.version), holder == str(version.version), holder)
+
+
+def _register(mlflow_client: MlflowClient, name: str, description: dict[str, Any]) -> None:
+    try:
+        mlflow_client.create_registered_model(name, tags=_identity(description))
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):  # by somebody who publishes at the same moment
+            raise
+
+
+def _add_version(
+    mlflow_client: MlflowClient,
+    name: str,
+    best: ModelFolder,
+    description: dict[str, Any],
+    by_episode: Rows,
+    run_id: str,
+    tags: dict[str, str],
+) -> ModelVersion:
+    """A new version with files of its own: publishing a run again leaves its earlier versions as they are."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        write_package(folder, best, description, by_episode)
+        place = f"model/{uuid.uuid4().hex[:12]}"
+        mlflow_client.log_artifacts(run_id, str(folder), place)
+        source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/{place}"
+        hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in PUBLISHED}
+        return mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes)
+
+
+def _newest_number(mlflow_client: MlflowClient, name: str) -> int:
+    return max((int(version.version) for version in versions_of(mlflow_client, name)), default=0)
 
 
 def _version_of(mlflow_client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
     """The first version of `name` that this run made, if there is one."""
-    versions = mlflow_client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    versions = [version for version in versions_of(mlflow_client, name) if version.run_id == run_id]
     return min(versions, key=lambda version: int(version.version), default=None)
 
 
 def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[str, str]]:
     """Of a finished run: the best model's description with its test, the test's figures by episode, the MLflow run's id, and the tags."""
     result, by_episode = run_folder.read_result(), run_folder.read_test_episodes()
+    if not run_folder.best.is_whole:
+        raise RunError(
+            f"{run_folder.best} is damaged: its files are not those that its {SEAL} names",
+            "copy the run folder again from where it is whole, or train again: --set run_folder=NEW",
+        )
     description = run_folder.best.read_description() | {"test": result["test"], "distmeta": __version__}
     try:
         tags = _identity(description) | _version_tags(description)
@@ -158,7 +190,7 @@ def _check_alias(alias: str) -> None:
 def _version_tags(description: dict[str, Any]) -> dict[str, str]:
     validation, test = description["validation"], description["test"]
     on = {key: validation[key] for key in ("episodes", "seed", "way", "shot", "queries")}
-    figures = {key: test[key] for key in _FIGURES if key in test}
+    figures = {key: test[key] for key in FIGURES if key in test}
     return {
         "dataset": description["dataset"],
         "learner": description["learner"]["name"],
@@ -167,26 +199,9 @@ def _version_tags(description: dict[str, Any]) -> dict[str, str]:
         "step": str(description["step"]),
         "distmeta": description["distmeta"],
         "validation_episodes": json.dumps(on),
-        _SCORE: json.dumps(description["validation_score"]),
+        SCORE: json.dumps(description["validation_score"]),
         **{key: json.dumps(value) for key, value in figures.items()},
     }
-
-
-def _is_champion(mlflow_client: MlflowClient, held: RegisteredModel, new: ModelVersion) -> bool:
-    """Whether `new` beats the present champion on the same validation episodes, or there is none; not comparable is not better."""
-    if CHAMPION not in held.aliases:
-        return True
-    if str(held.aliases[CHAMPION]) == str(new.version):
-        return True
-    old = mlflow_client.get_model_version(held.name, held.aliases[CHAMPION])
-    same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")
-    return same_episodes and _score(new) > _score(old)
-
-
-def _score(version: ModelVersion) -> float:
-    """Of its validation: higher is better, -inf if it was not finite."""
-    text = version.tags[_SCORE]
-    return score_of(None if text == "null" else float(text), more_is_better=True)
 
 
 def tag_version(uri: str, model_uri: str, tags: dict[str, str]) -> None:
@@ -197,42 +212,6 @@ def tag_version(uri: str, model_uri: str, tags: dict[str, str]) -> None:
             client(uri).set_model_version_tag(version.name, version.version, key, value)
 
 
-def list_models(uri: str) -> list[dict[str, Any]]:
-    """One row for each model version: uri, aliases, the test's measurement and plain figures, dataset, way, shot, learner, age_s."""
-    rows = []
-    with answers(uri):
-        for model in client(uri).search_registered_models():
-            for version in client(uri).search_model_versions(f"name = '{model.name}'"):
-                tags = version.tags
-                if not _is_ours(version):
-                    continue
-                rows.append(
-                    {
-                        "uri": f"models:/{model.name}/{version.version}",
-                        "aliases": [alias for alias, number in model.aliases.items() if str(number) == str(version.version)],
-                        **{key: json.loads(tags[key]) for key in _FIGURES if key in tags},
-                        "dataset": tags["dataset"],
-                        "way": int(tags["way"]),
-                        "shot": int(tags["shot"]),
-                        "learner": tags["learner"],
-                        "age_s": round(time.time() - version.creation_timestamp / 1000),
-                    }
-                )
-    return rows
-
-
-def matching(rows: list[dict[str, Any]], name: str | None, alias: str | None, **equal: Any) -> list[dict[str, Any]]:
-    """Those rows of `list_models` whose name fits the pattern, that have the alias, and whose other values are as given; None: any."""
-    wanted = {key: value for key, value in equal.items() if value is not None}
-    return [
-        row
-        for row in rows
-        if fnmatch.fnmatchcase(row["uri"].removeprefix("models:/").partition("/")[0], name or "*")
-        and (alias is None or alias in row["aliases"])
-        and all(row[key] == value for key, value in wanted.items())
-    ]
-
-
 def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
     """Fetch the data of the version that `look_up` finds into `folder` and return what its model.json says.
 
@@ -240,7 +219,7 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
     them is left where it is.
     """
     version = look_up(uri, model_uri)
-    if not _is_ours(version):
+    if not is_ours(version):
         raise RegistryError(f"{model_uri} was not published by distmeta", "distmeta models lists those that were")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -324,27 +303,31 @@ def look_up(uri: str, model_uri: str) -> ModelVersion:
             return _of_run(mlflow_client, run_id)
         held = _registered(mlflow_client, name)
         if held is None:
-            names = ", ".join(sorted(m.name for m in mlflow_client.search_registered_models())) or "none"
+            names = _listed(model.name for model in registered_models(mlflow_client))
             raise RegistryError(f"no model {name!r} is registered (there are: {names})", "distmeta models lists them")
         if alias is not None and alias not in held.aliases:
-            aliases = ", ".join(held.aliases) or "none"
+            aliases = _listed(held.aliases)
             raise RegistryError(f"model {name!r} has no alias {alias!r} (it has: {aliases})", "distmeta models lists them")
         try:
-            return mlflow_client.get_model_version(name, number or held.aliases[alias])
+            found = mlflow_client.get_model_version(name, number or held.aliases[alias])
         except MlflowException:
             raise RegistryError(f"model {name!r} has no version {number}", "distmeta models lists them") from None
+        if found.name != name or not re.fullmatch(r"[0-9]{1,9}", str(found.version)):
+            raise RegistryError(f"MLflow answered with version {found.version!r} of {found.name!r} for {model_uri}", "check its server")
+        return found
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:_NAMED]) + (f", … {len(found)} in all" if len(found) > _NAMED else "") or "none"
 
 
 def _of_run(mlflow_client: MlflowClient, run_id: str) -> ModelVersion:
-    """The last version published of the run's model: publishing again replaces the run's files, and this one's tags speak of them."""
-    versions = [version for version in mlflow_client.search_model_versions(f"run_id = '{run_id}'") if _is_ours(version)]
+    """The last version published of the run's model."""
+    versions = [version for version in versions_of(mlflow_client) if version.run_id == run_id and is_ours(version)]
     if not versions:
         raise RegistryError(
             f"no model of an MLflow run {run_id} is registered",
             "distmeta models lists those that are; distmeta publish RUN_FOLDER adds one",
         )
     return max(versions, key=lambda version: version.creation_timestamp)
-
-
-def _is_ours(version: ModelVersion) -> bool:
-    return any(tag.startswith("sha256:") for tag in version.tags)

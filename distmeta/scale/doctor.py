@@ -19,6 +19,7 @@ from distmeta.errors import DataError, DistmetaError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.masking import masked
 from distmeta.models.native.library import KernelsUnavailable, find_compiler, library
+from distmeta.registry.listing import registered_models
 from distmeta.registry.tracking import answers, client
 from distmeta.scale.cluster import connected
 
@@ -121,7 +122,7 @@ def _cluster(address: str | None) -> str:
 
 def _registry(uri: str) -> str:
     with answers(uri):
-        found = len(client(uri).search_registered_models(max_results=1000))
+        found = sum(1 for _ in registered_models(client(uri)))
     return f"{masked(uri)}: {found} registered models"
 
 

@@ -51,6 +51,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
         uri = tracking.tracking_uri(config.tracking.uri)
         try:
             versions.check_name(uri, this.model_name, this.description)
+            tracking.check_experiment(uri, config.tracking.experiment)
         except Unanswered as error:
             if not tracking.begun(run_folder, uri):
                 raise

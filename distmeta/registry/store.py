@@ -1,0 +1,124 @@
+"""Whether what is behind a tracking URI can be used, found out at once: MLflow itself would try for minutes, or hang."""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
+from urllib.request import urlopen
+
+from mlflow import MlflowClient
+
+from distmeta.errors import RegistryError, Unanswered
+from distmeta.masking import masked
+
+_ANSWER_S = 15.0
+_BUSY_S = 30.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_checked: set[str] = set()
+
+
+def check(uri: str) -> None:
+    """Look once at a server or database: raises Unanswered if it does not answer, or is in use for long; RegistryError if it cannot be."""
+    if uri not in _checked:
+        if uri.startswith(("http://", "https://")):
+            _check_server(uri)
+        elif (database := _database(uri)) is not None:
+            _check_database(uri, database)
+        _checked.add(uri)
+
+
+def _check_server(uri: str) -> None:
+    """A whole answer must come in time: MLflow's own limit is on silence, and a server may send a byte a second."""
+    failed: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(f"{masked(uri).rstrip('/')}/health", timeout=_ANSWER_S) as answer:
+                answer.read(1 << 16)
+        except HTTPError:
+            pass  # it answers
+        except Exception as error:  # the URL may be wrong in many ways
+            failed.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    if asking.is_alive() or failed:
+        reason = getattr(failed[0], "reason", failed[0]) if failed else f"no answer within {_ANSWER_S:.0f} s"
+        raise Unanswered(f"MLflow at {masked(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI")
+
+
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite URI."""
+    path = uri.partition("?")[0].removeprefix("sqlite:///") if uri.startswith("sqlite:///") else ""
+    return Path(path).absolute() if path and path != ":memory:" else None
+
+
+def _check_database(uri: str, database: Path) -> None:
+    """Write into it, and let MLflow make its tables: by one process at a time, for several at once would fail."""
+    remedy = "work in a folder that can be written, or give another database: tracking.uri, --tracking-uri or MLFLOW_TRACKING_URI"
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(database.parent):
+            with closing(sqlite3.connect(database, timeout=_BUSY_S)) as opened:
+                opened.execute("BEGIN IMMEDIATE")
+                opened.rollback()
+            MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except TimeoutError:
+        raise Unanswered(f"MLflow at {masked(uri)} is in use by another command", "wait until that has ended") from None
+    except (OSError, sqlite3.Error) as error:
+        if "locked" in str(error):
+            raise Unanswered(f"MLflow at {masked(uri)} was in use for {_BUSY_S:.0f} s by another command", "try again") from None
+        raise RegistryError(f"MLflow at {masked(uri)} cannot be used: {error}", remedy) from None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """A lock on the folder itself, which leaves no file. Raises TimeoutError if others hold it for long."""
+    until = time.monotonic() + 2 * _BUSY_S
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def artifacts_beside(uri: str) -> str | None:
+    """Where a new experiment in an SQLite file keeps its artifacts: beside that file, wherever it is opened from later."""
+    database = _database(uri)
+    return (database.parent / "mlartifacts").as_uri() if database else None
+
+
+def unwritable(uri: str, artifacts: str) -> str:
+    """Why files cannot be kept at `artifacts`, if it is a path of some machine; empty if they can, or it is no path.
+
+    What a distant server calls its path is one of this machine only if it is there already.
+    """
+    parts = urlsplit(artifacts)
+    if parts.scheme not in ("", "file"):
+        return ""
+    folder, server = Path(unquote(parts.path)), urlsplit(uri)
+    if server.scheme in ("http", "https") and server.hostname not in _LOOPBACK and not folder.is_dir():
+        return f"it is a path of {server.hostname}"
+    made = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    try:
+        with contextlib.closing(TemporaryFile(dir=made)):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)

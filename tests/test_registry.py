@@ -190,8 +190,8 @@ def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learner": {"name": "future"}}, r"uses learner 'future', unknown to distmeta .*\nupdate distmeta"),
-        ({"model": DESCRIPTION["model"] | {"name": "os.system"}}, r"uses network 'os.system', which is none of distmeta"),
+        ({"learner": {"name": "future"}}, r"uses learner 'future', which is not part of distmeta .*\nif it is a class of your own"),
+        ({"model": DESCRIPTION["model"] | {"name": "os.system"}}, r"uses network 'os.system', which is not part of distmeta"),
         ({"learner": DESCRIPTION["learner"] | {"warp": 9}}, r"cannot be read: .*warp.*\nwas it published by a newer distmeta"),
         ({"model": DESCRIPTION["model"] | {"filters": 8}}, r"the weights of .* are not those of its network"),
     ],

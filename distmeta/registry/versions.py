@@ -253,7 +253,10 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
     check_known(model_uri, description, own)
     if description["preprocessing"] is None:
         raise RegistryError(f"{model_uri} reads no images: it was trained on {description['dataset']}", "distmeta models lists the others")
-    learner = build(description, weights, own)
+    try:
+        learner = build(description, weights, own)
+    except RuntimeError:  # torch's, of a value with another shape
+        raise RegistryError(f"the weights of {model_uri} are not those of its network", _PUBLISH_AGAIN) from None
     check_weights(learner, weights, model_uri)
     return Model(model_uri, description, learner, weights)
 

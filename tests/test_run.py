@@ -226,13 +226,13 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
     ):
         load_model(uri, "models:/own@champion")
     with pytest.raises(RegistryError, match=r"uses network 'own_network\.Net'"):
-        load_model(uri, "models:/own@champion", "another.Net")
+        load_model(uri, "models:/own@champion", ["another.Net"])
     found = evaluate(
         load_model(uri, "models:/own@champion", ["own_network.Net"]),
         Asked(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0),
         20,
         address,
-        "own_network.Net",
+        ["own_network.Net"],
     )
     assert list(found)[-1] == result["test"]
 

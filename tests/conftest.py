@@ -70,6 +70,13 @@ def options(**changes: object) -> PackOptions:
     )._replace(**changes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_tracking_uri_stays() -> Iterator[None]:
+    """MLflow keeps the URI that a test set in the environment, where the next module's tests would find it."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """25 classes of 12 images in two shards a split."""

@@ -139,7 +139,8 @@ def test_the_pages_domain_goes_every_way_by_the_command_line(
     page = (home / "runs" / "hidden_points" / "report.html").read_text()
     assert f"its reward on new tasks is {after['values'][-1]:.2f}" in page
     assert "No test episodes were looked at" not in page
-    swept = json.loads(call("sweep", "hidden_points.yaml", "--set", "run_folder=runs/sweep", "--set", "outer.steps=20", "--json", ray=True))
+    said = call("sweep", "hidden_points.yaml", "--set", "run_folder=runs/sweep", "--set", "outer.steps=20", "--json", ray=True)
+    swept = json.loads(said.splitlines()[-1])
     scores = [row["score"] for row in swept["trials"]]
     assert scores == sorted(scores, reverse=True)
     assert all(score < 0 for score in scores)

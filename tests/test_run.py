@@ -398,7 +398,7 @@ def test_evaluate_over_the_cluster_gives_the_runs_own_figures(
     model = load_model(f"sqlite:///{home / 'mlflow.db'}", alone["model"])
     *parts, found = evaluate(model, Asked(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0), 20, address)
     assert parts == [{}, {}, {}]
-    assert found == alone["test"]
+    assert json.loads(json.dumps(found)) == alone["test"]
     with pytest.raises(DataError, match="has 4 classes but the model was trained for 3-way"):
         list(evaluate(model, Asked(shards=str(packed), split="test", way=4, shot=None, queries=3, seed=0), 20, address))
 
@@ -506,7 +506,7 @@ def test_the_command_line_from_training_to_prediction(packed: Path, tmp_path: Pa
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr.splitlines() == [
         "distmeta: nowhere holds no image to classify",
-        "  give a folder with .jpg, .png files, or - and their paths on standard input",
+        "  give a folder of images, or - and their paths on standard input",
     ]
     usage = command("train", "run.yaml", "--set", "outer.stepz=3", cwd=tmp_path)
     assert usage.returncode == 2

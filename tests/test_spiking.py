@@ -88,8 +88,8 @@ def test_the_meta_gradient_of_smooth_neurons_agrees_with_finite_differences() ->
     def loss(width: float) -> float:
         return learner.slot_gradients(unflatten(flat + width * direction, params), batch)[1].loss.item()
 
-    width = 1e-6
-    assert (ours @ direction).item() == pytest.approx((loss(width) - loss(-width)) / (2 * width), rel=1e-6)
+    width = 1e-8  # at 1e-6 the third derivative still shows
+    assert (ours @ direction).item() == pytest.approx((loss(width) - loss(-width)) / (2 * width), rel=1e-7)
 
 
 @pytest.mark.parametrize("name", ["maml", "fomaml", "anil", "reptile"])

@@ -60,7 +60,7 @@ def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own
             yield {}
     norm = model.description["norm"]
     trained, random_init = (evaluation_of(Accuracy(), part, model.learner, stream, norm) for part in by_episode.split(2, dim=1))
-    yield trained.as_dict() | random_init.as_baseline()
+    yield trained.as_dict() | random_init.as_baseline() | {"baseline": "random initialisation"}
 
 
 @ray.remote

@@ -88,10 +88,13 @@ def check_space(config: Config) -> None:
     """Raises ConfigError if an end of a range, or a choice, is not valid in its place, or the learner or network does not take it."""
     for key, values in _settings(config).space.items():
         for value in values.extremes:
-            candidate = Run.of(trial_config(config, {key: value}))
-            candidate.check()
-            if _settings(config).search == "pbt":
-                check_changeable(Run(config, candidate.domain, candidate.folder), candidate, key)
+            try:
+                candidate = Run.of(trial_config(config, {key: value}))
+                candidate.check()
+                if _settings(config).search == "pbt":
+                    check_changeable(Run(config, candidate.domain, candidate.folder), candidate, key)
+            except ConfigError as error:
+                raise ConfigError(f"sweep.space.{key}: {error.message}", error.remedy) from None
 
 
 def _run_trials(

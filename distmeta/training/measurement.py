@@ -38,7 +38,8 @@ class Measurement:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON gives it back."""
+        return asdict(self) | {"notes": list(self.notes)}
 
     @property
     def score(self) -> float:

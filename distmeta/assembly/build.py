@@ -146,7 +146,7 @@ def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: to
     """The learner, meta_params and norm of a registered model that lies in `folder`, on `like`'s device and in its type.
 
     Raises ConfigError if it does not read the domain's inputs. Nothing in the folder is executed; a network of the user's own is imported
-    only if it is the one that his config names.
+    only if the config names it.
     """
     description = folder.read_description()
     own = {domain.config.model.name, domain.config.learner.name}

@@ -1,4 +1,4 @@
-"""What may be followed in the config of a run folder, which somebody else may have written: only what the user says himself."""
+"""What may be followed in the config of a run folder, which somebody else may have written: only what the user says."""
 
 from distmeta.assembly.domain import DOMAINS
 from distmeta.config import CacheConfig, Config

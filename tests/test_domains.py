@@ -272,13 +272,16 @@ def test_a_score_that_is_not_finite_is_the_worst(bad: float, more_is_better: boo
         assert said.startswith("no difference" if better is None else f"{better.upper()} is better")
 
 
-def test_a_champion_that_is_not_finite_makes_room_and_none_takes_its_place(tmp_path: Path) -> None:
+def test_a_score_that_is_not_finite_is_never_crowned_and_makes_room_where_it_was(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    champions = []
-    for number, score in enumerate((None, -5.0, None, -6.0, -4.0)):
+
+    def published(number: int, score: float | None) -> versions.Published:
         run = finished_run(tmp_path / str(number), uri, score, figures=by_episode(0.5))  # type: ignore[arg-type]
-        champions.append(versions.publish(uri, run, "negative").champion)
-    assert champions == [True, True, False, False, True]
+        return versions.publish(uri, run, "negative")
+
+    assert not published(0, None).champion
+    versions.promote(uri, "models:/negative/1", "champion")  # as an earlier edition did by itself
+    assert [published(number, score).champion for number, score in enumerate((-5.0, None, -6.0, -4.0), 1)] == [True, False, False, True]
 
 
 @given(st.lists(st.floats(-100, 100), min_size=5, max_size=20, unique=True), st.booleans())

@@ -51,7 +51,7 @@ def _score(version: ModelVersion) -> float | None:
 
 
 def _beats(new: ModelVersion, old: ModelVersion) -> bool:
-    """Whether `new` scored higher on the same validation episodes; not comparable is not better."""
+    """Whether `new` scored higher on the same validation episodes, or `old` has no score; not comparable is not better."""
     mine, theirs = _score(new), _score(old)
     same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")
-    return same_episodes and mine is not None and theirs is not None and mine > theirs
+    return mine is not None and (theirs is None or (same_episodes and mine > theirs))

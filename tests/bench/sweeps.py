@@ -32,7 +32,7 @@ import psutil
 from distmeta.scale import places
 from distmeta.scale.cluster import connected
 from distmeta.sweep.trials import load_trials
-from distmeta.sweep.watchdog import GROUPS
+from distmeta.training.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent.parent
 SETTINGS = {
@@ -83,7 +83,7 @@ def local_cluster(state: Path) -> Iterator[dict[str, str]]:
 
 def groups_left(environment: dict[str, str], folder: Path) -> int:
     """How many of the groups that the sweep recorded its cluster still has; asked in a process with that cluster's token."""
-    recorded = set(json.loads((folder / GROUPS).read_text()))
+    recorded = set(RunFolder(folder).read_groups())
     code = "import json, sys, tests.bench.sweeps as s; print(json.dumps(s.present()))"
     answer = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | environment, cwd=ROOT, capture_output=True, text=True, check=True
@@ -108,7 +108,7 @@ def sweep(name: str, work: Path, shards: str, environment: dict[str, str], kill:
             process.terminate()
             code = "timed out"
     seconds = time.monotonic() - began
-    states = dict(Counter(trial.state for trial in load_trials(folder)))
+    states = dict(Counter(trial.state for trial in load_trials(RunFolder(folder))))
     left = groups_left(environment, folder) if "RAY_ADDRESS" in environment else "cluster ended"
     print(f"{name}: exit {code}, {seconds:.0f} s, {states}, groups left: {left}, load {os.getloadavg()[0]:.0f}", flush=True)
 

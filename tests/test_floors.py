@@ -125,7 +125,7 @@ def test_a_constructor_of_ours_is_given_four_arguments_by_position_at_most() -> 
 
 def test_modules_and_functions_are_read_in_one_look() -> None:
     for path in MODULES:
-        assert path.name in ("config.py", "cli.py") or len(path.read_text().splitlines()) <= 350, f"{path} has more than 350 lines"
+        assert path.name == "config.py" or len(path.read_text().splitlines()) <= 350, f"{path} has more than 350 lines"
         for node in ast.walk(TREES[path]):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) else node.body

@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 
 
 def test_every_dataset_of_the_table_is_offered() -> None:
-    (_, option) = get_args(get_type_hints(cli.pack, include_extras=True)["dataset"])
+    (_, option) = get_args(get_type_hints(cli.data.pack, include_extras=True)["dataset"])
     assert f"{', '.join(DATASETS)}, or the import path" in option.help
 
 

@@ -1,0 +1,191 @@
+"""Verbs about packed datasets: pack, verify, inspect."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from distmeta.cli.options import Json, MaxPixels, ValueRange, import_from_here
+from distmeta.show import counted, print_json, say, show_table
+
+_LISTED = 20  # skipped images named one by one; --json names all
+
+
+def pack(
+    source: Annotated[Path | None, typer.Argument(help="Folder or archive of images; not for glyphs.", show_default=False)] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the source is: glyphs, omniglot, mini-imagenet, tiered-imagenet, folder, or the import path of a function "
+            "of your own, my_package.my_source, that is called with the source and yields (split, class, category, image bytes).",
+        ),
+    ] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
+    splits: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of train.csv, val.csv, test.csv: wnid,category for tiered-imagenet, filename,label for mini-imagenet "
+            "(the source itself, if absent)."
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Go on without what the split files name and the source lacks.")
+    ] = False,
+    omniglot_split: Annotated[
+        Literal["alphabets", "random-characters"] | None,
+        typer.Option(help="Omniglot's own alphabets (if absent), or 1100, 100 and 423 characters of any alphabet."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="For a folder without splits: fractions of its classes, such as 0.7/0.15/0.15.")] = None,
+    split_by: Annotated[
+        Literal["class", "category"] | None, typer.Option(help="What --split divides: classes (if absent) or whole categories.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, max=1024, help="Side in pixels: 28 for glyphs and omniglot, else 84, if absent.")
+    ] = None,
+    resize: Annotated[Literal["squash", "center-crop"], typer.Option(help="How other shapes become square.")] = "squash",
+    image_format: Annotated[
+        Literal["jpg", "png"] | None, typer.Option("--format", help="png for glyphs and omniglot, else jpg, if absent.")
+    ] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG's quality; 95 if absent.")] = None,
+    images_per_class: Annotated[
+        int | None, typer.Option(min=2, help="Images of each of its classes in a shard, at least; the larger of 32 and K+Q, if absent.")
+    ] = None,
+    classes_per_shard: Annotated[
+        int | None, typer.Option(min=2, help="Classes in a training shard; all, or as many as keep it at 64 MB, if absent.")
+    ] = None,
+    way: Annotated[int | None, typer.Option(min=2, help="Classes of the episodes you will draw: refuse a dataset without them.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Their support images per class.")] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="Their query images per class.")] = None,
+    max_bad_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="How many of the images may be undecodable.")] = 0.01,
+    value_range: ValueRange = None,
+    max_pixels: MaxPixels = 100_000_000,
+    allow_copies: Annotated[
+        bool, typer.Option("--allow-copies", help="Pack a folder although its splits share pictures; they are counted.")
+    ] = False,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode (default: one for each CPU).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the order in shards, and splits that are drawn.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn images into episode-ready WebDataset shards. Stopped or killed, the same command goes on where it was.
+
+    Example: distmeta pack --dataset omniglot downloads/omniglot --out data/omniglot
+    """
+    from distmeta.data.datasets import Request, open_source, pack_options
+    from distmeta.data.pack import pack as write
+    from distmeta.data.pack import summary_of
+    from distmeta.data.workers import usable_cpus
+
+    import_from_here()  # for a source of the user's own, given by import path
+    request = Request(
+        dataset=dataset,
+        source=source,
+        splits=splits,
+        allow_missing=allow_missing,
+        omniglot_split=omniglot_split,
+        split=split,
+        split_by=split_by,
+        image_size=image_size,
+        image_format=image_format,
+        quality=quality,
+        images_per_class=images_per_class,
+        classes_per_shard=classes_per_shard,
+        way=way,
+        shot=shot,
+        queries=queries,
+        resize=resize,
+        max_bad_fraction=max_bad_fraction,
+        value_range=value_range,
+        max_pixels=max_pixels,
+        allow_copies=allow_copies,
+        seed=seed,
+    )
+    opened = open_source(request, say)
+    manifest, skipped, several = write(opened.images, out, pack_options(request, opened), processes or usable_cpus(), opened.total, counted)
+    summary = summary_of(manifest)
+    for name, counts in summary.items():
+        say(f"{name}: {counts['classes']} classes, {counts['images']} images, {counts['shards']} shards")
+    for origin, reason in skipped[:_LISTED]:
+        say(f"skipped {origin}: {reason}")
+    if skipped:
+        say(f"skipped {len(skipped)} images that do not decode")
+    if several:
+        say(f"{several} files are animated or have several pages; the first picture of each was packed")
+    copies = manifest.copies.sentences([info.name for info in manifest.classes]) if manifest.copies else []
+    for sentence in copies:
+        say(sentence)
+    say(f"packed {manifest.dataset} into {out}")
+    if as_json:
+        left_out = [{"origin": origin, "reason": reason} for origin, reason in skipped]
+        counted_copies = manifest.copies and manifest.copies.model_dump()
+        print_json({"out": str(out), "splits": summary, "skipped": left_out, "several": several, "copies": counted_copies})
+
+
+def verify(
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check every shard: size, SHA-256, members, labels, and that every image decodes. Exit code 1 if anything is wrong.
+
+    Example: distmeta verify data/omniglot
+    """
+    from distmeta.data.copies import SeenPictures
+    from distmeta.data.shards import Dataset
+    from distmeta.data.verify import verify as check
+
+    dataset, seen = Dataset(shards), SeenPictures()
+    bad = []
+    for findings in counted(check(dataset, quick, seen), "verifying shards", len(dataset.manifest.shards)):
+        bad += findings
+        for finding in findings:
+            say(f"{finding.shard} {finding.key}: {finding.reason}")
+    say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
+    classes = dataset.manifest.classes
+    copies = None if quick else seen.copies([info.split for info in classes]).copies
+    found = copies.sentences([info.name for info in classes]) if copies else []
+    for sentence in found:
+        say(sentence)
+    if as_json:
+        answer = {"ok": not bad, "bad": [finding._asdict() for finding in bad]}
+        print_json(answer | {"copies": copies.model_dump()} if copies and found else answer)
+    if bad:
+        raise typer.Exit(1)
+
+
+def inspect(
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --export and --episode.")] = "test",
+    export: Annotated[
+        Path | None, typer.Option(help="Write one episode as image folders: support/CLASS/*.png and query/CLASS/*.png.")
+    ] = None,
+    episode: Annotated[Path | None, typer.Option(help="Draw that episode into a picture, such as episode.png.")] = None,
+    way: Annotated[int, typer.Option(min=2, help="Classes of that episode.")] = 5,
+    shot: Annotated[int, typer.Option(min=1, help="Support images per class.")] = 1,
+    queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Which episode.")] = 0,
+) -> None:
+    """Say what a packed dataset holds; with --export or --episode, write or draw one of its episodes.
+
+    Example: distmeta inspect data/omniglot --export episode --episode episode.png
+    """
+    from distmeta.data.episodes import Task
+    from distmeta.data.inspect import draw_episode, export_episode, overview, pair_overview
+    from distmeta.data.shards import Dataset
+
+    dataset = Dataset(shards)
+    show_table(["split", "classes", "categories", "images", "shards", "classes/shard", "images/class/shard", "MB"], overview(dataset))
+    copies = dataset.manifest.copies
+    names = [info.name for info in dataset.manifest.classes]
+    for sentence in copies.sentences(names) if copies else ["copies were not counted when this was packed; distmeta verify counts them"]:
+        say(sentence)
+    pairs = pair_overview(dataset)
+    if pairs:
+        say("shards with some of their split's classes; how often two classes share one:")
+        show_table(["split", "pairs", "shards/pair", "coefficient of variation", "never", "rarest pair"], pairs)
+    if export is not None:
+        export_episode(dataset, split, Task(way, shot, queries), seed, export)
+        say(f"wrote one episode to {export}/support and {export}/query")
+    if episode is not None:
+        draw_episode(dataset, split, Task(way, shot, queries), seed, episode)
+        say(f"drew one episode into {episode}")

@@ -1,0 +1,141 @@
+"""Verbs that use a registered model: predict, rollout, evaluate."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from distmeta.cli.options import Address, Json, MaxPixels, Network, OwnLearner, TrackingUri, ValueRange, own_classes
+from distmeta.errors import DataError, DistmetaError
+from distmeta.show import counted, prediction_notes, print_json, say, show_table, show_test, write_predictions
+
+
+def predict(
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
+    support: Annotated[Path, typer.Option(help="Folder with a folder of labelled images for each class.")],
+    query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image, or - for paths on standard input.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
+    form: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="csv and jsonl are written as they come.")] = "table",
+    explain: Annotated[Path | None, typer.Option(help="Draw support, queries and predictions into this PNG.")] = None,
+    value_range: ValueRange = None,
+    max_pixels: MaxPixels = 100_000_000,
+    network: Network = None,
+    learner: OwnLearner = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a registered model to a few labelled images and classify others.
+
+    Queries in folders named like the classes are counted as right or wrong. Images that do not decode are named and left out (exit code 1).
+
+    Example: distmeta predict --model models:/omniglot-5way-1shot@champion --support episode/support --query episode/query
+    """
+    from distmeta.data.decode import parse_value_range
+    from distmeta.data.image_files import LeftOut
+    from distmeta.inference.predict import FileReader, Score, adapt_to_folder, predict_files, query_files
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import load_model
+
+    own = own_classes(network, learner)
+    chosen = parse_value_range(value_range)
+    loaded = load_model(resolve(tracking_uri), model, own)
+    loaded = loaded.with_value_range(chosen) if chosen else loaded
+    reader, passed_over = FileReader(loaded.preprocessing, max_pixels), LeftOut()
+    adapted, shown = adapt_to_folder(loaded, support, steps, reader, passed_over)
+    left_out: list[tuple[str, str]] = []
+
+    def leave_out(error: DistmetaError) -> None:
+        say(error.message)
+        left_out.append((error.message, error.remedy))  # not the error: its traceback would keep the file's bytes
+
+    score = Score()
+    files = counted(query_files(query, sys.stdin, passed_over), "classifying")
+    predictions = score.count(predict_files(adapted, files, shown, leave_out, reader))
+    kept = write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
+    for note in prediction_notes(score, reader, shown, passed_over):
+        say(note)
+    if explain is not None:
+        from distmeta.report.explain import draw
+
+        draw(shown, kept, explain, reader)
+        say(f"drew {explain}")
+    if left_out:
+        message, remedy = left_out[0]
+        raise DataError(f"{len(left_out)} of {len(left_out) + score.asked} images were left out; the first: {message}", remedy)
+
+
+def rollout(
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
+    env: Annotated[
+        str | None, typer.Option(help="Environment, as data.settings.environment names it (default: the one that it was trained in).")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of --env, such as horizon=50.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="X,Y,…", help="The task's components, such as a goal (default: drawn from --seed).")
+    ] = None,
+    adapt: Annotated[int | None, typer.Option(min=1, help="Inner steps (default: those it was evaluated with).")] = None,
+    trajectories: Annotated[int, typer.Option(min=2, help="Trajectories before the first inner step and after each.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the trajectories, and the task unless it is given.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG to draw paths into, or returns where there are none.")] = Path("rollout.png"),
+    network: Network = None,
+    learner: OwnLearner = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a registered policy to a task by acting in it, and draw what came of it.
+
+    Example: distmeta rollout --model models:/navigation@champion --task 0.3,-0.2 --adapt 3
+    """
+    from distmeta.inference.policy import environment_of, task_of
+    from distmeta.registry.policies import load_policy
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.report.paths import draw_adaptation
+
+    own = own_classes(network, learner)
+    environment = environment_of(env, option or [])
+    policy = load_policy(resolve(tracking_uri), model, own, environment)
+    adapted = policy.adapt(environment, task_of(task), adapt, trajectories, seed)
+    draw_adaptation(adapted.environment, adapted.task, adapted.played, out)
+    say(f"drew {out}")
+    found = {"environment": adapted.environment.name, "task": adapted.task, "returns": adapted.returns, "picture": str(out)}
+    if as_json:
+        print_json(found)
+        return
+    show_table(["inner steps", "mean return"], [[str(step), f"{value:.2f}"] for step, value in enumerate(adapted.returns)])
+
+
+def evaluate(
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = ...,  # type: ignore[assignment]
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Whose classes.")] = "test",
+    way: Annotated[int | None, typer.Option(min=2, help="Classes of an episode; as the model was trained, if absent.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Support images per class; as the model was trained, if absent.")] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 15,
+    episodes: Annotated[int, typer.Option(min=2, help="Episodes.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    network: Network = None,
+    learner: OwnLearner = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a registered model on fixed episodes of a packed dataset, spread over all of a Ray cluster's CPUs, or its GPUs.
+
+    Example: distmeta evaluate data/omniglot --model models:/omniglot-5way-1shot@champion --shot 5
+    """
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import load_model
+
+    own = own_classes(network, learner)
+    loaded = load_model(resolve(tracking_uri), model, own)
+    say(f"evaluating {model}")  # before Ray is imported: that takes seconds
+    from distmeta.scale.evaluate import PART, Asked
+    from distmeta.scale.evaluate import evaluate as start
+
+    parts = start(loaded, Asked(shards=shards, split=split, way=way, shot=shot, queries=queries, seed=seed), episodes, address, own)
+    *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
+    if as_json:
+        print_json(test)
+    else:
+        show_test(test)

@@ -1,0 +1,125 @@
+"""Verbs about the registry of models: models, publish, sync, promote, compare."""
+
+from typing import Annotated
+
+import typer
+
+from distmeta.cli.options import Json, TrackingUri
+from distmeta.show import print_json, say, show_table, summary
+
+
+def models(
+    name: Annotated[str | None, typer.Option(help="Only models of this name; * and ? stand for any characters.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Only those with this alias.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only those trained on this dataset.")] = None,
+    learner: Annotated[str | None, typer.Option(help="Only those of this learner.")] = None,
+    way: Annotated[int | None, typer.Option(min=1, help="Only those trained for so many classes.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Only those trained for so many support images per class.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """List the registered models.
+
+    Example: distmeta models --alias champion --dataset omniglot
+    """
+    from distmeta.registry.listing import list_models, matching
+    from distmeta.registry.tracking import tracking_uri as resolve
+
+    rows = matching(list_models(resolve(tracking_uri)), name, alias, dataset=dataset, learner=learner, way=way, shot=shot)
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["model", "aliases", "dataset", "task", "learner", "test", "age"]
+    table = [
+        [
+            row["uri"],
+            " ".join(row["aliases"]),
+            row["dataset"] or "?",
+            f"{row['way'] or '?'}-way {row['shot'] or '?'}-shot",
+            row["learner"] or "?",
+            summary(row),
+            f"{row['age_s'] // 3600} h {row['age_s'] // 60 % 60} min",
+        ]
+        for row in rows
+    ]
+    show_table(columns, table)
+
+
+def publish(
+    run_folder: Annotated[str, typer.Argument(help="Folder of a finished run, or its URL.")],
+    name: Annotated[str | None, typer.Option(help="Name in the registry; <dataset>-<way>way-<shot>shot if absent.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Name this version so, such as 'candidate'.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Register a run's best model as a new version.
+
+    Example: distmeta publish runs/omniglot_5way_1shot_maml --name characters --alias candidate
+    """
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import publish as register
+    from distmeta.training.run_folder import RunFolder
+
+    published = register(resolve(tracking_uri), RunFolder(run_folder), name, alias)
+    champion = f"; the champion is version {published.held_by}" if published.held_by else ""
+    say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else champion))
+    if as_json:
+        print_json({"model": published.uri, "version": published.version, "champion": published.champion})
+
+
+def sync(
+    run_folder: Annotated[str, typer.Argument(help="Folder of a run, or its URL.")],
+    tracking_uri: Annotated[str | None, typer.Option(help="Where MLflow is now; where the run found it, if absent.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Send to MLflow what it lacks of a run because it was away: metrics, the test's figures, the report, the model. Nothing is sent twice.
+
+    Example: distmeta sync runs/omniglot_5way_1shot_maml
+    """
+    from distmeta.assembly.sync import sync as send
+    from distmeta.training.run_folder import RunFolder
+
+    sent = send(RunFolder(run_folder), tracking_uri)
+    say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
+    say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
+    if as_json:
+        print_json(sent)
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model.")],
+    alias: Annotated[str, typer.Option(help="What it is to be called.")] = "champion",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Give a registered version an alias, which leaves the version that had it.
+
+    Example: distmeta promote models:/omniglot-5way-1shot/3 --alias champion
+    """
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import promote as give
+
+    say(f"{give(resolve(tracking_uri), model, alias)} is now {model}")
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
+    b: Annotated[str, typer.Argument(help="Another, tested on the same episodes.")],
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Is model B better than model A? The paired difference over the episodes both were tested on.
+
+    Example: distmeta compare models:/omniglot-5way-1shot/1 models:/omniglot-5way-1shot/2
+    """
+    from distmeta.registry.compare import compare as paired
+    from distmeta.registry.compare import verdict
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.training.measurement import quantity
+
+    found = paired(resolve(tracking_uri), a, b)
+    if as_json:
+        print_json(found)
+        return
+    means = [quantity(found[side], None, found["scale"], found["digits"] + 1, found["unit"]) for side in ("a", "b")]
+    show_table(["model", found["figure"]], [[a, means[0]], [b, means[1]]])
+    print(verdict(found))

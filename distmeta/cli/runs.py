@@ -1,0 +1,109 @@
+"""Verbs about runs: train, sweep, report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distmeta.cli.options import Address, Json, OtherHardware, TrackingUri, import_from_here
+from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_test
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; configs/ holds examples.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set outer.lr=0.002. May be repeated.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint, or begin if there is none.")
+    ] = False,
+    address: Address = None,
+    allow_other_hardware: OtherHardware = False,
+    as_json: Json = False,
+) -> None:
+    """Meta-train, test on unseen classes, and register the best model.
+
+    Example: distmeta train configs/omniglot_5way_1shot_maml.yaml --set train.workers=2
+    """
+    from distmeta.config import load_config
+
+    import_from_here()  # for a network of the user's own, given by import path
+    settings = load_config(config, sets)
+    say(f"training {config}")  # before Ray and MLflow are imported: that takes seconds
+    from distmeta.scale.run import run
+
+    result = run(settings, resume, address, allow_other_hardware)
+    if as_json:
+        print_json(result)
+        return
+    show_test(result["test"])
+    say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
+    if settings.data.shards is not None:
+        next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri)
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML file with a section `sweep`; configs/ holds an example.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set sweep.trials=8. May be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in the run folder; no ended trial is repeated.")] = False,
+    address: Address = None,
+    allow_other_hardware: OtherHardware = False,
+    as_json: Json = False,
+) -> None:
+    """Search hyperparameters: each trial is a distributed run, poor ones stop early, the winner is tested and registered.
+
+    Example: distmeta sweep configs/quickstart_sweep.yaml --set sweep.trials=8
+    """
+    from distmeta.config import load_config
+
+    import_from_here()  # for a network of the user's own, given by import path
+    settings = load_config(config, sets)
+    say(f"sweeping {config}")
+    from distmeta.sweep.driver import sweep as search
+    from distmeta.sweep.view import trial_table
+
+    result = search(settings, resume, address, allow_other_hardware)
+    if as_json:
+        print_json(result)
+        return
+    assert settings.sweep is not None
+    print_table(trial_table(result["trials"], settings.sweep))
+    best = result["best"]
+    say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
+    if settings.sweep.baseline and best["number"] == 0:
+        say("trial 0 is the config as it stands: no other did better")
+    show_schedule(best.get("history", []))
+    show_advance(best["fresh"])
+    if "model" in best:
+        if "retrained" in best:
+            say(f"trained anew for {best['retrained_steps']} steps in {best['retrained']}")
+        show_test(best["test"])
+        say(f"model {best['model']}")
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model it published.")],
+    shards: Annotated[str | None, typer.Option(help="Its packed dataset, for a close look at test episodes.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Your own config of the run: its dataset and your own classes are then used.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report: one HTML file with its figures, curves, episodes and config, into the run folder.
+
+    For a model whose run folder is not on this machine, the report that MLflow keeps since the run ended comes into the working folder.
+
+    Example: distmeta report runs/omniglot_5way_1shot_maml
+    """
+    from distmeta.assembly.report import report as write
+    from distmeta.assembly.report import report_of_model
+    from distmeta.config import load_config
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.training.run_folder import RunFolder
+
+    import_from_here()
+    own, anew = load_config(config) if config else None, True
+    if run.startswith(("models:/", "runs:/")):
+        written, anew = report_of_model(resolve(tracking_uri), run, shards, own)
+    else:
+        written = write(RunFolder(run), shards, own)
+    say(f"wrote {written}" + ("" if anew else ", the report written when the run ended: its run folder is not on this machine"))
+    if as_json:
+        print_json({"report": str(written)})

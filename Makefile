@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test slow lint clean
+.PHONY: install quickstart test slow lint docs clean
 
 install: $(READY)
 
@@ -34,6 +34,11 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy distmeta
+	$(BIN)/codespell distmeta docs tests configs cluster *.md *.cff
+
+docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:
 	rm -rf .venv

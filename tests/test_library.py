@@ -1,4 +1,4 @@
-"""What `import distmeta` gives: the README's own example, run as it stands there."""
+"""What `import distmeta` gives: the example of docs/python.md, run as it stands there."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from distmeta.data.pack import pack
 from distmeta.errors import ConfigError, DataError
 from distmeta.registry import versions
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 FIVE_WAY = {"model": DESCRIPTION["model"] | {"outputs": 5}, "task": {"way": 5, "shot": 1, "queries": 5}}
 
 
 def examples(language: str = "python") -> list[str]:
-    """Those of the README's section on Python in a language; none is that of the command line."""
-    section = README.read_text().partition("\n## In Python\n")[2].partition("\n## ")[0]
+    """Those of the page on Python in a language; none is that of the command line."""
+    section = PAGE.read_text()
     return [text for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE) if name == language]
 
 
@@ -40,9 +40,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Path:
     return home
 
 
-def test_the_readmes_example_runs(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pages_example_runs(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(home)
-    exec(compile(examples()[0].replace(", …]", "]"), str(README), "exec"), {"__name__": "readme"})
+    exec(compile(examples()[0].replace(", …]", "]"), str(PAGE), "exec"), {"__name__": "page"})
     losses = [float(found) for found in re.findall(r"meta-loss: tensor\(([\d.]+)", capsys.readouterr().out)]
     assert len(losses) == 3
     assert all(np.isfinite(losses))
@@ -89,7 +89,7 @@ def test_import_is_fast_and_every_name_is_there() -> None:
     program = (
         "import sys, json, distmeta; print(json.dumps([m for m in ('torch', 'mlflow', 'ray', 'numpy', 'pandas') if m in sys.modules]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=README.parent, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PAGE.parent.parent, check=True)
     assert json.loads(done.stdout) == []
     for name in distmeta.__all__:
         assert getattr(distmeta, name) is not None
@@ -130,7 +130,7 @@ print("six orders")
 
 def test_train_load_and_evaluate_are_functions_in_every_order_of_their_first_use(tmp_path: Path) -> None:
     """A module of a function's name, imported on the way, would take its place in the package."""
-    environment = os.environ | {"PYTHONPATH": str(README.parent)}
+    environment = os.environ | {"PYTHONPATH": str(PAGE.parent.parent)}
     done = subprocess.run(
         [sys.executable, "-c", IN_EVERY_ORDER], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=180
     )

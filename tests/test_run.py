@@ -435,10 +435,10 @@ def test_a_shard_lost_during_the_run_ends_it_with_its_name(home: Path, packed: P
 
 
 @pytest.mark.slow
-def test_the_readmes_network_and_images_of_ones_own(
+def test_the_network_and_images_of_the_python_page(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's files and commands as they stand there, with fewer steps."""
+    """The files and commands of docs/python.md as they stand there, with fewer steps."""
     (usage, source), (settings,), (commands,) = examples(), examples("yaml"), examples("")
     network = re.search(r"^class Net.*?(?=^\S+ = )", usage, re.DOTALL | re.MULTILINE)
     assert network is not None

@@ -1,0 +1,120 @@
+"""The pages of the reference that are generated: every config key, every command, every public name.
+
+MkDocs calls `on_files` when it builds the site (`hooks` in mkdocs.yml); `tests/test_docs.py` reads the same pages.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import distmeta
+from distmeta.cli import app
+from distmeta.config import Config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File  # an extra: the tests read the pages without it
+
+    for name, page in (("config", config_page), ("commands", commands_page), ("python", python_page)):
+        files.append(File.generated(config, f"reference/{name}.md", content=page()))
+    return files
+
+
+def config_page() -> str:
+    """Every key of a config, section by section, with its type, default and meaning."""
+    lines = ["# Config keys", "", "Set a key in a config, or with `--set key=value`.", ""]
+    for section, model in _sections(Config, ""):
+        lines += [f"## {section or 'top level'}", "", inspect.cleandoc(model.__doc__ or ""), ""]
+        lines += ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+        lines += [_row(section, name, field) for name, field in model.model_fields.items() if not _is_section(field)]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _sections(model: type[BaseModel], name: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield name, model
+    for key, field in model.model_fields.items():
+        if _is_section(field):
+            yield from _sections(_section_of(field), f"{name}.{key}" if name else key)
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel]:
+    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next(one for one in candidates if inspect.isclass(one) and issubclass(one, BaseModel))
+
+
+def _is_section(field: FieldInfo) -> bool:
+    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return any(inspect.isclass(one) and issubclass(one, BaseModel) for one in candidates)
+
+
+def _type(annotation: Any) -> str:
+    """A type as people write it: without bounds and module names, choices as a list."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    if origin is typing.Literal:
+        return ", ".join(str(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument) for argument in arguments)
+    if arguments:
+        return f"{origin.__name__}[{', '.join(_type(argument) for argument in arguments)}]"
+    return "None" if annotation is types.NoneType else getattr(annotation, "__name__", str(annotation))
+
+
+def _row(section: str, name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+    kind = _type(field.annotation)
+    meaning = " ".join((field.description or "").split())
+    return (
+        "| "
+        + " | ".join(text.replace("|", "\\|") for text in (f"`{section + '.' if section else ''}{name}`", f"`{kind}`", default, meaning))
+        + " |"
+    )
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options."""
+    lines = ["# Commands", ""]
+    for path, command in _commands(typer.main.get_command(app), "distmeta"):
+        lines += [f"## {path}", "", inspect.cleandoc(command.help or "").replace("\b", "").strip(), ""]
+        shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
+        if shown:
+            lines += ["| Option | Default | Meaning |", "|---|---|---|", *(_option(parameter) for parameter in shown), ""]
+    return "\n".join(lines)
+
+
+def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    if hasattr(command, "commands"):
+        for name, one in command.commands.items():
+            yield from _commands(one, f"{path} {name}")
+    else:
+        yield path, command
+
+
+def _option(parameter: click.Parameter) -> str:
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    required = "required" if parameter.required else ""
+    shown = "" if parameter.default in (None, (), []) or callable(parameter.default) else f"`{parameter.default}`"
+    meaning = " ".join((getattr(parameter, "help", "") or "").split())
+    return "| " + " | ".join(text.replace("|", "\\|") for text in (names, required or shown, meaning)) + " |"
+
+
+def python_page() -> str:
+    """Every public name of the package, from its docstring."""
+    lines = ["# Python API", "", "Import these from `distmeta`.", ""]
+    for name in distmeta.__all__:
+        value = getattr(distmeta, name)
+        lines += [f"## distmeta.{name}", ""]
+        if callable(value):
+            lines += [f"::: {value.__module__}.{name}", "    options: {show_root_heading: false, show_root_toc_entry: false}", ""]
+        else:
+            lines += [f"The names that `learner.name` accepts: {', '.join(f'`{key}`' for key in sorted(value))}.", ""]
+    return "\n".join(lines)

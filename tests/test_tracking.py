@@ -200,7 +200,7 @@ def test_a_run_that_has_not_ended_sends_its_metrics(
     assert not stopped.value.code
     out, err = capsys.readouterr()
     assert json.loads(out) == {"run_id": run_id, "run_folder": str(tmp_path / "run"), "steps": EACH, "model": None}
-    assert err.endswith("the run has not ended; distmeta train CONFIG --resume goes on with it\n")
+    assert err.endswith("the run has not ended; distmeta train CONFIG --resume continues it\n")
     points(server, run_id, EACH)
 
 

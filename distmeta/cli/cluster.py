@@ -15,14 +15,14 @@ Head = Annotated[str, typer.Option("--address", help="The head's dashboard, http
 
 def submit(
     context: typer.Context,
-    verb: Annotated[Literal["train", "sweep", "evaluate", "pack"], typer.Argument(help="What to run there.")],
+    verb: Annotated[Literal["train", "sweep", "evaluate", "pack"], typer.Argument(help="Verb to run on the cluster.")],
     address: Head = ...,  # type: ignore[assignment]
-    include: Annotated[list[Path] | None, typer.Option(help="File or folder to ship; may be repeated. Never data.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the config. May be repeated.")] = None,
-    name: Annotated[str | None, typer.Option(help="The job's id; Ray draws one if absent.")] = None,
+    include: Annotated[list[Path] | None, typer.Option(help="File or folder to send along, never data. Can be repeated.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key of the config. Can be repeated.")] = None,
+    name: Annotated[str | None, typer.Option(help="Id of the job (default: chosen by Ray).")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
 ) -> None:
-    """Run a verb on a Ray cluster, with this distmeta and a config from here; what follows the verb goes to it.
+    """Run a verb on a Ray cluster with this distmeta and your config. Arguments after the verb are passed to it.
 
     Example: distmeta submit train configs/quickstart.yaml --set run_folder=/shared/runs/1 --address http://head:8265 --resume
     """
@@ -61,11 +61,11 @@ def _places(context: typer.Context, verb: str, arguments: list[str]) -> dict[str
 
 def jobs(
     action: Annotated[Literal["list", "logs", "stop", "follow"], typer.Argument(help="What to do.")] = "list",
-    job_id: Annotated[str | None, typer.Argument(metavar="ID", help="The job; not for list.", show_default=False)] = None,
+    job_id: Annotated[str | None, typer.Argument(metavar="ID", help="Id of the job. Leave it out for list.", show_default=False)] = None,
     address: Head = ...,  # type: ignore[assignment]
     as_json: Json = False,
 ) -> None:
-    """List a cluster's jobs; print or follow the log of one, or stop it.
+    """List the jobs of a cluster, print or follow the log of a job, or stop it.
 
     Example: distmeta jobs logs raysubmit_8QzX --address http://head:8265
     """
@@ -83,7 +83,7 @@ def jobs(
         _follow(address, job_id)
     else:
         there.stop(address, job_id)
-        say(f"job {job_id} is asked to stop")
+        say(f"job {job_id} was asked to stop")
 
 
 def _follow(address: str, job_id: str) -> None:
@@ -101,16 +101,16 @@ def _follow(address: str, job_id: str) -> None:
 
 
 def doctor(
-    shards: Annotated[str | None, typer.Option(help="Also see whether this packed dataset can be read.")] = None,
+    shards: Annotated[str | None, typer.Option(help="Also check that this packed dataset can be read.")] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is installed here and what answers, with a remedy for whatever does not. Exit code 1 if anything fails.
+    """Check what is installed and reachable, with a remedy for each problem. Exit code 1 if a check fails.
 
     Example: distmeta doctor --shards data/omniglot
     """
-    say("looking; starting Ray takes some seconds")
+    say("checking; starting Ray takes some seconds")
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.scale.doctor import examine
 

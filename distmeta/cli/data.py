@@ -12,62 +12,69 @@ _LISTED = 20  # skipped images named one by one; --json names all
 
 
 def pack(
-    source: Annotated[Path | None, typer.Argument(help="Folder or archive of images; not for glyphs.", show_default=False)] = None,
+    source: Annotated[Path | None, typer.Argument(help="Folder or archive of images. Leave it out for glyphs.", show_default=False)] = None,
     dataset: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            help="What the source is: glyphs, omniglot, mini-imagenet, tiered-imagenet, folder, or the import path of a function "
-            "of your own, my_package.my_source, that is called with the source and yields (split, class, category, image bytes).",
+            help="Kind of source: glyphs, omniglot, mini-imagenet, tiered-imagenet, folder, or the import path of your own "
+            "function, my_package.my_source, which is called with SOURCE and yields (split, class, category, image bytes).",
         ),
     ] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
     splits: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of train.csv, val.csv, test.csv: wnid,category for tiered-imagenet, filename,label for mini-imagenet "
-            "(the source itself, if absent)."
+            help="Folder with train.csv, val.csv and test.csv: wnid,category for tiered-imagenet, filename,label for mini-imagenet "
+            "(default: SOURCE)."
         ),
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Go on without what the split files name and the source lacks.")
+        bool, typer.Option("--allow-missing", help="Pack although SOURCE lacks images or classes that the split files name.")
     ] = False,
     omniglot_split: Annotated[
         Literal["alphabets", "random-characters"] | None,
-        typer.Option(help="Omniglot's own alphabets (if absent), or 1100, 100 and 423 characters of any alphabet."),
+        typer.Option(
+            help="alphabets: Omniglot's published split (default). random-characters: 1,100, 100 and 423 characters of any alphabet."
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="For a folder without splits: fractions of its classes, such as 0.7/0.15/0.15.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Fractions of the classes for train/val/test, such as 0.7/0.15/0.15, if the folder has no splits.")
+    ] = None,
     split_by: Annotated[
-        Literal["class", "category"] | None, typer.Option(help="What --split divides: classes (if absent) or whole categories.")
+        Literal["class", "category"] | None, typer.Option(help="What --split divides: classes (default) or whole categories.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=8, max=1024, help="Side in pixels: 28 for glyphs and omniglot, else 84, if absent.")
+        int | None, typer.Option(min=8, max=1024, help="Side (pixels; default: 28 for glyphs and omniglot, else 84).")
     ] = None,
-    resize: Annotated[Literal["squash", "center-crop"], typer.Option(help="How other shapes become square.")] = "squash",
+    resize: Annotated[Literal["squash", "center-crop"], typer.Option(help="How images that are not square become square.")] = "squash",
     image_format: Annotated[
-        Literal["jpg", "png"] | None, typer.Option("--format", help="png for glyphs and omniglot, else jpg, if absent.")
+        Literal["jpg", "png"] | None,
+        typer.Option("--format", help="Image format in the shards (default: png for glyphs and omniglot, else jpg)."),
     ] = None,
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG's quality; 95 if absent.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG quality (default: 95).")] = None,
     images_per_class: Annotated[
-        int | None, typer.Option(min=2, help="Images of each of its classes in a shard, at least; the larger of 32 and K+Q, if absent.")
+        int | None, typer.Option(min=2, help="Minimum images per class in each shard (default: max(32, shot + queries)).")
     ] = None,
     classes_per_shard: Annotated[
-        int | None, typer.Option(min=2, help="Classes in a training shard; all, or as many as keep it at 64 MB, if absent.")
+        int | None, typer.Option(min=2, help="Classes per training shard (default: all, or as many as keep the shard at 64 MB).")
     ] = None,
-    way: Annotated[int | None, typer.Option(min=2, help="Classes of the episodes you will draw: refuse a dataset without them.")] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Their support images per class.")] = None,
-    queries: Annotated[int | None, typer.Option(min=1, help="Their query images per class.")] = None,
-    max_bad_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="How many of the images may be undecodable.")] = 0.01,
+    way: Annotated[
+        int | None, typer.Option(min=2, help="Classes per episode that you will train with; a dataset that cannot serve them is refused.")
+    ] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Support images per class that you will train with.")] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="Query images per class that you will train with.")] = None,
+    max_bad_fraction: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of images that may fail to decode.")] = 0.01,
     value_range: ValueRange = None,
     max_pixels: MaxPixels = 100_000_000,
     allow_copies: Annotated[
-        bool, typer.Option("--allow-copies", help="Pack a folder although its splits share pictures; they are counted.")
+        bool, typer.Option("--allow-copies", help="Pack although the same picture is in several splits. Copies are counted.")
     ] = False,
-    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode (default: one for each CPU).")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the order in shards, and splits that are drawn.")] = 0,
+    processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode (default: one per CPU).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order in shards and of splits drawn at random.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Turn images into episode-ready WebDataset shards. Stopped or killed, the same command goes on where it was.
+    """Pack images into WebDataset shards. If packing was stopped or killed, run the same command again to continue.
 
     Example: distmeta pack --dataset omniglot downloads/omniglot --out data/omniglot
     """
@@ -123,7 +130,7 @@ def pack(
 
 def verify(
     shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
-    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Only compare sizes.")] = False,
     as_json: Json = False,
 ) -> None:
     """Check every shard: size, SHA-256, members, labels, and that every image decodes. Exit code 1 if anything is wrong.
@@ -155,17 +162,17 @@ def verify(
 
 def inspect(
     shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of --export and --episode.")] = "test",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split that --export and --episode draw from.")] = "test",
     export: Annotated[
         Path | None, typer.Option(help="Write one episode as image folders: support/CLASS/*.png and query/CLASS/*.png.")
     ] = None,
-    episode: Annotated[Path | None, typer.Option(help="Draw that episode into a picture, such as episode.png.")] = None,
-    way: Annotated[int, typer.Option(min=2, help="Classes of that episode.")] = 5,
+    episode: Annotated[Path | None, typer.Option(help="Draw the same episode as a picture, such as episode.png.")] = None,
+    way: Annotated[int, typer.Option(min=2, help="Classes in the episode.")] = 5,
     shot: Annotated[int, typer.Option(min=1, help="Support images per class.")] = 1,
     queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Which episode.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episode.")] = 0,
 ) -> None:
-    """Say what a packed dataset holds; with --export or --episode, write or draw one of its episodes.
+    """Show what a packed dataset contains. With --export or --episode, write or draw one episode.
 
     Example: distmeta inspect data/omniglot --export episode --episode episode.png
     """
@@ -177,7 +184,9 @@ def inspect(
     show_table(["split", "classes", "categories", "images", "shards", "classes/shard", "images/class/shard", "MB"], overview(dataset))
     copies = dataset.manifest.copies
     names = [info.name for info in dataset.manifest.classes]
-    for sentence in copies.sentences(names) if copies else ["copies were not counted when this was packed; distmeta verify counts them"]:
+    for sentence in (
+        copies.sentences(names) if copies else ["copies were not counted when the dataset was packed; distmeta verify counts them"]
+    ):
         say(sentence)
     pairs = pair_overview(dataset)
     if pairs:

@@ -13,11 +13,13 @@ from distmeta.show import counted, prediction_notes, print_json, say, show_table
 
 def predict(
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
-    support: Annotated[Path, typer.Option(help="Folder with a folder of labelled images for each class.")],
-    query: Annotated[Path, typer.Option(help="Folder of images to classify, or one image, or - for paths on standard input.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Inner steps; those the model was evaluated with, if absent.")] = None,
-    form: Annotated[Literal["table", "csv", "jsonl"], typer.Option("--format", help="csv and jsonl are written as they come.")] = "table",
-    explain: Annotated[Path | None, typer.Option(help="Draw support, queries and predictions into this PNG.")] = None,
+    support: Annotated[Path, typer.Option(help="Folder with one folder of images per class.")],
+    query: Annotated[Path, typer.Option(help="Folder of images to classify, one image, or - for paths on standard input.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Inner steps (default: as in the model's evaluation).")] = None,
+    form: Annotated[
+        Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format. csv and jsonl are written row by row.")
+    ] = "table",
+    explain: Annotated[Path | None, typer.Option(help="Draw support images, queries and predictions into this PNG.")] = None,
     value_range: ValueRange = None,
     max_pixels: MaxPixels = 100_000_000,
     network: Network = None,
@@ -68,22 +70,24 @@ def predict(
 def rollout(
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
     env: Annotated[
-        str | None, typer.Option(help="Environment, as data.settings.environment names it (default: the one that it was trained in).")
+        str | None, typer.Option(help="Environment, as in data.settings.environment (default: the one used in training).")
     ] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of --env, such as horizon=50.")] = None,
     task: Annotated[
         str | None, typer.Option(metavar="X,Y,…", help="The task's components, such as a goal (default: drawn from --seed).")
     ] = None,
-    adapt: Annotated[int | None, typer.Option(min=1, help="Inner steps (default: those it was evaluated with).")] = None,
+    adapt: Annotated[int | None, typer.Option(min=1, help="Inner steps (default: as in the model's evaluation).")] = None,
     trajectories: Annotated[int, typer.Option(min=2, help="Trajectories before the first inner step and after each.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Decides the trajectories, and the task unless it is given.")] = 0,
-    out: Annotated[Path, typer.Option(help="PNG to draw paths into, or returns where there are none.")] = Path("rollout.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the trajectories, and of the task if --task is not given.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="PNG file for a picture of the paths (of the returns, if the environment has no paths).")
+    ] = Path("rollout.png"),
     network: Network = None,
     learner: OwnLearner = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Adapt a registered policy to a task by acting in it, and draw what came of it.
+    """Adapt a registered policy to a task by acting in it, and draw the result.
 
     Example: distmeta rollout --model models:/navigation@champion --task 0.3,-0.2 --adapt 3
     """
@@ -108,19 +112,19 @@ def rollout(
 def evaluate(
     shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION.")] = ...,  # type: ignore[assignment]
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Whose classes.")] = "test",
-    way: Annotated[int | None, typer.Option(min=2, help="Classes of an episode; as the model was trained, if absent.")] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Support images per class; as the model was trained, if absent.")] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of the dataset.")] = "test",
+    way: Annotated[int | None, typer.Option(min=2, help="Classes per episode (default: as in training).")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Support images per class (default: as in training).")] = None,
     queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 15,
-    episodes: Annotated[int, typer.Option(min=2, help="Episodes.")] = 600,
-    seed: Annotated[int, typer.Option(min=0, help="Which episodes.")] = 0,
+    episodes: Annotated[int, typer.Option(min=2, help="Number of episodes.")] = 600,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     network: Network = None,
     learner: OwnLearner = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a registered model on fixed episodes of a packed dataset, spread over all of a Ray cluster's CPUs, or its GPUs.
+    """Evaluate a registered model on fixed episodes of a packed dataset, spread over all CPUs or GPUs of a Ray cluster.
 
     Example: distmeta evaluate data/omniglot --model models:/omniglot-5way-1shot@champion --shot 5
     """

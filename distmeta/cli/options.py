@@ -7,22 +7,24 @@ from typing import Annotated
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; RAY_ADDRESS, else a local instance of our own, if absent.")]
-OtherHardware = Annotated[bool, typer.Option("--allow-other-hardware", help="Resume on another kind of machine.")]
-TrackingUri = Annotated[
-    str | None, typer.Option(help="MLflow tracking URI; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here, if absent.")
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster, HOST:PORT (default: RAY_ADDRESS, else a local instance that distmeta starts).")
 ]
-Network = Annotated[str | None, typer.Option(help="Import path of the model's network, if it is a class of your own.")]
-OwnLearner = Annotated[str | None, typer.Option("--learner", help="Import path of the model's learner, if it is a class of your own.")]
+OtherHardware = Annotated[
+    bool, typer.Option("--allow-other-hardware", help="Resume on another kind of machine. Results are then not equal bit for bit.")
+]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db).")]
+Network = Annotated[str | None, typer.Option(help="Import path of the model's network, if it is your own class.")]
+OwnLearner = Annotated[str | None, typer.Option("--learner", help="Import path of the model's learner, if it is your own class.")]
 ValueRange = Annotated[
     str | None,
     typer.Option(
         metavar="LOW,HIGH",
-        help="The values that are black and white in images that do not have 8 bits (default: 16-bit integers by their full range; "
+        help="Values of black and white in images that do not have 8 bits (default: the full range of 16-bit integers; "
         "signed, 32-bit and float images are refused).",
     ),
 ]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Pixels that an image may have at most.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Maximum pixels of an image.")]
 
 
 def import_from_here() -> None:

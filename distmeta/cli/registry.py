@@ -9,12 +9,12 @@ from distmeta.show import print_json, say, show_table, summary
 
 
 def models(
-    name: Annotated[str | None, typer.Option(help="Only models of this name; * and ? stand for any characters.")] = None,
-    alias: Annotated[str | None, typer.Option(help="Only those with this alias.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only those trained on this dataset.")] = None,
-    learner: Annotated[str | None, typer.Option(help="Only those of this learner.")] = None,
-    way: Annotated[int | None, typer.Option(min=1, help="Only those trained for so many classes.")] = None,
-    shot: Annotated[int | None, typer.Option(min=1, help="Only those trained for so many support images per class.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only models with this name. * and ? match any characters.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Only models with this alias.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only models trained on this dataset.")] = None,
+    learner: Annotated[str | None, typer.Option(help="Only models of this learner.")] = None,
+    way: Annotated[int | None, typer.Option(min=1, help="Only models trained with this many classes.")] = None,
+    shot: Annotated[int | None, typer.Option(min=1, help="Only models trained with this many support images per class.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -47,8 +47,8 @@ def models(
 
 def publish(
     run_folder: Annotated[str, typer.Argument(help="Folder of a finished run, or its URL.")],
-    name: Annotated[str | None, typer.Option(help="Name in the registry; <dataset>-<way>way-<shot>shot if absent.")] = None,
-    alias: Annotated[str | None, typer.Option(help="Name this version so, such as 'candidate'.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the registry (default: <dataset>-<way>way-<shot>shot).")] = None,
+    alias: Annotated[str | None, typer.Option(help="Alias to give this version, such as 'candidate'.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -69,10 +69,10 @@ def publish(
 
 def sync(
     run_folder: Annotated[str, typer.Argument(help="Folder of a run, or its URL.")],
-    tracking_uri: Annotated[str | None, typer.Option(help="Where MLflow is now; where the run found it, if absent.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow tracking URI (default: the one that the run used).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Send to MLflow what it lacks of a run because it was away: metrics, the test's figures, the report, the model. Nothing is sent twice.
+    """Send MLflow what it missed of a run: metrics, test figures, report and model. Nothing is sent twice.
 
     Example: distmeta sync runs/omniglot_5way_1shot_maml
     """
@@ -81,17 +81,17 @@ def sync(
 
     sent = send(RunFolder(run_folder), tracking_uri)
     say(f"MLflow run {sent['run_id']} has all {sent['steps']} steps of {run_folder}")
-    say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume goes on with it")
+    say(f"model {sent['model']}" if sent["model"] else "the run has not ended; distmeta train CONFIG --resume continues it")
     if as_json:
         print_json(sent)
 
 
 def promote(
     model: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN_ID/model.")],
-    alias: Annotated[str, typer.Option(help="What it is to be called.")] = "champion",
+    alias: Annotated[str, typer.Option(help="Alias to move.")] = "champion",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Give a registered version an alias, which leaves the version that had it.
+    """Move an alias to a registered version.
 
     Example: distmeta promote models:/omniglot-5way-1shot/3 --alias champion
     """
@@ -103,11 +103,11 @@ def promote(
 
 def compare(
     a: Annotated[str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
-    b: Annotated[str, typer.Argument(help="Another, tested on the same episodes.")],
+    b: Annotated[str, typer.Argument(help="A second model, tested on the same episodes.")],
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Is model B better than model A? The paired difference over the episodes both were tested on.
+    """Compare two models by the paired difference over the episodes that both were tested on.
 
     Example: distmeta compare models:/omniglot-5way-1shot/1 models:/omniglot-5way-1shot/2
     """

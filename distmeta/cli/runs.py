@@ -10,10 +10,10 @@ from distmeta.show import next_commands, print_json, print_table, say, show_adva
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file; configs/ holds examples.")],
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set outer.lr=0.002. May be repeated.")] = None,
+    config: Annotated[Path, typer.Argument(help="YAML file. See configs/ for examples.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as outer.lr=0.002. Can be repeated.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint, or begin if there is none.")
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run folder, or start if there is none.")
     ] = False,
     address: Address = None,
     allow_other_hardware: OtherHardware = False,
@@ -41,14 +41,14 @@ def train(
 
 
 def sweep(
-    config: Annotated[Path, typer.Argument(help="YAML file with a section `sweep`; configs/ holds an example.")],
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set sweep.trials=8. May be repeated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in the run folder; no ended trial is repeated.")] = False,
+    config: Annotated[Path, typer.Argument(help="YAML file with a section `sweep`. See configs/quickstart_sweep.yaml.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as sweep.trials=8. Can be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the sweep in the run folder. Finished trials are skipped.")] = False,
     address: Address = None,
     allow_other_hardware: OtherHardware = False,
     as_json: Json = False,
 ) -> None:
-    """Search hyperparameters: each trial is a distributed run, poor ones stop early, the winner is tested and registered.
+    """Search hyperparameters. Each trial is a distributed run; poor trials stop early; the winner is tested and registered.
 
     Example: distmeta sweep configs/quickstart_sweep.yaml --set sweep.trials=8
     """
@@ -69,26 +69,30 @@ def sweep(
     best = result["best"]
     say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
     if settings.sweep.baseline and best["number"] == 0:
-        say("trial 0 is the config as it stands: no other did better")
+        say("trial 0, the config without changes, did best")
     show_schedule(best.get("history", []))
     show_advance(best["fresh"])
     if "model" in best:
         if "retrained" in best:
-            say(f"trained anew for {best['retrained_steps']} steps in {best['retrained']}")
+            say(f"retrained for {best['retrained_steps']} steps in {best['retrained']}")
         show_test(best["test"])
         say(f"model {best['model']}")
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model it published.")],
-    shards: Annotated[str | None, typer.Option(help="Its packed dataset, for a close look at test episodes.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Your own config of the run: its dataset and your own classes are then used.")] = None,
+    run: Annotated[
+        str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model that a run published.")
+    ],
+    shards: Annotated[str | None, typer.Option(help="Packed dataset of the run. Adds pictures of test episodes to the report.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Your own config of the run. Its dataset and classes are opened for the report.")
+    ] = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
     """Write a run's report: one HTML file with its figures, curves, episodes and config, into the run folder.
 
-    For a model whose run folder is not on this machine, the report that MLflow keeps since the run ended comes into the working folder.
+    If the run folder is not on this machine, the copy stored in MLflow is downloaded to the working folder.
 
     Example: distmeta report runs/omniglot_5way_1shot_maml
     """

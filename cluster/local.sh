@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A Ray cluster of several nodes on this machine, for trying out what runs on many: the head and N worker nodes.
-# It is addressed by loopback. Ray binds some of its ports on every interface all the same, so a token, drawn anew, guards them.
+# It is addressed by loopback. Ray binds some of its ports on every interface all the same, so a token, drawn at random, guards them.
 #
 #   cluster/local.sh up N     start it; writes what to set to .cluster/env: . .cluster/env
 #   cluster/local.sh down     end it: the processes started by `up`, by their recorded ids, and no others

@@ -2,7 +2,7 @@
 # A run on a Slurm cluster: one Ray node on each allocated node, then distmeta on the first.
 #   sbatch cluster/slurm.sh train configs/tiered_imagenet_small.yaml --resume --set run_folder=/shared/runs/tiered --set train.workers=8
 # Run folder and shards lie on storage that all nodes share. Slurm sends SIGTERM five minutes before the time is up: training then stops
-# after a checkpoint, and the same command goes on from there.
+# after a checkpoint, and the same command continues from there.
 #SBATCH --job-name=distmeta
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

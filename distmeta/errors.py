@@ -17,7 +17,7 @@ _LONGEST = 3000  # characters of a message
 
 
 class DistmetaError(Exception):
-    """Something a user can mend: what was found and which rule it breaks, then the remedy.
+    """Something a user can fix: what was found and which rule it breaks, then the remedy.
 
     `message` states the value and the rule on one line, `remedy` says what to do on the next. Neither keeps a secret or an escape sequence
     that came with a value.

@@ -128,7 +128,7 @@ def _cell(measurement: Measurement, column: str) -> str:
 
 
 def show_schedule(history: list[dict[str, Any]]) -> None:
-    """Which values the winner of a population had from when on, and whose checkpoints it went on from, if they changed."""
+    """Which values the winner of a population had from when on, and whose checkpoints it continued from, if they changed."""
     if len(history) > 1:
         say("those are the last values of a schedule: " + "; ".join(_part(part) for part in history))
 
@@ -145,7 +145,7 @@ def show_advance(fresh: dict[str, Any]) -> None:
     line = f"on {fresh['episodes']} validation episodes that no trial saw: {ours.name} {ours.text(ours.selected)}"
     if "advance" in fresh:
         difference = ours.difference(fresh["advance"], fresh["advance_ci95"])
-        line += f"; difference to trial 0 (the config as it stands) {difference}, paired"
+        line += f"; difference to trial 0 (the config without changes) {difference}, paired"
     say(f"{line} ({ours.columns[ours.selected]} {ours.axis or ''}".rstrip() + ")")
 
 

@@ -1,4 +1,4 @@
-"""Standard output and standard error that fail nobody: where they cannot be written any more, or not in full, the work goes on.
+"""Standard output and standard error that fail nobody: where they cannot be written any more, or not in full, the work continues.
 
 A terminal is closed, a pipe's reader ends, a disk is full, an encoding lacks a character: a run of hours does not end for any of these.
 """

@@ -90,7 +90,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 def _check_nodes(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
     """The number of values in `node`, those behind aliases counted each time. Raises ValueError if there are too many, or without end."""
     if id(node) in above:
-        raise ValueError("an alias stands inside what it names")
+        raise ValueError("an alias is inside the node that it names")
     if id(node) not in sizes:
         above.add(id(node))
         sizes[id(node)] = 1 + sum(_check_nodes(child, sizes, above) for child in _children(node))
@@ -113,7 +113,7 @@ def _check_keys(node: yaml.Node) -> None:
             if not isinstance(key, yaml.ScalarNode):
                 raise ValueError(f"a key is not text ({_where(key)})")
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
-                raise ValueError(f"the key {key.value!r} stands twice ({_where(key)})")
+                raise ValueError(f"the key {key.value!r} appears twice ({_where(key)})")
             seen.add(key.value)
     for child in _children(node):
         _check_keys(child)

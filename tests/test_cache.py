@@ -163,7 +163,7 @@ def test_without_room_it_goes_on_without_cache_and_says_so_once(
     with caplog.at_level(logging.WARNING):
         for info in dataset.manifest.shards:
             assert remote.fetch(info).content[:] == dataset.fetch(info).content[:]
-    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["going on without the shard cache"]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["continuing without the shard cache"]
     assert not list((tmp_path / "cache").rglob("*.part"))
 
 
@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written(served: Served, dataset: Dataset, tmp_p
     info = dataset.manifest.shards[0]
     remote = Dataset(served.url, cache=ShardCache(tmp_path / "file" / "cache", LIMIT))
     assert remote.fetch(info).content[:] == dataset.fetch(info).content[:]
-    assert "going on without the shard cache" in caplog.text
+    assert "continuing without the shard cache" in caplog.text
 
 
 def test_without_a_cache_nothing_stays(served: Served, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,14 @@ PACK = ("pack", "--out", "out", "--dataset")
         ((*PACK, "tiered-imagenet", "x.tar"), 2, "tiered-imagenet needs its split files", "give --splits FOLDER"),
         ((*PACK, "omniglot", "absent"), 1, "", ""),
         ((*PACK, "tiered-imagenet", "absent.tar", "--splits", "absent"), 1, "", ""),
-        (("inspect", "absent"), 1, "absent is no packed dataset: it has no manifest.json", "pack it first: distmeta pack --help"),
+        (("inspect", "absent"), 1, "absent is not a packed dataset: it has no manifest.json", "pack it first: distmeta pack --help"),
         (("train", "absent.yaml"), 2, "config absent.yaml cannot be read: No such file", "give the path of a YAML file"),
-        (("predict", "--model", "x", "--support", "a", "--query", "b"), 2, "model 'x' is no registry address", "write models:/NAME@ALIAS"),
+        (
+            ("predict", "--model", "x", "--support", "a", "--query", "b"),
+            2,
+            "model 'x' is not a registry address",
+            "write models:/NAME@ALIAS",
+        ),
     ],
 )
 def test_a_refusal_is_two_lines_and_an_exit_code(

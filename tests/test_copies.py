@@ -117,7 +117,7 @@ def test_a_users_folder_may_share_no_picture_across_splits_unless_told(
     assert reason.startswith(f"distmeta: 1 pictures are in more than one split, such as {pictures}/train/train-1/")
     assert any(str(path) in reason for path in original)
     assert f"{pictures}/test/test-2/leak.bmp" in reason
-    assert remedy.startswith("  accept them with --allow-copies, and the same command goes on")
+    assert remedy.startswith("  accept them with --allow-copies, and the same command continues")
     # Both halves of the remedy work.
     _, said = run(monkeypatch, capsys, *command, "--allow-copies")
     assert "1 pictures are in more than one split\nclasses that share a picture: train-1 and test-2\n" in said

@@ -171,7 +171,7 @@ def test_a_full_disk_ends_the_run_with_the_last_checkpoint_named(
                 file.write(bytes(4096))
 
     at_checkpoint(run_folder, 8, fill)
-    with pytest.raises(RunError, match=r"cannot be written: .*No space left on device.*\nmake room.*goes on from step-0000\d\d"):
+    with pytest.raises(RunError, match=r"cannot be written: .*No space left on device.*\nmake room.*continues from step-0000\d\d"):
         run(made, address=address)
     newest = RunFolder(run_folder).newest_checkpoint()
     assert newest is not None

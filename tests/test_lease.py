@@ -131,7 +131,7 @@ def test_a_holder_renews_and_stops_when_it_was_overtaken(tmp_path: Path, monkeyp
         elsewhere(file, 0)
         mine._thread.join(30)
         assert not mine._thread.is_alive()
-        with pytest.raises(Overtaken, match="was taken over by process 1 on far: this process writes no more"):
+        with pytest.raises(Overtaken, match="was taken over by process 1 on far: this process has stopped writing"):
             check(mine.claim)
     assert json.loads(file.read_text())["owner"] == "theirs", "the other's lease was removed"
 

@@ -79,7 +79,7 @@ def test_a_stalled_manifest_and_one_that_is_not_there(served: Served) -> None:
     with pytest.raises(DataError, match=r"manifest.json cannot be read: no answer"):
         Dataset(served.url, Reading(timeout_s=0.2, attempts=1))
     served.faults["manifest.json"] = [404]
-    with pytest.raises(DataError, match="is no packed dataset"):
+    with pytest.raises(DataError, match="is not a packed dataset"):
         Dataset(served.url, READING)
 
 
@@ -161,7 +161,7 @@ def test_s3_with_credentials_from_the_environment(packed: Path, dataset: Dataset
     local = EpisodeStream(dataset, "train", Task(3, 1, 2), 0).training([0])
     assert next(EpisodeStream(remote, "train", Task(3, 1, 2), 0).training([0])).query_images.equal(next(local).query_images)
     assert remote.size(remote.manifest.shards[0]) == dataset.manifest.shards[0].bytes
-    with pytest.raises(DataError, match="s3://bucket/none is no packed dataset"):
+    with pytest.raises(DataError, match="s3://bucket/none is not a packed dataset"):
         Dataset("s3://bucket/none", READING)
     bucket.delete_object(Bucket="bucket", Key=f"data/{remote.manifest.shards[0].name}")
     with pytest.raises(DataError, match="is missing"):

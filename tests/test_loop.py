@@ -1,4 +1,4 @@
-"""The outer loop in one process, without Ray: skipping, stopping, validating, and going on."""
+"""The outer loop in one process, without Ray: skipping, stopping, validating, and continuing."""
 
 from collections.abc import Iterator
 from pathlib import Path

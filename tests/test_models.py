@@ -138,7 +138,7 @@ def test_resnet_is_its_formula() -> None:
 
 @EVERY
 def test_initialisation_comes_from_the_seed_alone(small: str, norm: str) -> None:
-    """Also for a model that has been trained: every parameter is drawn anew."""
+    """Also for a model that has been trained: every parameter is drawn at random."""
     model, other = build(small, norm), build(small, norm)
     expected = weights_sha256(trainable(redraw(model, 5)))
     with torch.no_grad():
@@ -211,7 +211,7 @@ REFUSED = [
     ({"filters": 0}, r"model.filters=0: input should be greater than or equal to 1\nfix model.filters"),
     ({"filters": "many"}, r"model.filters='many': input should be a valid integer"),
     ({"downsample": "mean"}, r"model.downsample='mean': input should be 'max-pool' or 'stride'"),
-    ({"norm": "layer"}, r"model.norm='layer' is no norm\nchoose one of batch, running, group, none"),
+    ({"norm": "layer"}, r"model.norm='layer' is not a norm\nchoose one of batch, running, group, none"),
     ({"input_shape": (3, 15, 99)}, r"model.name=conv4 halves images 4 times; 15×99 pixels are fewer than 16×16\nset data.image_size to 16"),
     ({"input_shape": (1,)}, r"model.name=conv4 reads images \(C, H, W\), not shape \(1,\)\nchoose model.name=mlp"),
     ({"name": "resnet18"}, r"model.name='resnet18' is not a backbone of distmeta\nchoose one of conv4, resnet12, vgg, mlp"),

@@ -163,5 +163,5 @@ def test_none_is_the_identity_and_alone_needs_a_bias() -> None:
 
 
 def test_an_unknown_norm_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model.norm='layer' is no norm\nchoose one of batch, running, group, none"):
+    with pytest.raises(ConfigError, match=r"model.norm='layer' is not a norm\nchoose one of batch, running, group, none"):
         make_norm("layer", 3)

@@ -290,7 +290,7 @@ def test_over_http_it_is_the_same_dataset(served: str, dataset: Dataset) -> None
     assert remote.fetch(remote.manifest.shards[0]).content[:] == dataset.fetch(dataset.manifest.shards[0]).content[:]
     with pytest.raises(DataError, match=r"no-such\.tar is missing"):
         remote.fetch(remote.manifest.shards[0].model_copy(update={"name": "no-such.tar"}))
-    with pytest.raises(DataError, match="is no packed dataset"):
+    with pytest.raises(DataError, match="is not a packed dataset"):
         Dataset(f"{served}/elsewhere")
 
 

@@ -67,7 +67,7 @@ def test_the_largest_noise_in_float32_is_still_an_action() -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in ENVIRONMENTS.items() if kind.tensor_program))
 def test_a_trajectorys_bits_do_not_depend_on_its_neighbours(name: str) -> None:
-    """The other trajectories of its task and the other tasks of its chunk are drawn anew; its own bits stay."""
+    """The other trajectories of its task and the other tasks of its chunk are drawn at random; its own bits stay."""
     environment = build_environment(name)
     policy = policy_for(environment.actions)
     model = build_model("mlp", (environment.observation_size,), policy.outputs, "none", widths=[16])

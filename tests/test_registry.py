@@ -53,7 +53,7 @@ def test_a_name_belongs_to_one_dataset_and_task(uri: str, published: str) -> Non
     with pytest.raises(ConfigError, match="holds models with way 3; this run has way 5"):
         versions.check_name(uri, name, DESCRIPTION | {"task": {"way": 5, "shot": 1, "queries": 15}})
     for bad in ("", "../x", "a/b", "a b", "x" * 200, "-x'", "<b>", "é"):
-        with pytest.raises(ConfigError, match="is no model name"):
+        with pytest.raises(ConfigError, match="is not a model name"):
             versions.check_name(uri, bad, DESCRIPTION)
 
 
@@ -66,7 +66,7 @@ def test_a_run_is_published_again_under_another_name_and_promoted(uri: str, tmp_
     assert versions.promote(uri, "models:/again@candidate", "champion") == "models:/again@champion"
     assert versions.look_up(uri, "models:/again@champion").version == int(second.version)
     for alias in ("", "latest", "v3", "a b"):
-        with pytest.raises(ConfigError, match="is no alias"):
+        with pytest.raises(ConfigError, match="is not an alias"):
             versions.promote(uri, "models:/again/1", alias)
     with pytest.raises(RegistryError, match="no version 9"):
         versions.promote(uri, "models:/again/9", "champion")
@@ -104,11 +104,11 @@ def test_the_table_can_be_filtered(uri: str, tmp_path: Path) -> None:
         ("models:/nobody@champion", RegistryError, r"no model 'nobody' is registered \(there are: .*patterns-3way-1shot"),
         ("models:/patterns-3way-1shot@winner", RegistryError, r"no alias 'winner' \(it has: champion\)"),
         ("models:/patterns-3way-1shot/77", RegistryError, r"no version 77"),
-        ("patterns", ConfigError, r"is no registry address\nwrite models:/NAME@ALIAS"),
+        ("patterns", ConfigError, r"is not a registry address\nwrite models:/NAME@ALIAS"),
         ("runs:/0123456789abcdef/model", RegistryError, r"no model of an MLflow run 0123456789abcdef is registered\n.*publish RUN_FOLDER"),
-        ("runs:/0123456789abcdef", ConfigError, r"is no registry address\n.*or runs:/RUN_ID/model"),
-        ("runs:/0123456789abcdef/../model", ConfigError, "is no registry address"),
-        ("runs:/' OR name = 'patterns-3way-1shot/model", ConfigError, "is no registry address"),
+        ("runs:/0123456789abcdef", ConfigError, r"is not a registry address\n.*or runs:/RUN_ID/model"),
+        ("runs:/0123456789abcdef/../model", ConfigError, "is not a registry address"),
+        ("runs:/' OR name = 'patterns-3way-1shot/model", ConfigError, "is not a registry address"),
     ],
 )
 def test_names_that_are_not_there(model_uri: str, error: type[Exception], message: str, uri: str, published: str) -> None:
@@ -190,7 +190,7 @@ def test_a_model_of_somebody_else_is_refused(uri: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learner": {"name": "future"}}, r"uses learner 'future', which is not part of distmeta .*\nif it is a class of your own"),
+        ({"learner": {"name": "future"}}, r"uses learner 'future', which is not part of distmeta .*\nif it is your own class"),
         ({"model": DESCRIPTION["model"] | {"name": "os.system"}}, r"uses network 'os.system', which is not part of distmeta"),
         ({"learner": DESCRIPTION["learner"] | {"warp": 9}}, r"cannot be read: .*warp.*\nwas it published by a newer distmeta"),
         ({"model": DESCRIPTION["model"] | {"filters": 8}}, r"the weights of .* are not those of its network"),

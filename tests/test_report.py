@@ -151,7 +151,7 @@ def test_learners_without_inner_steps_have_a_report_too(uri: str, packed: Path, 
 def test_without_its_dataset_it_says_so(run: RunFolder, uri: str, packed: Path, tmp_path: Path) -> None:
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     page = Page(report(copy, shards=str(tmp_path / "gone")).read_text())
-    assert f"No test episodes were looked at for this report: {tmp_path / 'gone'} is no packed dataset" in page.text
+    assert f"No test episodes were looked at for this report: {tmp_path / 'gone'} is not a packed dataset" in page.text
     assert "61.2 ± 1.1 %" in page.text
     (copy.path / "result.json").unlink()
     with pytest.raises(RunError, match="holds no finished run"):

@@ -1,4 +1,4 @@
-"""A pack that is killed, interrupted or out of disk goes on where it stopped and ends in the same bytes; two never write one folder."""
+"""A pack that is killed, interrupted or out of disk continues where it stopped and ends in the same bytes; two never write one folder."""
 
 import hashlib
 import os
@@ -132,7 +132,7 @@ def test_leftovers_of_other_options_are_not_used(change: dict[str, object], tmp_
 
 
 def test_leftovers_serve_other_shards(tmp_path: Path) -> None:
-    """What concerns dealing alone may change between a pack that was stopped and the one that goes on."""
+    """What concerns dealing alone may change between a pack that was stopped and the one that continues."""
     begun(tmp_path / "out", 299)
     changed: PackOptions = options(classes_per_shard=4, images_per_class=4)
     pack(patterns(), tmp_path / "out", changed)
@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_and_the_pack_goes_on_when_there_is_room(packed: Pat
         _, err = process.communicate()
         assert process.returncode == 1
         assert f"packing into {out} stopped: [Errno 27] File too large" in err
-        assert "the same command goes on where it stopped" in err
+        assert "the same command continues where it stopped" in err
         assert not out.exists()
     pack(patterns(), out, options())
     assert digests(out) == digests(packed)

@@ -109,7 +109,7 @@ def test_any_number_of_workers_ends_in_the_same_weights(
 
 @pytest.mark.slow
 def test_a_run_kept_in_object_storage(alone: dict[str, Any], home: Path, packed: Path, bucket: Any) -> None:
-    """A worker is killed; what is in the bucket is enough to go on, and to publish and report from."""
+    """A worker is killed; what is in the bucket is enough to continue, and to publish and report from."""
     made = config(home, packed, "x", checkpoint_every=5).model_copy(update={"run_folder": "s3://bucket/runs/far"})
     run_folder = RunFolder(made.run_folder)
     at_checkpoint(run_folder.path, 10, lambda: workers_of(psutil.Process())[1].kill())
@@ -274,7 +274,7 @@ def test_a_run_that_was_overtaken_commits_nothing_more(home: Path, packed: Path,
         run(made, address=address)
     newest = RunFolder(run_folder).newest_checkpoint()
     assert newest is not None
-    assert newest.name < "step-000030", "checkpoints went on"
+    assert newest.name < "step-000030", "checkpoints continued"
     assert not RunFolder(run_folder).has_ended
     assert json.loads((run_folder / LEASE).read_text()) == theirs
     record = RunFolder(run_folder).read_mlflow()
@@ -313,7 +313,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[s
     at_checkpoint(Path(interrupted.run_folder), 4, kill_a_worker)
     result = run(interrupted, address=address)
     assert killed
-    assert [step >= 4 for step in RunFolder(result["run_folder"]).restarts()] == [True], "went on once, from a checkpoint"
+    assert [step >= 4 for step in RunFolder(result["run_folder"]).restarts()] == [True], "continued once, from a checkpoint"
     assert result["weights_sha256"] == alone["weights_sha256"]
     assert [record["step"] for record in RunFolder(result["run_folder"]).metrics.read()] == list(range(1, STEPS + 1))
 

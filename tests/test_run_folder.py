@@ -338,7 +338,7 @@ def test_who_could_not_write_does_not_matter(number: int, of: Any, tmp_path: Pat
     assert found is not None
     if number == errno.ECONNRESET:
         assert isinstance(found, ClusterError)
-        assert re.match(rf"training failed.*: \[Errno {number}\] no\nsee .*log.txt; --resume goes on from its beginning", str(found))
+        assert re.match(rf"training failed.*: \[Errno {number}\] no\nsee .*log.txt; --resume continues from its beginning", str(found))
     else:
         assert isinstance(found, RunError)
-        assert re.match(rf"the run cannot be written: \[Errno {number}\] no\nmake room, .*goes on from its beginning", str(found))
+        assert re.match(rf"the run cannot be written: \[Errno {number}\] no\nmake room, .*continues from its beginning", str(found))

@@ -163,7 +163,7 @@ def test_glyphs_refuse_impossible_requests(arguments: tuple[int, int, int], said
 
 def test_glyphs_say_when_matplotlib_has_no_fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
-    monkeypatch.setattr(glyphs, "_letters", glyphs._letters.__wrapped__)  # past the cache, which other tests go on using
+    monkeypatch.setattr(glyphs, "_letters", glyphs._letters.__wrapped__)  # past the cache, which other tests use later
     monkeypatch.setattr(glyphs, "_faces", glyphs._faces.__wrapped__)
     assert "DejaVuSans.ttf is not a file" in refusal(glyphs.read())
 

@@ -174,7 +174,7 @@ def test_an_address_that_does_not_answer_is_told_within_ten_seconds() -> None:
             with pytest.raises(ClusterError, match=rf"no Ray cluster answers at http://127.0.0.1:{port}.*\nis the head running"):
                 client(f"http://127.0.0.1:{port}")
             assert time.monotonic() - began < 10
-    with pytest.raises(ConfigError, match="is no dashboard's address"):
+    with pytest.raises(ConfigError, match="is not a dashboard's address"):
         client("head:8265")
 
 
@@ -204,8 +204,8 @@ def test_a_job_runs_what_was_shipped_and_ends_with_its_exit_code(dashboard: str,
     out = io.StringIO()
     first = submit(dashboard, ["train", CONFIG], config(data={"shards": "/nowhere/shards"}), [], "first")
     assert follow(dashboard, first, out, lambda: False) == 1
-    assert "distmeta: /nowhere/shards is no packed dataset" in out.getvalue()
-    assert "/nowhere/shards is no packed dataset" in logs(dashboard, first)
+    assert "distmeta: /nowhere/shards is not a packed dataset" in out.getvalue()
+    assert "/nowhere/shards is not a packed dataset" in logs(dashboard, first)
     with pytest.raises(ClusterError, match=r"there is a job first at .* already"):
         submit(dashboard, ["train", CONFIG], config(), [], "first")
     second = submit(dashboard, ["train", CONFIG], config(), [], "second")

@@ -80,7 +80,7 @@ def config(folder: Path, shards: Path | str = "x", steps: int = 12, space: dict[
         ({"learner.inner_lr": {"uniform": [1, 1]}}, "the range is empty"),
         ({"learner.inner_lr": {"loguniform": [1, 0.1]}}, "the range is empty"),
         ({"learner.inner_steps": {"choice": []}}, "the range is empty"),
-        ({"learner.inner_steps": {"choice": [1, 1]}}, "a choice stands twice"),
+        ({"learner.inner_steps": {"choice": [1, 1]}}, "a choice appears twice"),
         ({"learner.inner_lr": {"uniform": [0, 1], "choice": [1]}}, "give one of uniform, loguniform, integers, choice"),
         ({"learner.inner_lr": {"log": [0, 1]}}, r"unknown key .*\nfor every key, give one of uniform, loguniform"),
         ({"train.workers": {"choice": [1, 2]}}, "sweep.space names train.workers in test, which all trials must have alike"),
@@ -325,7 +325,7 @@ def pbt(folder: Path, shards: Path | str = "x", space: dict[str, Any] | None = N
 @pytest.mark.parametrize(
     ("key", "values", "message"),
     [
-        ("model.filters", [4, 8], "changes model.filters while trials train, but a checkpoint cannot go on with another"),
+        ("model.filters", [4, 8], "changes model.filters while trials train, but a checkpoint cannot continue with another"),
         ("outer.optimizer", ["adam", "sgd"], "changes outer.optimizer while"),
         ("learner.name", ["maml", "fomaml"], "changes learner.name while"),
         ("learner.inner_lr", [0.1, 0.3], "changes learner.inner_lr .* with learner.name=meta-sgd its value lies in the weights"),

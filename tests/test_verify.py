@@ -109,15 +109,15 @@ def relabelled(label: bytes) -> Callable[[Members], Members]:
 
 WRONG: dict[str, tuple[Callable[[Members], Members], str, str]] = {
     "label missing": (lambda m: [pair for pair in m if pair[0] != "00000003.cls"], "00000003", "the label (.cls) is missing"),
-    "label no number": (relabelled(b"cat"), "00000003", "label b'cat' is no number"),
-    "label empty": (relabelled(b""), "00000003", "label b'' is no number"),
-    "label negative": (relabelled(b"-1"), "00000003", "label b'-1' is no number"),
+    "label no number": (relabelled(b"cat"), "00000003", "label b'cat' is not a number"),
+    "label empty": (relabelled(b""), "00000003", "label b'' is not a number"),
+    "label negative": (relabelled(b"-1"), "00000003", "label b'-1' is not a number"),
     "label out of range": (relabelled(b"25"), "00000003", "label 25 is out of range; the manifest has 25 classes"),
     "another label": (relabelled(b"24"), "00000003", "label 24; the manifest says"),
     "outside": (lambda m: [*m, ("../../escaped.png", b"x")], "../../escaped.png", "names a place outside the shard"),
     "absolute": (lambda m: [*m, ("/etc/passwd", b"x")], "/etc/passwd", "names a place outside the shard"),
     "stranger": (lambda m: [*m, ("readme.txt", b"x")], "readme.txt", "is not in the manifest"),
-    "twice": (lambda m: [*m, m[0]], "00000000.cls", "stands twice"),
+    "twice": (lambda m: [*m, m[0]], "00000000.cls", "appears twice"),
     "no image": (lambda m: [(n, b"not a picture" if n == "00000003.png" else c) for n, c in m], "00000003", "does not decode"),
 }
 

@@ -162,7 +162,7 @@ def preprocessing_of(config: Config, packed: Preprocessing) -> Preprocessing:
 
 
 def open_dataset(config: Config) -> Dataset:
-    """Raises ConfigError without data.shards, DataError if there is no packed dataset."""
+    """Raises ConfigError without data.shards, DataError if there is not a packed dataset."""
     data = config.data
     if data.shards is None:
         raise ConfigError("data.domain=classification reads a packed dataset, but data.shards is not set", "add data.shards")

@@ -110,7 +110,7 @@ def _known(dataset: str) -> Known:
     if "." in dataset:
         return _BY_IMPORT_PATH
     choices = ", ".join(DATASETS)
-    raise ConfigError(f"--dataset {dataset} is none of {choices}", "choose one, or give a function of your own: my_package.my_source")
+    raise ConfigError(f"--dataset {dataset} is none of {choices}", "choose one, or give your own function: my_package.my_source")
 
 
 def open_source(request: Request, report: Callable[[str], None]) -> Source:

@@ -3,7 +3,7 @@
 Every class of a split is cut into the same number R of chunks, sizes differing by at most one. There are R partitions of the classes into
 G groups, group sizes differing by at most one; a shard is one group of one partition and takes one chunk of each of its classes. So a
 shard holds enough images of every class it holds for any episode, every image is in one shard, and with G = 1 a shard is a miniature of
-its split. With more groups two classes share a shard in about one of G partitions, each drawn anew.
+its split. With more groups two classes share a shard in about one of G partitions, each drawn at random.
 """
 
 from typing import NamedTuple

@@ -65,7 +65,7 @@ class Fetcher:
             reason = str(error)
         if content is None and self._cache is not None:  # another thread may have said so meanwhile
             self._cache = None
-            _log.warning("going on without the shard cache: %s", reason)
+            _log.warning("continuing without the shard cache: %s", reason)
         return content
 
     def _from_temporary_file(self, name: str, size: int, sha256: str) -> StoredBytes | None:

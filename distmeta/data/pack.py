@@ -27,7 +27,7 @@ from distmeta.errors import ConfigError, DataError
 
 SHARD_BYTES = 64_000_000  # a shard holds all classes of its split unless it would be larger than this
 
-_AGAIN = "the same command goes on where it stopped"
+_AGAIN = "the same command continues where it stopped"
 
 
 class PackOptions(NamedTuple):
@@ -95,7 +95,7 @@ def pack(
     """Write shards and manifest for `images` into the new folder `out`; how images are dealt to shards stands in `distmeta.data.deal`.
 
     The bytes depend on images and options alone. `out` appears only when it is whole; a pack that was stopped or killed leaves its work in
-    a hidden folder beside `out`, from which the same call goes on. `track(items, what, total)` passes items through and may show progress;
+    a hidden folder beside `out`, from which the same call continues. `track(items, what, total)` passes items through and may show progress;
     `total` is about how many images there are, where that is known.
     Raises DataError if `out` exists, another pack writes it, the source holds no training image or too many that do not decode, or the
     disk is full; ConfigError if a split cannot serve `options.task`.
@@ -175,14 +175,14 @@ def _check_images(spool: Spool, max_bad_fraction: float) -> None:
     if spool.brightest:
         check_bright(*spool.brightest)
     example = f"such as {spool.skipped[0][0]}: {spool.skipped[0][1]}" if spool.skipped else ""
-    anew = f"remove {spool.path.parent} to begin anew"
+    anew = f"remove {spool.path.parent} to start again"
     empty = [name for (_, name), spooled in spool.classes.items() if not spooled.sizes]
     if empty:
-        raise DataError(f"no image of class '{empty[0]}' can be used, {example}", f"mend the source, then {anew}")
+        raise DataError(f"no image of class '{empty[0]}' can be used, {example}", f"fix the source, then {anew}")
     if len(spool.skipped) > max_bad_fraction * spool.images:
         raise DataError(
             f"{len(spool.skipped)} of {spool.images} images do not decode, more than the fraction {max_bad_fraction} allowed, {example}",
-            f"allow more with --max-bad-fraction, and {_AGAIN}; or mend the source, then {anew}",
+            f"allow more with --max-bad-fraction, and {_AGAIN}; or fix the source, then {anew}",
         )
 
 
@@ -205,7 +205,7 @@ def _copies(spool: Spool, infos: list[ClassInfo], allow: bool) -> Copies:
         origins = spool.origins(set(images))
         raise DataError(
             f"{copies.across_splits} pictures are in more than one split, such as {' and '.join(origins[image] for image in images)}",
-            f"accept them with --allow-copies, and {_AGAIN}; or remove the copies, then remove {spool.path.parent} to begin anew",
+            f"accept them with --allow-copies, and {_AGAIN}; or remove the copies, then remove {spool.path.parent} to start again",
         )
     return copies
 
@@ -235,7 +235,7 @@ def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
     if min(std) == 0:
         raise DataError(
             f"all training images are one flat colour ({', '.join(f'{m:g}' for m in mean)} of 255): standard deviation 0 in a channel",
-            f"look at the source's images, then remove {spool.path.parent} to begin anew",
+            f"look at the source's images, then remove {spool.path.parent} to start again",
         )
     return Preprocessing(
         image_size=options.image_size,

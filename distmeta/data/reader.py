@@ -65,7 +65,7 @@ class ImageReader:
             except _BadImage as error:
                 self._count(error)
                 last = error
-        raise DataError(f"{last}, and no image of its class is left to replace it", "distmeta verify names the images to mend")
+        raise DataError(f"{last}, and no image of its class is left to replace it", "distmeta verify names the images to fix")
 
     def _fetched(self, number: int) -> Future[Shard]:
         """A shard, taken out of `_shards` or asked for now; under the lock."""

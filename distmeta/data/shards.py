@@ -119,7 +119,7 @@ class Manifest(_Strict):
         for what, names in (("shard", [info.name for info in self.shards]), ("class", [(c.split, c.name) for c in self.classes])):
             twice = next((name for name, count in Counter(names).items() if count > 1), None)
             if twice is not None:
-                raise ValueError(f"{what} {twice!r} stands twice")
+                raise ValueError(f"{what} {twice!r} appears twice")
         split_of = np.array([info.split for info in self.classes])
         images = np.zeros(len(self.classes), np.int64)
         for shard in self.shards:
@@ -163,7 +163,9 @@ class Dataset:
         try:
             content = parse_json(self._location.read(MANIFEST, _MANIFEST_LIMIT, 2 * self._location.reading.timeout_s))
         except FileNotFoundError:
-            raise DataError(f"{self.location} is no packed dataset: it has no {MANIFEST}", "pack it first: distmeta pack --help") from None
+            raise DataError(
+                f"{self.location} is not a packed dataset: it has no {MANIFEST}", "pack it first: distmeta pack --help"
+            ) from None
         except ValueError as error:
             raise DataError(f"{path} cannot be read: {error}", "check the location, or pack the dataset again") from None
         version = content.get("format_version") if isinstance(content, dict) else None

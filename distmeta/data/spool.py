@@ -1,6 +1,6 @@
 """Where a pack keeps its encoded images until all are there: one file of them, and a journal of what that file holds.
 
-A pack that was killed goes on from its journal: the spool is cut back to the last batch that the journal has whole.
+A pack that was killed continues from its journal: the spool is cut back to the last batch that the journal has whole.
 """
 
 import json
@@ -38,7 +38,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
-        """Open the spool in `folder`, going on with what it holds if that was begun with the same `header`."""
+        """Open the spool in `folder`, continuing with what it holds if that was begun with the same `header`."""
         self.path = folder / _SPOOL
         self._journal_path = folder / "journal"
         self.classes: dict[tuple[str, str], SpooledClass] = {}
@@ -88,7 +88,7 @@ class Spool:
         if not batch or crc(batch) != self._source_crcs[number]:
             raise DataError(
                 f"the source is not the one that {self.path.parent} was begun with: batch {number} differs",
-                "give the same source, or remove that folder to begin anew",
+                "give the same source, or remove that folder to start again",
             )
 
     def _resume(self, header: dict[str, Any]) -> None:

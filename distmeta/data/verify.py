@@ -109,7 +109,7 @@ def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:
             if path.is_absolute() or ".." in path.parts:
                 yield Finding(shard.info.name, member.name, "names a place outside the shard")
             if member.name in found:
-                yield Finding(shard.info.name, member.name, "stands twice")
+                yield Finding(shard.info.name, member.name, "appears twice")
             found[member.name] = _Member(member.offset_data, member.size, content.read() if member.name.endswith(".cls") else b"")
     except DataError as error:
         yield Finding(shard.info.name, "", error.message)
@@ -119,7 +119,7 @@ def _label_problem(member: _Member | None, class_id: int, classes: int) -> str:
     if member is None:
         return "the label (.cls) is missing"
     if not member.label.isdigit():
-        return f"label {member.label[:20]!r} is no number"
+        return f"label {member.label[:20]!r} is not a number"
     if int(member.label) >= classes:
         return f"label {int(member.label)} is out of range; the manifest has {classes} classes"
     return "" if int(member.label) == class_id else f"label {int(member.label)}; the manifest says {class_id}"

@@ -90,7 +90,7 @@ class Workers:
         except BrokenProcessPool:
             raise DataError(
                 "a packing process was killed, as a system does that is out of memory",
-                "run the same command again with fewer --processes; it goes on where it stopped",
+                "run the same command again with fewer --processes; it continues where it stopped",
             ) from None
 
 

@@ -116,7 +116,9 @@ def limited(what: str) -> Iterator[None]:
         return
 
     def too_long(*_: object) -> None:
-        raise ConfigError(f"{what} takes more than {IMPORT_LIMIT_S:g} s", "find out where it waits, by importing it in a Python of its own")
+        raise ConfigError(
+            f"{what} takes more than {IMPORT_LIMIT_S:g} s", "find out where it waits, by importing it in a separate Python process"
+        )
 
     previous = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, IMPORT_LIMIT_S)

@@ -174,7 +174,7 @@ def make_norm(name: str, channels: int) -> nn.Module:
     He's networks). With "none", an identity, the layer has one: see `has_bias`.
     """
     if name not in NORMS:
-        raise ConfigError(f"model.norm={name!r} is no norm", f"choose one of {', '.join(NORMS)}")
+        raise ConfigError(f"model.norm={name!r} is not a norm", f"choose one of {', '.join(NORMS)}")
     return NORMS[name](channels)
 
 

@@ -55,7 +55,7 @@ class Loaded(NamedTuple):
 
     def __str__(self) -> str:
         parts = [f"{self.taken} tensors taken"]
-        parts += [f"drawn anew: {_listed(self.drawn)}"] if self.drawn else []
+        parts += [f"drawn at random: {_listed(self.drawn)}"] if self.drawn else []
         parts += [f"left over: {_listed(self.left_over)}"] if self.left_over else []
         return "; ".join(parts)
 
@@ -86,7 +86,7 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
         hint = f"; names there: {_listed(left)}" if left and missing else ""
         raise ConfigError(
             f"init_from={origin} does not fit {type(model).__name__}: {'; '.join(found)}{hint}",
-            "set init_prefix to what stands before the names, or model.* as in the network that was saved",
+            "set init_prefix to the prefix of the names, or model.* as in the network that was saved",
         )
     taken = {name: value for name, value in places.items() if value is not None and value.shape == held[name].shape}
     with torch.no_grad():

@@ -64,7 +64,7 @@ def client(uri: str) -> MlflowClient:
 def start_run(config: Config, run_folder: RunFolder, tags: dict[str, str]) -> str:
     """The MLflow run of this run folder, begun if there is none yet; its whole config as parameters.
 
-    Raises RegistryError; but a run that MLflow has, and that goes on, does not need an answer.
+    Raises RegistryError; but a run that MLflow has, and that continues, does not need an answer.
     """
     uri = tracking_uri(config.tracking.uri)
     if begun(run_folder, uri):
@@ -159,7 +159,7 @@ def _sending(mlflow: MlflowClient, run_id: str, run_folder: RunFolder, after: in
 
 
 class Mirror:
-    """Sends metrics files to MLflow from a thread of its own while a run goes on, however often MLflow fails to take them.
+    """Sends metrics files to MLflow from a thread of its own while a run continues, however often MLflow fails to take them.
 
     What it has not sent when the block ends is left to `send_metrics`.
     """
@@ -190,7 +190,7 @@ class Mirror:
                     if self._end.is_set():
                         return
                 pause = _EVERY_S
-            except Exception:  # whatever it is, training goes on, and `send_metrics` will say it
+            except Exception:  # whatever it is, training continues, and `send_metrics` will say it
                 # What a call that failed has done is not known: a server may act and be cut off before it answers.
                 last, pause = None, min(2 * pause, _LONGEST_PAUSE_S)
 

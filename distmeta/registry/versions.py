@@ -57,9 +57,9 @@ def _identity(description: dict[str, Any]) -> dict[str, str]:
 
 
 def check_name(uri: str, name: str, description: dict[str, Any]) -> None:
-    """Raises ConfigError if `name` is no registry name or holds models of another dataset or way/shot, RegistryError if MLflow fails."""
+    """Raises ConfigError if `name` is not a registry name or holds models of another dataset or way/shot, RegistryError if MLflow fails."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"tracking.model={name!r} is no model name", "use up to 100 letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"tracking.model={name!r} is not a model name", "use up to 100 letters, digits, '.', '_' and '-'")
     with answers(uri):
         held = _registered(client(uri), name)
     for key, value in _identity(description).items():
@@ -184,7 +184,7 @@ def promote(uri: str, model_uri: str, alias: str) -> str:
 
 def _check_alias(alias: str) -> None:
     if not _NAME.fullmatch(alias) or re.fullmatch(r"[vV]\d+|latest", alias):
-        raise ConfigError(f"{alias!r} is no alias", "use letters, digits, '.', '_' and '-'; v1 and latest have a meaning of their own")
+        raise ConfigError(f"{alias!r} is not an alias", "use letters, digits, '.', '_' and '-'; v1 and latest are reserved")
 
 
 def _version_tags(description: dict[str, Any]) -> dict[str, str]:
@@ -268,7 +268,7 @@ def check_known(model_uri: str, description: dict[str, Any], own: Collection[str
         if name not in known and name not in own:
             raise RegistryError(
                 f"{model_uri} uses {part} {name!r}, which is not part of distmeta {__version__}",
-                f"if it is a class of your own, name it: --{part} {name} (own=[{name!r}] in Python); else update distmeta",
+                f"if it is your own class, name it: --{part} {name} (own=[{name!r}] in Python); else update distmeta",
             )
 
 
@@ -297,7 +297,7 @@ def look_up(uri: str, model_uri: str) -> ModelVersion:
     match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))|runs:/([\w-]+)/model", model_uri)
     if match is None:
         raise ConfigError(
-            f"model {model_uri!r} is no registry address", "write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model"
+            f"model {model_uri!r} is not a registry address", "write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model"
         )
     name, alias, number, run_id = match.groups()
     with answers(uri):

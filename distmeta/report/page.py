@@ -92,7 +92,7 @@ def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[
     facts = [
         ("steps", f"{len(records)}, best at {best['step']}"),
         ("workers", ", ".join(f"{count} from step {step}" for step, count in workers)),
-        ("went on after a failure, or by --resume", ", ".join(f"from step {step}" for step in restarted) or "never"),
+        ("continued after a failure, or by --resume", ", ".join(f"from step {step}" for step in restarted) or "never"),
         ("steps skipped (meta-gradient not finite)", ", ".join(map(str, skipped[:10])) or "none"),
     ]
     if seconds:

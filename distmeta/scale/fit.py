@@ -12,7 +12,7 @@ from distmeta.errors import ClusterError, DistmetaError, Overtaken, RunError
 from distmeta.scale.progress import raised
 from distmeta.training.run_folder import RunFolder
 
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody mends it
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody fixes it
 
 
 class Fit:
@@ -45,7 +45,7 @@ def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> 
     run_folder = RunFolder(config.run_folder)
     return unwritable(cause, run_folder) or ClusterError(
         f"training failed{restarts}: {(str(cause).strip().splitlines() or [type(cause).__name__])[-1]}",
-        f"see {run_folder.log}; --resume goes on from {run_folder.reached()}",
+        f"see {run_folder.log}; --resume continues from {run_folder.reached()}",
     )
 
 
@@ -57,7 +57,7 @@ def unwritable(error: BaseException, run_folder: RunFolder) -> RunError | None:
     if not isinstance(error, OSError) or not (error.errno in _UNWRITABLE or isinstance(error, PermissionError)):
         return None
     return RunError(
-        f"the run cannot be written: {error}", f"make room, or give it rights; --resume then goes on from {run_folder.reached()}"
+        f"the run cannot be written: {error}", f"make room, or give it rights; --resume then continues from {run_folder.reached()}"
     )
 
 

@@ -41,7 +41,7 @@ _FREE = {
 def run(config: Config, resume: bool = False, address: str | None = None, allow_other_hardware: bool = False) -> dict[str, Any]:
     """Train, test and publish what `config` says; the answer is what `distmeta train --json` prints.
 
-    With `resume`, go on from the newest whole checkpoint, or begin if there is none. Raises DistmetaError.
+    With `resume`, continue from the newest whole checkpoint, or begin if there is none. Raises DistmetaError.
     """
     this = Run.of(absolute(config).model_copy(update={"sweep": None}))
     this.check()
@@ -55,7 +55,7 @@ def run(config: Config, resume: bool = False, address: str | None = None, allow_
         except Unanswered as error:
             if not tracking.begun(run_folder, uri):
                 raise
-            display.say(f"{error.message}\nthe run goes on, and sends what it has when MLflow answers")
+            display.say(f"{error.message}\nthe run continues, and sends what it has when MLflow answers")
         this.fetch_models(uri)
         for note in this.notes():
             display.say(note)
@@ -197,5 +197,5 @@ def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) ->
     found = failure(fit, reported, config)
     run_folder = RunFolder(config.run_folder)
     if found is None and not run_folder.has_ended:
-        return Stopped(f"stopped as asked, at {run_folder.reached()} of {config.outer.steps}", "give --resume to go on")
+        return Stopped(f"stopped as asked, at {run_folder.reached()} of {config.outer.steps}", "give --resume to continue")
     return found

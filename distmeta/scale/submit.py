@@ -54,7 +54,9 @@ def client(address: str) -> JobSubmissionClient:
         f"is the head running, with ray[default] and its dashboard at {address} (often port 8265), and is the port open to this machine?"
     )
     if urlsplit(address).scheme not in ("http", "https"):
-        raise ConfigError(f"--address {address} is no dashboard's address", "write http://HEAD:8265, the address of the head's dashboard")
+        raise ConfigError(
+            f"--address {address} is not a dashboard's address", "write http://HEAD:8265, the address of the head's dashboard"
+        )
     try:
         urlopen(f"{address.rstrip('/')}/api/version", timeout=_CONNECT_S).close()
     except HTTPError as error:
@@ -173,7 +175,7 @@ def _unpack_package(folder: Path) -> None:
         built = subprocess.run(command, capture_output=True, text=True)
         if built.returncode:
             reason = (built.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            raise ConfigError(f"the wheel of {source} cannot be built: {reason}", "pip install 'setuptools>=77' wheel, or mend the source")
+            raise ConfigError(f"the wheel of {source} cannot be built: {reason}", "pip install 'setuptools>=77' wheel, or fix the source")
         with ZipFile(next(Path(scratch, "wheel").glob("*.whl"))) as wheel:
             wheel.extractall(folder)
 
@@ -243,7 +245,7 @@ def follow(address: str, job_id: str, out: TextIO, ask: Callable[[], bool]) -> i
         signal.signal(signal.SIGINT, previous)
     details = _details(jobs, address, job_id)
     if status is JobStatus.STOPPED:
-        raise Stopped(f"job {job_id} was stopped", "submit it again with --resume to go on")
+        raise Stopped(f"job {job_id} was stopped", "submit it again with --resume to continue")
     if status is JobStatus.SUCCEEDED:
         return 0
     if details.driver_exit_code is None:

@@ -190,7 +190,7 @@ class Worker:
                 committed = RayCheckpoint.from_directory(Path(scratch) / name)
             ray.train.report({"step": checkpoint.step}, checkpoint=committed, checkpoint_dir_name=name)
         if self.notices.terminated:
-            raise Terminated(f"worker {self.rank} was told to end, and leaves after step {checkpoint.step}")
+            raise Terminated(f"worker {self.rank} was asked to end, and stops after step {checkpoint.step}")
 
     def episode(self, step: int, slot: int) -> str:
         return self.domain.describe(step, slot)
@@ -226,7 +226,7 @@ def _machines(here: dict[str, str], workers: int) -> list[dict[str, str]]:
 def run_worker(settings: dict[str, Any]) -> None:
     """What Ray Train calls in every worker.
 
-    A failure that a user can mend is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
+    A failure that a user can fix is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
     If storage refuses to be written, or another process has taken the run folder over, that is told and left to Ray: the workers that it
     starts then find it told, and end.
     """
@@ -290,7 +290,7 @@ def trainer(
 ) -> TorchTrainer:
     """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
 
-    What an earlier one left in the folder is put in order: old checkpoints go, those that a run may go on from stay.
+    What an earlier one left in the folder is put in order: old checkpoints go, those that a run may continue from stay.
 
     `import_from`: the folder where networks given by import path are found. `claim` is looked at before each commit. `part`: the step
     from which its settings are these, and the one where it ends, if not the last.

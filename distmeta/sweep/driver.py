@@ -37,7 +37,7 @@ _DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: wi
 def sweep(config: Config, resume: bool = False, address: str | None = None, allow_other_hardware: bool = False) -> dict[str, Any]:
     """Run the trials of config.sweep, rank them, and promote the winner; the answer is what `distmeta sweep --json` prints.
 
-    With `resume`, go on from the records in the sweep's folder (config.run_folder): no trial that ended is repeated. Raises DistmetaError.
+    With `resume`, continue from the records in the sweep's folder (config.run_folder): no trial that ended is repeated. Raises DistmetaError.
     """
     config = _as_sweep(absolute(config))
     this = Run.of(config)
@@ -63,12 +63,12 @@ def _settings(config: Config) -> SweepConfig:
 
 
 def _as_sweep(config: Config) -> Config:
-    """The config that trials derive from: a checkpoint at every validation, where a trial may be stopped and go on."""
+    """The config that trials derive from: a checkpoint at every validation, where a trial may be stopped and continue."""
     if config.sweep is None:
         raise ConfigError("the config has no sweep.space", "add one: sweep: {space: {learner.inner_lr: {loguniform: [0.01, 1]}}}")
     data, train = config.data, config.train
     if not isinstance(train.workers, int):
-        raise ConfigError(f"train.workers={list(train.workers)} in a sweep, where every trial has a place of its own", "give one number")
+        raise ConfigError(f"train.workers={list(train.workers)} in a sweep, where every trial is placed separately", "give one number")
     task = {name: getattr(data.eval, name) or getattr(data, name) for name in ("way", "shot", "queries")}
     data = data.model_copy(update={"eval": data.eval.model_copy(update=task)})  # the same episodes for all, whatever they train on
     train = train.model_copy(update={"checkpoint_every": train.validate_every})
@@ -131,14 +131,14 @@ def _run_trials(
             error = _watch(tuner, source, interrupt, watchdog, view)
         folder.remove_tune()
         if mirror.unsent:
-            view.say(f"MLflow did not take everything: {mirror.unsent}\nit stands in {folder}")
+            view.say(f"MLflow did not take everything: {mirror.unsent}\nit is stored in {folder}")
     if watchdog.error is not None:
         raise watchdog.error
     if source.stopping:
-        raise Stopped(f"stopped as asked, with {len(records.ended)} of {settings.total} trials ended", "give --resume to go on")
+        raise Stopped(f"stopped as asked, with {len(records.ended)} of {settings.total} trials ended", "give --resume to continue")
     if error is not None:
         reason = " ".join(str(error).split())[:300]
-        raise ClusterError(f"Ray Tune failed: {reason}", f"see {folder.log}; --resume goes on")
+        raise ClusterError(f"Ray Tune failed: {reason}", f"see {folder.log}; --resume continues")
 
 
 def _tuner(config: Config, records: Records, source: Source, interrupt: Interrupt, at_once: int) -> Tuner:

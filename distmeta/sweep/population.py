@@ -1,7 +1,7 @@
 """Population-based training (arXiv:1711.09846): trials train side by side, and after each generation the worst follow the best.
 
 All wait for the generation's end. So what becomes of a trial depends on the seed and the trials' validations alone, never on when or
-where one ran, and a sweep that was killed goes on as if it had not been. (Ray Tune's scheduler acts whenever a trial reports, on what
+where one ran, and a sweep that was killed continues as if it had not been. (Ray Tune's scheduler acts whenever a trial reports, on what
 others have reported by then, keeps its decisions in pickles, and would need each of our checkpoints a second time, in its own folders.)
 """
 
@@ -37,10 +37,10 @@ def check_generations(config: Config) -> None:
 
 
 def check_changeable(this: Run, candidate: Run, key: str) -> None:
-    """Raises ConfigError if `this` run cannot go on with `candidate`'s value of `key`."""
+    """Raises ConfigError if `this` run cannot continue with `candidate`'s value of `key`."""
     remedy = "leave it out of sweep.space, or search by random or optuna"
     if not key.startswith(_CHANGEABLE) or key == "learner.name":
-        raise ConfigError(f"sweep.search=pbt changes {key} while trials train, but a checkpoint cannot go on with another", remedy)
+        raise ConfigError(f"sweep.search=pbt changes {key} while trials train, but a checkpoint cannot continue with another", remedy)
     learner = this.config.learner.name
     before, after = (one.learner.initial_params() for one in (this, candidate))
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
@@ -108,7 +108,7 @@ class Population(Records):
         return ("running", "") if at == trial.until else ("failed", f"it ended at step {at} of {trial.until}")
 
     def _end_generation(self) -> None:
-        """Let the worst follow the best, and all go on. What was left half done by a driver that was killed comes out the same."""
+        """Let the worst follow the best, and all continue. What was left half done by a driver that was killed comes out the same."""
         step = min(trial.until or 0 for trial in self._alive)
         there = [trial for trial in self._alive if self._at[trial.number] == step]  # others are further, if trials were added later
         scores = {trial.number: dict(trial.curve(self.folder))[step] for trial in there}
@@ -129,7 +129,7 @@ class Population(Records):
 
 
 def followed(scores: dict[int, float], seed: int, step: int, spared: int | None) -> dict[int, int]:
-    """Number → number of the trial whose checkpoint it goes on from: the worst quarter follows the best; `spared` follows nobody."""
+    """Number → number of the trial whose checkpoint it continues from: the worst quarter follows the best; `spared` follows nobody."""
     ranking = sorted(scores, key=lambda number: (-scores[number], number))
     quarter = len(ranking) // 4
     worst = [number for number in reversed(ranking[quarter:]) if number != spared][:quarter]

@@ -90,7 +90,7 @@ def load_trials(sweep_folder: RunFolder) -> list[Trial]:
 
 
 def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
-    """What Ray Tune runs for a trial: a distributed run that goes on from its newest checkpoint, and tells its validations as they come.
+    """What Ray Tune runs for a trial: a distributed run that continues from its newest checkpoint, and tells its validations as they come.
 
     `secrets` holds what the config in `settings`, which Ray Tune writes to its logs, has masked.
     An error that would come again is written to the trial's folder instead of being raised: Ray Tune tries again what is raised.

@@ -1,4 +1,4 @@
-"""Ray Tune's side of a sweep: what it asks of us (trials, whether one goes on) and hears from us, none of which it can keep."""
+"""Ray Tune's side of a sweep: what it asks of us (trials, whether one continues) and hears from us, none of which it can keep."""
 
 import threading
 from collections.abc import Callable
@@ -64,14 +64,14 @@ class Source(_NotKept, Searcher):
             self._records.end(running.trial, died=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from its own records."""
+        """Nothing: a sweep continues from its own records."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a sweep goes on from its own records")
+        raise NotImplementedError("a sweep continues from its own records")
 
 
 class Asha(_NotKept, ASHAScheduler):
-    """Asynchronous successive halving over steps, that knows what trials of an earlier session reached and lets trial 0 go on."""
+    """Asynchronous successive halving over steps, that knows what trials of an earlier session reached and lets trial 0 continue."""
 
     def __init__(self, settings: SweepConfig, grace: int, steps: int, records: Records) -> None:
         super().__init__("step", "score", "max", steps, grace, settings.reduction, stop_last_trials=False)

@@ -47,7 +47,7 @@ def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
 
 
 class TrialTable:
-    """A table that is drawn anew on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
+    """A table that is drawn at random on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
 
     def __init__(self, terminal: TextIO, sweep_folder: RunFolder, settings: SweepConfig) -> None:
         self._console = console(terminal)

@@ -52,7 +52,7 @@ def _stage(driver: Any, groups: list[Group]) -> str:
 
 
 class Watchdog:
-    """`waiting` is the number of each trial that does not train yet → what it waits for; `error` is set if the sweep cannot go on.
+    """`waiting` is the number of each trial that does not train yet → what it waits for; `error` is set if the sweep cannot continue.
 
     `claim` is the sweep's, looked at in every turn. `needs`: what Ray reserves for each of a trial's workers. `say` is called with what a
     person should know.
@@ -150,7 +150,7 @@ class Watchdog:
         if driver is None:
             self.error = ClusterError(
                 f"Ray has not started a process for trial {number} in {start.waited_s:.0f} s",
-                f"see {self.records.folder.log}; --resume goes on",
+                f"see {self.records.folder.log}; --resume continues",
             )
             return
         if start.restarted:

@@ -120,7 +120,9 @@ def check(claim: Claim) -> None:
     """Raises Overtaken unless the claim holds."""
     seen = _content(folder_at(claim.folder) / LEASE)
     if seen.get("owner") != claim.owner:
-        raise Overtaken(f"{claim.folder} was taken over by {_named(seen)}: this process writes no more", "let the other process go on")
+        raise Overtaken(
+            f"{claim.folder} was taken over by {_named(seen)}: this process has stopped writing", "let the other process continue"
+        )
 
 
 def _content(file: Path) -> dict[str, Any]:

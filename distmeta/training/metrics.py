@@ -39,7 +39,7 @@ class MetricsFolder:
 class MetricsWriter:
     """Keeps records in memory and writes them when a checkpoint is due.
 
-    A step that is repeated after a failure goes into the same file again, so no step ever stands twice.
+    A step that is repeated after a failure goes into the same file again, so no step ever appears twice.
     """
 
     def __init__(self, folder: MetricsFolder, step: int) -> None:

@@ -216,7 +216,7 @@ class PeerFailure(RunError):
 
 
 def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, workers: int) -> Tensor:
-    # Never by asking torch whether there is a group: Ray ends it in mid-step when a worker is lost, and the others would go on alone.
+    # Never by asking torch whether there is a group: Ray ends it in mid-step when a worker is lost, and the others would continue alone.
     if workers > 1:
         dist.all_reduce(values, operation)
     return values

@@ -154,7 +154,7 @@ def main(
     hashes = set()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(shards, Path(folder))
-        print("| run | weights_sha256 | went on from step | until it trained again | in all |\n|---|---|---|---|---|")
+        print("| run | weights_sha256 | continued from step | until it trained again | in all |\n|---|---|---|---|---|")
         for row in rows(place, only or ["workers", "killed", "resized", "random"], kills):
             print(row, flush=True)
             hashes.add(row.weights_sha256)

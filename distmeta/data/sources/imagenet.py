@@ -164,9 +164,11 @@ def check_missing(classes: dict[str, Class], present: set[str], source: Path, al
             names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
             missing.append(f"{len(absent)} of {len(named)} {split} classes ({names})")
     if missing and not allow_missing:
-        raise DataError(f"{source} lacks {'; '.join(missing)}.", "Give the whole archive, or pass --allow-missing to go on without them.")
+        raise DataError(
+            f"{source} lacks {'; '.join(missing)}.", "Give the whole archive, or pass --allow-missing to continue without them."
+        )
     for text in missing:
-        report(f"{source} lacks {text}; going on without them.")
+        report(f"{source} lacks {text}; continuing without them.")
 
 
 def _from_archive(source: Path, wnids: Container[str], choose: Choose | None) -> Iterator[tuple[str, str, bytes]]:

@@ -17,7 +17,7 @@ def read(name: str, source: Path | None) -> Iterator[SourceImage]:
     """The images that the callable at import path `name` yields when called with `source`, or with nothing if that is None.
 
     It yields (split, class, category, an image file's bytes) and, if it likes, where the image lay; in the same order each time, so that
-    a stopped pack can go on. `name` is imported, so it comes from the user's own flags, never from anything received.
+    a stopped pack can continue. `name` is imported, so it comes from the user's own flags, never from anything received.
     Raises ConfigError if there is no such callable; DataError while images are taken, if it fails, yields something else, or puts a class
     into two splits or categories.
     """
@@ -52,7 +52,7 @@ def _images(name: str, function: Callable[..., Any], arguments: list[Path]) -> I
         raise
     except Exception as error:  # whatever the user's own function raises
         text = f"{name} failed after {number} items: {_one_line(repr(error))}"
-        raise DataError(text, "mend it; then the same command goes on from there") from error
+        raise DataError(text, "fix it; then the same command continues from there") from error
 
 
 def _wrong(item: Any) -> str:

@@ -83,8 +83,8 @@ def _by_name(
             f"{source} lacks {len(missing)} of {lists.total} images of the lists ({', '.join(missing[:5])}{', ...' * (len(missing) > 5)})"
         )
         if not allow_missing:
-            raise DataError(f"{text}.", "Give all of miniImageNet's images, or pass --allow-missing to go on without them.")
-        report(f"{text}; going on without them.")
+            raise DataError(f"{text}.", "Give all of miniImageNet's images, or pass --allow-missing to continue without them.")
+        report(f"{text}; continuing without them.")
     with readable(source):
         for wnid, names in lists.files.items():
             for name in names:

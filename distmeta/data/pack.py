@@ -95,7 +95,7 @@ def pack(
     """Write shards and manifest for `images` into the new folder `out`; how images are dealt to shards stands in `distmeta.data.deal`.
 
     The bytes depend on images and options alone. `out` appears only when it is whole; a pack that was stopped or killed leaves its work in
-    a hidden folder beside `out`, from which the same call continues. `track(items, what, total)` passes items through and may show progress;
+    a hidden folder beside `out`, from which the same call continues. `track(items, what, total)` passes items and can show progress;
     `total` is about how many images there are, where that is known.
     Raises DataError if `out` exists, another pack writes it, the source holds no training image or too many that do not decode, or the
     disk is full; ConfigError if a split cannot serve `options.task`.

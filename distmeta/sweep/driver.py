@@ -37,7 +37,7 @@ _DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: wi
 def sweep(config: Config, resume: bool = False, address: str | None = None, allow_other_hardware: bool = False) -> dict[str, Any]:
     """Run the trials of config.sweep, rank them, and promote the winner; the answer is what `distmeta sweep --json` prints.
 
-    With `resume`, continue from the records in the sweep's folder (config.run_folder): no trial that ended is repeated. Raises DistmetaError.
+    With `resume`, continue from the records in the sweep's folder (config.run_folder): ended trials are skipped. Raises DistmetaError.
     """
     config = _as_sweep(absolute(config))
     this = Run.of(config)

@@ -2,10 +2,13 @@
 
 import difflib
 import math
+from collections.abc import Iterable, Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from distmeta import yaml12
@@ -25,6 +28,15 @@ _LONGEST_TEXT = 4096
 _LONGEST_VALUE = 300  # characters shown of a value that is refused
 
 LOCATION = Field(json_schema_extra={"location": True})  # marks keys that hold a path or URL; a submitted job must be able to reach it
+
+
+class Change(Enum):
+    """When the value of a key may change: its declaration says so, else its section's; where neither does, BETWEEN_TRIALS holds."""
+
+    ON_RESUME = "also when a run is resumed, because the result does not depend on it; all trials of a sweep share it"
+    BETWEEN_RUNS = "in another run only; all trials of a sweep share it"
+    BETWEEN_TRIALS = "in another run, or in another trial of a sweep"
+    IN_TRAINING = "also while a trial trains (sweep.search=pbt), because a checkpoint can be trained on with another value"
 
 
 class Section(BaseModel):
@@ -89,11 +101,14 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    shards: Annotated[str | None, LOCATION] = None
-    """A packed dataset: a folder, a URL (http, https, s3, gs), or `pipe:` and a shell command with {name} for a file's name."""
-    functions: Literal["sinusoid", "linear-sigmoid", "sinusoid-sequence"] | None = None
+    shards: Annotated[str | None, LOCATION, Change.ON_RESUME] = None
+    """A packed dataset: a folder, a URL (http, https, s3, gs), or `pipe:` and a shell command with {name} for a file's name.
+
+    A run is resumed with the same dataset (compared by its fingerprint), wherever that is.
+    """
+    functions: Annotated[Literal["sinusoid", "linear-sigmoid", "sinusoid-sequence"] | None, Change.BETWEEN_RUNS] = None
     """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
-    domain: str | None = None
+    domain: Annotated[str | None, Change.BETWEEN_RUNS] = None
     """What is learned: classification (of shards), regression (of functions), reinforcement (in an environment: docs/reinforcement.md),
     or the import path of your own Domain class.
 
@@ -117,17 +132,17 @@ class DataConfig(Section):
     """Standard deviation of each channel in 0..1 that it is divided by (default: the packed set's)."""
     class_rotations: bool = False
     """In training, a class turned by 90°, 180° or 270° is another class."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: Annotated[AugmentConfig, Change.IN_TRAINING] = AugmentConfig()
     """Changes to the images of training."""
     max_bad_fraction: Fraction = 0.0
     """Part of the images read that may fail to decode; another image of the class takes the place of each."""
-    read_timeout_s: Seconds = 60.0
+    read_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 60.0
     """Seconds without an answer after which a connection is cut; of a `pipe:` command, its whole duration."""
-    read_attempts: Positive = 5
+    read_attempts: Annotated[Positive, Change.ON_RESUME] = 5
     """Attempts to read a file when an error may pass."""
-    cache: CacheConfig = CacheConfig()
+    cache: Annotated[CacheConfig, Change.ON_RESUME] = CacheConfig()
     """Shards from a URL, kept on each node."""
-    eval: EvalConfig = EvalConfig()
+    eval: Annotated[EvalConfig, Change.BETWEEN_RUNS] = EvalConfig()
     """Validation and test episodes."""
 
     @model_validator(mode="after")
@@ -172,7 +187,7 @@ class ModelConfig(Section):
 class LearnerConfig(Section):
     model_config = ConfigDict(extra="allow")  # the learner's own arguments, checked against its constructor when it is built
 
-    name: str = "maml"
+    name: Annotated[str, Change.BETWEEN_TRIALS] = "maml"
     """Meta-learning algorithm: maml, fomaml, anil, … or the import path of your own. Further keys are its constructor's arguments."""
 
     @property
@@ -184,11 +199,11 @@ class LearnerConfig(Section):
 class OuterConfig(Section):
     optimizer: Literal["adam", "sgd"] = "adam"
     """torch's optimiser for meta_params."""
-    lr: PositiveFloat = 1e-3
+    lr: Annotated[PositiveFloat, Change.IN_TRAINING] = 1e-3
     """β: outer-loop learning rate."""
     momentum: Fraction = 0.0
     """Momentum of sgd."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0), Change.IN_TRAINING] = 0.0
     """L2 penalty, as torch.optim counts it."""
     schedule: Literal["constant", "linear", "cosine", "milestones"] = "constant"
     """Course of lr over the steps; linear and cosine end at zero."""
@@ -196,11 +211,11 @@ class OuterConfig(Section):
     """Steps at which lr is multiplied by decay."""
     decay: PositiveFloat = 0.1
     """Factor of lr at each milestone."""
-    clip_norm: PositiveFloat | None = None
+    clip_norm: Annotated[PositiveFloat | None, Change.IN_TRAINING] = None
     """Largest norm of the meta-gradient; longer ones are scaled down."""
-    clip_value: PositiveFloat | None = None
+    clip_value: Annotated[PositiveFloat | None, Change.IN_TRAINING] = None
     """Largest magnitude of each entry of the meta-gradient."""
-    steps: Annotated[int, Field(ge=0, le=10**9)] = 1000
+    steps: Annotated[int, Field(ge=0, le=10**9), Change.BETWEEN_RUNS] = 1000
     """Outer updates. With 0 the network is validated, tested and published as it starts."""
     train: list[str] | None = None
     """Shell patterns over the names of the parameters that are meta-trained (default: all that are not frozen)."""
@@ -209,17 +224,17 @@ class OuterConfig(Section):
 
 
 class TrainConfig(Section):
-    workers: Positive | tuple[Positive, Positive] = 1
+    workers: Annotated[Positive | tuple[Positive, Positive], Change.ON_RESUME] = 1
     """Ray Train workers; the result does not depend on how many. [fewest, most]: as many as the cluster places, also when it changes."""
-    cpus_per_worker: PositiveFloat = 1.0
+    cpus_per_worker: Annotated[PositiveFloat, Change.ON_RESUME] = 1.0
     """CPUs that Ray reserves for a worker; may be a fraction."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    gpus_per_worker: Annotated[Annotated[float, Field(ge=0)] | None, Change.ON_RESUME] = None
     """GPUs that Ray reserves for a worker; 1 on cuda and 0 on cpu if absent."""
-    accelerator_type: str | None = None
+    accelerator_type: Annotated[str | None, Change.ON_RESUME] = None
     """Kind of GPU that workers are placed on, by Ray's name for it (A100, H100, …); any if absent."""
     threads_per_worker: Positive = 1
     """CPU threads that torch uses in a worker."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Change.ON_RESUME] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
     precision: Literal["float32", "float64", "bfloat16", "tf32"] = "float32"
     """Type of weights and images. bfloat16 and tf32 keep both in float32, for GPUs: bfloat16 computes the outer pass (query loss) in that
@@ -249,17 +264,17 @@ class TrainConfig(Section):
         """Type of weights and images."""
         return "float64" if self.precision == "float64" else "float32"
 
-    checkpoint_every: Steps = 100
+    checkpoint_every: Annotated[Steps, Change.ON_RESUME] = 100
     """Steps between checkpoints."""
     validate_every: Steps = 100
     """Steps between validations; the best of them is the run's model."""
-    max_failures: Count = 3
+    max_failures: Annotated[Count, Change.ON_RESUME] = 3
     """Worker failures after which the run still goes on from its last checkpoint."""
-    max_bad_steps: Positive = 5
+    max_bad_steps: Annotated[Positive, Change.ON_RESUME] = 5
     """Steps in a row with a non-finite meta-gradient that stop the run."""
-    collective_timeout_s: Seconds = 120.0
+    collective_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 120.0
     """Seconds after which a worker that does not answer counts as lost."""
-    start_timeout_s: Seconds = 120.0
+    start_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 120.0
     """Seconds that the workers may take to start; in a sweep, that a trial may stay at one stage of its start."""
 
 
@@ -309,7 +324,7 @@ class Values(Section):
 class SweepConfig(Section):
     space: dict[str, Values]
     """Dotted key → its values: {learner.inner_lr: {loguniform: [1e-3, 1]}, learner.inner_steps: {choice: [1, 3, 5]}}."""
-    trials: Positive | None = None
+    trials: Annotated[Positive | None, Change.ON_RESUME] = None
     """Trials in all; 16 if absent, or every point of the grid."""
     search: Literal["random", "grid", "optuna", "pbt"] = "random"
     """Where trials look: anywhere, every combination of choices in turn, or (Optuna's TPE) near what did well before.
@@ -324,11 +339,11 @@ class SweepConfig(Section):
     """Steps that every trial gets, and of a generation of pbt; train.validate_every if absent."""
     reduction: Annotated[int, Field(ge=2)] = 3
     """Of so many trials at a rung, one goes on."""
-    fresh_episodes: Positive = 600
+    fresh_episodes: Annotated[Positive, Change.ON_RESUME] = 600
     """Validation episodes that no trial has seen, on which the winner and trial 0 are compared at the end."""
-    promote: Literal["best", "retrain", "none"] = "best"
+    promote: Annotated[Literal["best", "retrain", "none"], Change.ON_RESUME] = "best"
     """What is tested and registered: the winning trial (best), its config trained anew (retrain), or nothing. No other trial ever is."""
-    retrain_steps: Steps | None = None
+    retrain_steps: Annotated[Steps | None, Change.ON_RESUME] = None
     """Steps of a retrain; outer.steps if absent, which gives the winning trial's own bits again."""
 
     @property
@@ -368,7 +383,7 @@ def is_registered(origin: str) -> bool:
 class Config(Section):
     """One run."""
 
-    run_folder: Annotated[str, LOCATION]
+    run_folder: Annotated[str, LOCATION, Change.ON_RESUME]
     """Folder that holds everything the run writes."""
     seed: Count = 0
     """Decides initial weights and training episodes."""
@@ -382,11 +397,11 @@ class Config(Section):
     """What is removed from the names in init_from that begin with it, such as "backbone."."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
-    learner: LearnerConfig = LearnerConfig()
+    learner: Annotated[LearnerConfig, Change.IN_TRAINING] = LearnerConfig()
     outer: OuterConfig = OuterConfig()
-    train: TrainConfig = TrainConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    sweep: SweepConfig | None = None
+    train: Annotated[TrainConfig, Change.BETWEEN_RUNS] = TrainConfig()
+    tracking: Annotated[TrackingConfig, Change.ON_RESUME] = TrackingConfig()
+    sweep: Annotated[SweepConfig | None, Change.BETWEEN_RUNS] = None
     """What `distmeta sweep` varies; `distmeta train` leaves it aside."""
 
     @model_validator(mode="before")
@@ -477,16 +492,32 @@ def _sections(text: str, origin: str) -> dict[str, Any]:
     return content
 
 
+def _fields(key: Iterable[str]) -> Iterator[FieldInfo]:
+    """The declarations on the way to a key, from the outermost section's; it ends early where a part of the key is not declared."""
+    section: type[Section] | None = Config
+    for name in key:
+        field = section.model_fields.get(name) if section else None
+        if field is None:
+            return
+        yield field
+        section = _section_in(field.annotation)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    """The section that a key of this type holds, if it holds one."""
+    return next((kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
 def _annotation_at(place: yaml12.Place) -> Any:
     """The type of the key at this place, None where there is none."""
-    section: Any = Config
-    for name in place:
-        sections = [kind for kind in _kinds(section) if isinstance(kind, type) and issubclass(kind, Section)]
-        field = sections[0].model_fields.get(name) if sections else None
-        if field is None:
-            return None
-        section = field.annotation
-    return section
+    fields = list(_fields(place))
+    return fields[-1].annotation if len(fields) == len(place) > 0 else None
+
+
+def change_of(key: str) -> Change:
+    """When the value of a dotted key may change; a key that is not declared (a network's or learner's own) follows its section."""
+    marks = [mark for field in _fields(key.split(".")) for mark in field.metadata if isinstance(mark, Change)]
+    return marks[-1] if marks else Change.BETWEEN_TRIALS
 
 
 def _wants_text(place: yaml12.Place) -> bool:
@@ -525,13 +556,9 @@ def _short(text: str) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
-# What all trials of a sweep must have alike: their place, how they are watched and placed, and the episodes that they are compared on.
-_NOT_SWEPT = ("run_folder", "outer.steps", "data.shards", "data.functions", "data.domain", "data.eval.", "train.", "tracking.", "sweep.")
-
-
 def _check_space(config: Config, origin: str) -> None:
     for key in config.sweep.space if config.sweep else ():
-        if key.startswith(_NOT_SWEPT):
+        if change_of(key) in (Change.ON_RESUME, Change.BETWEEN_RUNS):
             raise ConfigError(
                 f"sweep.space names {key} in {origin}, which all trials must have alike", "set it for the whole sweep, outside sweep.space"
             )
@@ -575,10 +602,9 @@ def known_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        optional = get_args(field.annotation) if type(None) in get_args(field.annotation) else ()
-        for kind in (field.annotation, *optional):
-            if isinstance(kind, type) and issubclass(kind, Section):
-                keys += known_keys(kind, f"{prefix}{name}.")
+        inner = _section_in(field.annotation)
+        if inner and get_origin(field.annotation) is not dict:
+            keys += known_keys(inner, f"{prefix}{name}.")
     return keys
 
 

@@ -2,17 +2,21 @@
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmeta.config import Config, known_keys, load_config
+from distmeta.config import Change, Config, Section, change_of, known_keys, load_config, validate
 from distmeta.errors import ConfigError
 from distmeta.learners import check_settings
 from distmeta.models import build_model
+from distmeta.scale.run import check_run_folder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -80,8 +84,6 @@ def test_an_absent_file(tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.sampled_from([*known_keys(), "nonsense"]), st.one_of(st.none(), st.integers(), st.text(max_size=3), st.floats())))
 def test_no_content_escapes_as_another_error_than_ours(overrides: dict[str, object]) -> None:
-    from distmeta.config import validate
-
     with contextlib.suppress(ConfigError):
         validate({"data": {"shards": "x"}, "run_folder": "r", **overrides}, "test")
 
@@ -96,6 +98,52 @@ def test_every_key_is_documented() -> None:
                 assert field.description, name
 
     walk(Config)
+
+
+def _declarations(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, list[Change]]]:
+    """Each key with the marks of its own declaration."""
+    for name, field in section.model_fields.items():
+        yield prefix + name, [mark for mark in field.metadata if isinstance(mark, Change)]
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from _declarations(kind, f"{prefix}{name}.")
+
+
+DECLARATIONS = dict(_declarations())
+LEAVES = [key for key in known_keys() if not any(other.startswith(f"{key}.") for other in known_keys())]
+OWN = ["learner.inner_lr", "model.filters", "data.settings.horizon"]  # keys of a learner, a network and a domain
+
+
+@pytest.mark.parametrize("key", DECLARATIONS)
+def test_a_key_has_one_mark_at_most_and_none_that_its_section_gives_it_already(key: str) -> None:
+    marks, section = DECLARATIONS[key], key.rpartition(".")[0]
+    assert len(marks) <= 1
+    assert marks != [change_of(section) if section else Change.BETWEEN_TRIALS]
+    assert change_of(key) in (marks or [change_of(section)])
+
+
+@pytest.mark.parametrize("key", [*LEAVES, *OWN])
+def test_a_sweep_varies_the_keys_that_trials_may_differ_in_and_no_others(key: str) -> None:
+    content = {"data": {"shards": "x"}, "run_folder": "r", "sweep": {"space": {key: {"choice": [1, 2]}}}}
+    if change_of(key) in (Change.BETWEEN_TRIALS, Change.IN_TRAINING):
+        assert list(validate(content, "test").model_dump()["sweep"]["space"]) == [key]
+    else:
+        with pytest.raises(ConfigError, match=f"sweep.space names {key} in test, which all trials must have alike"):
+            validate(content, "test")
+
+
+@pytest.mark.parametrize("key", [*LEAVES, *OWN])
+def test_a_resumed_run_may_differ_in_what_its_result_does_not_depend_on_and_in_nothing_else(key: str) -> None:
+    def config(value: str) -> SimpleNamespace:
+        return SimpleNamespace(shown=lambda: {key: value}, train=SimpleNamespace(kernels="torch"))
+
+    folder = SimpleNamespace(holds_run=True, read_config=lambda: config("before"), read_dataset=lambda: {"fingerprint": "f" * 64})
+    resumed: Any = SimpleNamespace(config=config("after"), folder=folder, domain=SimpleNamespace(fingerprint="f" * 64))
+    if change_of(key) is Change.ON_RESUME:
+        check_run_folder(resumed, resume=True)
+    else:
+        with pytest.raises(ConfigError, match=f"holds another run: {key} before → after\n"):
+            check_run_folder(resumed, resume=True)
 
 
 RECIPES = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parent.parent / "docs" / "learners.md").read_text(), re.DOTALL)

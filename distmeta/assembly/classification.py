@@ -1,6 +1,7 @@
 """Classification: episodes of images from the shards of a packed dataset."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from distmeta.assembly.domain import Domain
-from distmeta.config import Config
-from distmeta.data.augment import Augment
+from distmeta.config import AugmentConfig, Config
+from distmeta.data.augment import augment
 from distmeta.data.cache import ShardCache
 from distmeta.data.episodes import Batch, EpisodeBatch, LabelledBatch
 from distmeta.data.images import Preprocessing, channels_last
@@ -77,8 +78,8 @@ class Classification(Domain):
 
     def _training_stream(self) -> EpisodeStream | LabelledStream:
         config, data = self.config, self.config.data
-        changes: Any = {"augment": Augment(**data.augment.model_dump()), "max_bad_fraction": data.max_bad_fraction}
-        changes["preprocessing"] = self.preprocessing
+        changes = None if data.augment == AugmentConfig() else partial(augment, **data.augment.model_dump())
+        common: Any = {"augment": changes, "max_bad_fraction": data.max_bad_fraction, "preprocessing": self.preprocessing}
         if self.labelled:
             slots_per_step = config.outer.meta_batch_size
             return LabelledStream(
@@ -88,10 +89,10 @@ class Classification(Domain):
                 slots_per_step=slots_per_step,
                 seed=config.seed,
                 image_size=data.image_size,
-                **changes,
+                **common,
             )
         return EpisodeStream(
-            dataset=self.dataset, split="train", task=self.train_task, seed=config.seed, image_size=data.image_size, **changes
+            dataset=self.dataset, split="train", task=self.train_task, seed=config.seed, image_size=data.image_size, **common
         )
 
     def example(self, slots: int) -> Batch:

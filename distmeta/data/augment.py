@@ -1,6 +1,6 @@
 """Changes to training images that keep their class: each a function of the pixels and a generator, on uint8 arrays."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,39 +11,35 @@ from distmeta.seeds import generator
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-@dataclass(frozen=True)
-class Augment:
-    """What may happen to the images of one slot.
+Augment = Callable[[Pixels, np.random.Generator], Pixels]  # the images (n, C, H, W) of one slot, H = W → the same, changed
+
+
+def augment(
+    pixels: Pixels, random: np.random.Generator, *, rotation: float = 0.0, flip: float = 0.0, crop: int = 0, jitter: float = 0.0
+) -> Pixels:
+    """Images (n, C, H, W) of one slot, changed; H = W.
 
     `rotation`: probability that all of them are turned alike, by 90° or 270°; `flip`: probability for each image to be mirrored left to
     right; `crop`: pixels by which each image may move in either direction, its border reflected; `jitter`: brightness, contrast and
     saturation of each image are multiplied by numbers between 1 - `jitter` and 1 + `jitter`.
     """
+    if rotation and random.random() < rotation:
+        pixels = np.rot90(pixels, 1 + 2 * int(random.integers(2)), axes=(-2, -1))
+    if flip:
+        mirrored = random.random(len(pixels)) < flip
+        pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
+    if crop:
+        pixels = _crop(pixels, crop, random)
+    if jitter:
+        pixels = _jitter(pixels, random.uniform(1 - jitter, 1 + jitter, (3, len(pixels), 1, 1, 1)).astype(np.float32))
+    return pixels
 
-    rotation: float = 0.0
-    flip: float = 0.0
-    crop: int = 0
-    jitter: float = 0.0
 
-    def __call__(self, pixels: Pixels, random: np.random.Generator) -> Pixels:
-        """Images (n, C, H, W) of one slot, changed; H = W."""
-        if self.rotation and random.random() < self.rotation:
-            pixels = np.rot90(pixels, 1 + 2 * int(random.integers(2)), axes=(-2, -1))
-        if self.flip:
-            mirrored = random.random(len(pixels)) < self.flip
-            pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
-        if self.crop:
-            pixels = _crop(pixels, self.crop, random)
-        if self.jitter:
-            pixels = _jitter(pixels, random.uniform(1 - self.jitter, 1 + self.jitter, (3, len(pixels), 1, 1, 1)).astype(np.float32))
+def augmented(pixels: Pixels, change: Augment | None, seed: int, step: int, slot: int) -> Pixels:
+    """The images (..., C, H, W) of a slot as `change` leaves them at that step."""
+    if change is None:
         return pixels
-
-
-def augmented(pixels: Pixels, augment: Augment | None, seed: int, step: int, slot: int) -> Pixels:
-    """The images (..., C, H, W) of a slot as `augment` changes them at that step."""
-    if augment is None or augment == Augment():
-        return pixels
-    return augment(pixels.reshape(-1, *pixels.shape[-3:]), generator(seed, "augmentation", step, slot)).reshape(pixels.shape)
+    return change(pixels.reshape(-1, *pixels.shape[-3:]), generator(seed, "augmentation", step, slot)).reshape(pixels.shape)
 
 
 def _crop(pixels: Pixels, border: int, random: np.random.Generator) -> Pixels:

@@ -15,7 +15,7 @@ import ray
 
 from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
-from distmeta.config import Config, flat, is_registered
+from distmeta.config import Change, Config, change_of, flat, is_registered
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
@@ -27,15 +27,6 @@ from distmeta.training.lease import Lease
 from distmeta.training.run_folder import RunFolder
 
 _POLL_S = 0.5
-# What may differ between a run and its continuation: none of it changes the result.
-_FREE = {
-    "run_folder",
-    "data.shards",  # compared by fingerprint
-    *(f"sweep.{key}" for key in ("trials", "promote", "retrain_steps", "fresh_episodes")),
-    *(f"tracking.{key}" for key in ("uri", "experiment", "model")),
-    *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "checkpoint_every", "max_failures")),
-    *(f"train.{key}" for key in ("accelerator_type", "max_bad_steps", "collective_timeout_s", "start_timeout_s")),
-}
 
 
 def run(config: Config, resume: bool = False, address: str | None = None, allow_other_hardware: bool = False) -> dict[str, Any]:
@@ -97,7 +88,7 @@ def check_run_folder(this: Run, resume: bool) -> None:
     old, new = (flat(c.shown()) for c in (run_folder.read_config(), this.config))
     if this.config.train.kernels == "auto":
         old["train.kernels"] = "auto"  # a resumed run keeps those that it began with
-    keys = sorted((old.keys() | new.keys()) - _FREE)
+    keys = sorted(key for key in old.keys() | new.keys() if change_of(key) is not Change.ON_RESUME)
     differing = [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     fingerprint = run_folder.read_dataset()["fingerprint"]
     if fingerprint != this.domain.fingerprint:

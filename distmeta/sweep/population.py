@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from distmeta.assembly.run import Run
-from distmeta.config import Config, Values
+from distmeta.config import Change, Config, Values, change_of
 from distmeta.errors import ConfigError
 from distmeta.seeds import generator
 from distmeta.sweep.records import Records
 from distmeta.sweep.trials import Trial
 
-_CHANGEABLE = ("learner.", "data.augment.", "outer.lr", "outer.weight_decay", "outer.clip_norm", "outer.clip_value")
 _FACTORS = (0.8, 1.25)
 _ANYWHERE = 0.25  # how often a value is drawn from the whole space instead
 
@@ -39,7 +38,7 @@ def check_generations(config: Config) -> None:
 def check_changeable(this: Run, candidate: Run, key: str) -> None:
     """Raises ConfigError if `this` run cannot continue with `candidate`'s value of `key`."""
     remedy = "leave it out of sweep.space, or search by random or optuna"
-    if not key.startswith(_CHANGEABLE) or key == "learner.name":
+    if change_of(key) is not Change.IN_TRAINING:
         raise ConfigError(f"sweep.search=pbt changes {key} while trials train, but a checkpoint cannot continue with another", remedy)
     learner = this.config.learner.name
     before, after = (one.learner.initial_params() for one in (this, candidate))

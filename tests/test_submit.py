@@ -22,7 +22,9 @@ from ray.dashboard.modules.version import CURRENT_VERSION
 from distmeta.config import Config, locations, validate
 from distmeta.errors import ClusterError, ConfigError, Stopped
 from distmeta.scale import job
-from distmeta.scale.submit import CONFIG, check_locations, client, follow, list_jobs, logs, pack_job, stop, submit
+from distmeta.scale.shipment import pack_job
+from distmeta.scale.submit import check_locations, client, follow, list_jobs, logs, stop, submit
+from distmeta.training.run_folder import CONFIG
 
 
 def config(**changes: Any) -> Config:

@@ -27,8 +27,8 @@ def submit(
     Example: distmeta submit train configs/quickstart.yaml --set run_folder=/shared/runs/1 --address http://head:8265 --resume
     """
     from distmeta.config import load_config
-    from distmeta.scale.submit import CONFIG
     from distmeta.scale.submit import submit as start
+    from distmeta.training.run_folder import CONFIG
 
     arguments = list(context.args)
     config = None

@@ -4,39 +4,31 @@ A job's runtime environment is metadata that everybody on the cluster can read: 
 """
 
 import asyncio
-import json
 import logging
 import os
 import shlex
-import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass, urlopen
-from zipfile import ZipFile
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
 from distmeta.config import Config, is_relative, locations, secrets_of
-from distmeta.data.shards import MANIFEST
 from distmeta.errors import ClusterError, ConfigError, Stopped
 from distmeta.masking import masked
 from distmeta.scale.cluster import TOKEN
-from distmeta.scale.job import COMPARED, FACTS
-from distmeta.training.run_folder import CONFIG
+from distmeta.scale.shipment import pack_job, shipped_name
 
-LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
 _CONNECT_S = 8.0
 _STOP_S = 60
 _TRACKING = {"tracking.uri", "--tracking-uri"}
@@ -45,7 +37,6 @@ _NOT_YET = r"(?s).*No available agent"  # a head that has just started
 _UNKNOWN = "distmeta jobs list --address … names the jobs"
 for _told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
     logging.getLogger(f"ray.{_told}").setLevel(logging.WARNING)  # of each upload and closed connection
-_IGNORED = shutil.ignore_patterns("__pycache__", ".git", ".venv")
 
 
 def client(address: str) -> JobSubmissionClient:
@@ -107,7 +98,7 @@ def check_locations(places: dict[str, str], includes: Iterable[Path] = ()) -> No
 
     What it reads may lie in what it is shipped with.
     """
-    shipped = {path.name for path in includes}
+    shipped = {shipped_name(path) for path in includes}
     for key, place in places.items():
         if is_relative(place) and (key in _WRITTEN or Path(place).parts[:1] not in {(name,) for name in shipped}):
             raise ConfigError(
@@ -124,67 +115,6 @@ def check_secrets(arguments: list[str], config: Config | None) -> None:
             f"{places[0]} holds a secret, which a job would show to everybody on the cluster",
             "keep credentials on the nodes: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_… for s3, ~/.netrc for curl -n",
         )
-
-
-def pack_job(folder: Path, config: Config | None, includes: list[Path], needs_tracking: bool = False) -> None:
-    """Fill `folder` with what a job needs: this package (unpacked wheel), the config, the versions here, and `includes`.
-
-    `needs_tracking`: the job finds MLflow by its nodes' environment alone.
-    Raises ConfigError if `includes` are a packed dataset, or together too large.
-    """
-    for path in includes:
-        if not path.exists():
-            raise ConfigError(f"--include {path} does not exist", "give a file or folder")
-        if path.is_dir() and any(path.rglob(MANIFEST)):
-            raise ConfigError(
-                f"--include {path} holds a packed dataset; data is read from where it lies, never shipped", "put it on shared storage"
-            )
-    sizes = {str(path): _bytes(path) for path in includes}
-    if sum(sizes.values()) > LIMIT_BYTES:
-        listed = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
-        raise ConfigError(
-            f"--include comes to more than {LIMIT_BYTES / 1e6:.0f} MB: {listed}", "put large files on storage that all nodes share"
-        )
-    for path in includes:
-        target = folder / path.name
-        shutil.copytree(path, target, ignore=_IGNORED) if path.is_dir() else shutil.copy(path, target)
-    _unpack_package(folder)
-    here = {name: version(name) for name in COMPARED}
-    (folder / FACTS).write_text(json.dumps({"versions": here, "needs_tracking": needs_tracking}))
-    if config is not None:
-        (folder / CONFIG).write_text(config.to_yaml())
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
-
-
-def _unpack_package(folder: Path) -> None:
-    """distmeta and its metadata, as its wheel holds them. Ray would install a wheel together with torch, if it were given one."""
-    source = Path(__file__).parents[2]
-    if not (source / "pyproject.toml").exists():
-        raise ConfigError(
-            f"distmeta in {source} was not installed from its source", "use `ray job submit`, with distmeta installed on the cluster"
-        )
-    with tempfile.TemporaryDirectory() as scratch:
-        # A copy, for building leaves files behind; without isolation where setuptools is at hand, for that needs no network.
-        shutil.copytree(source / "distmeta", Path(scratch) / "distmeta", ignore=_IGNORED)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(source / name, scratch)
-        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *_isolation(), "--wheel-dir", f"{scratch}/wheel", scratch]
-        built = subprocess.run(command, capture_output=True, text=True)
-        if built.returncode:
-            reason = (built.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            raise ConfigError(f"the wheel of {source} cannot be built: {reason}", "pip install 'setuptools>=77' wheel, or fix the source")
-        with ZipFile(next(Path(scratch, "wheel").glob("*.whl"))) as wheel:
-            wheel.extractall(folder)
-
-
-def _isolation() -> list[str]:
-    try:
-        return ["--no-build-isolation"] if int(version("setuptools").partition(".")[0]) >= 77 else []
-    except PackageNotFoundError:
-        return []
 
 
 def submit(

@@ -129,5 +129,5 @@ def test_a_users_folder_may_share_no_picture_across_splits_unless_told(
     shutil.rmtree(out)
     call(monkeypatch, capsys, *command)
     (pictures / "test/test-2/leak.bmp").unlink()
-    shutil.rmtree(remedy.partition("then remove ")[2].partition(" to begin")[0])
+    shutil.rmtree(remedy.partition("then remove ")[2].partition(" to start")[0])
     run(monkeypatch, capsys, *command)

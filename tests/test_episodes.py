@@ -23,6 +23,25 @@ from distmeta.seeds import generator
 TASK = Task(way=3, shot=1, queries=2)
 
 
+@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 9))
+def test_a_task_has_the_same_place_in_its_chunk_in_any_batch(slots: list[int], size: int) -> None:
+    tensors = [torch.tensor(slots, dtype=torch.float32)] * 4
+    batch, seen = EpisodeBatch(3, slots, *tensors), []
+    for chunk, places in batch.chunks(size):
+        assert len(chunk) == size
+        assert chunk.support_images.tolist() == chunk.slots
+        assert [chunk.slots[place] % size for place in places] == places
+        seen += [chunk.slots[place] for place in places]
+    assert seen == slots
+
+
+@given(st.integers(0, 40), st.integers(1, 30), st.integers(1, 9))
+def test_a_block_of_slots_makes_as_few_chunks_as_can_be(first: int, count: int, size: int) -> None:
+    slots = list(range(first, first + count))
+    batch = EpisodeBatch(0, slots, *[torch.zeros(count)] * 4)
+    assert len(list(batch.chunks(size))) == -(-count // size)
+
+
 def take(stream: EpisodeStream, slots: list[int], start: int, count: int) -> list[EpisodeBatch]:
     batches = stream.training(slots, start)
     taken = [next(batches) for _ in range(count)]

@@ -199,6 +199,18 @@ def test_a_slots_bits_do_not_depend_on_its_neighbours(name: str, norm: str, batc
         assert torch.equal(own.score, metrics.score[chosen])
 
 
+@pytest.mark.parametrize("width", [3, 5, 7, 13])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_slots_bits_do_not_depend_on_its_neighbours_where_sizes_are_odd(name: str, width: int) -> None:
+    """Vectorised operations take a tensor's last few values one by one, by other formulas: no slot may come to be there by chance."""
+    model = build_model("mlp", (1, 16, 16), WAY, "none", seed=1, widths=[width], activation="tanh")
+    made = learner(name, model, task_batching="vmap", tasks_per_chunk=3)
+    theta, slots = made.initial_params(), batch_for(name, 5, torch.float32)
+    together, _ = made.slot_gradients(theta, slots)
+    for chosen in ([2], [3, 1], [1, 0, 3], [4, 3, 2], [1, 2, 3]):
+        assert torch.equal(made.slot_gradients(theta, slots.take(chosen))[0], together[chosen])
+
+
 def test_dropout_noise_belongs_to_the_slot() -> None:
     """Law 3 with DropBlock: the same bits in any company and any engine, others at another step or seed."""
     model = build_model("resnet12", (1, 16, 16), WAY, widths=[4, 4, 4, 4], drop_rate=0.3).double()

@@ -81,6 +81,26 @@ class Batch:
         """Every task as a batch of one."""
         return (self.take([position]) for position in range(len(self)))
 
+    def chunks(self, size: int) -> Iterator[tuple[Self, list[int]]]:
+        """The tasks as chunks of `size`, and the places in its chunk of the tasks that each adds, which come in the batch's order.
+
+        A task's place is its slot modulo `size`, whatever else the batch holds, and places without a task repeat another. Both matter
+        for its bits: vectorised operations may round the last values of a tensor otherwise than the first. A contiguous block of n slots
+        makes ⌈n / size⌉ chunks.
+        """
+        places: dict[int, int] = {}  # place → position in this batch
+        for position, slot in enumerate(self.slots):
+            if slot % size in places:
+                yield self._chunk(places, size)
+                places = {}
+            places[slot % size] = position
+        if places:
+            yield self._chunk(places, size)
+
+    def _chunk(self, places: dict[int, int], size: int) -> tuple[Self, list[int]]:
+        any_of_them = next(iter(places.values()))
+        return self.take([places.get(place, any_of_them) for place in range(size)]), list(places)
+
     def _entries(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "step"}
 

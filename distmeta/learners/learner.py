@@ -168,10 +168,7 @@ class Learner(ABC):
         """
         batched = self.batches_tasks(next(iter(meta_params.values())).device)
         size = self.tasks_per_chunk if batched else 1
-        for start in range(0, len(batch), size):
-            # Past the end the last task stands again, so that every chunk is computed alike.
-            chunk = batch.take([min(position, len(batch) - 1) for position in range(start, start + size)])
-            kept = min(size, len(batch) - start)
+        for chunk, places in batch.chunks(size):
             params = _task_params(self.with_fixed(meta_params), size if batched else None)
             forward = Forward(self.model, batched, Noise(self.seed, batch.step, chunk.slots), self.bfloat16)
             found = self.task_gradients(params, forward, chunk)
@@ -179,7 +176,8 @@ class Learner(ABC):
             losses = found.losses.detach()
             scores = torch.full_like(losses, torch.nan) if found.scores is None else found.scores.detach()
             flat = torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)
-            yield flat[:kept], SlotMetrics(losses[:kept], scores.double()[:kept])
+            kept = slice(None) if places == list(range(size)) else places  # a slice copies nothing
+            yield flat[kept], SlotMetrics(losses[kept], scores.double()[kept])
 
     def batches_tasks(self, device: torch.device) -> bool:
         """Whether slots are computed several at a time on `device`."""

@@ -27,11 +27,9 @@ class MeanReturn(Metric):
 
     def scores(self, learner: Learner, meta_params: Params, batch: TaskBatch) -> Tensor:  # type: ignore[override]
         found = []
-        for start in range(0, len(batch), _TOGETHER):
-            # Past the end the last task is repeated: chunks of one size give each task the same bits in any company.
-            chunk = batch.take([min(position, len(batch) - 1) for position in range(start, start + _TOGETHER)])
+        for chunk, places in batch.chunks(_TOGETHER):
             returns = [played.returns.mean(1) for played in after_each_step(learner, meta_params, chunk)]
-            found.append(torch.stack(returns, 1).double()[: len(batch) - start])
+            found.append(torch.stack(returns, 1).double()[places])
         return torch.cat(found)
 
 

@@ -1,19 +1,31 @@
-"""Spiking neurons: their spikes, their derivatives, their rates, and the network built of them."""
+"""Spiking neurons: their spikes, their derivatives, their rates, the network built of them, and whole runs of it."""
 
+import io
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow import MlflowClient
+from ray.cluster_utils import Cluster
 from torch import Tensor
 
+from distmeta.assembly.run import Run
+from distmeta.config import Config, validate
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.learners import build_learner
 from distmeta.learners.params import Params, flatten, unflatten
 from distmeta.models import build_model
 from distmeta.models.spiking import LeakyIntegrateAndFire, arctangent, spike
+from distmeta.registry.versions import load_model
+from distmeta.scale.progress import Display
+from distmeta.scale.run import run
+from distmeta.training.run_folder import RunFolder
+from distmeta.training.spike_rates import spike_rates, warning
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1), st.floats(0.1, 20))
@@ -107,3 +119,101 @@ def test_features_are_rates() -> None:
     assert ((features >= 0) & (features <= 1)).all()
     # The last 3×3 map is pooled to the mean of 2×2 spikes, then averaged over 4 steps.
     assert torch.equal(features * 16, (features * 16).round())
+
+
+# Rates
+
+
+def config(folder: Path, packed: Path, workers: int = 1, **model: Any) -> Config:
+    content = {
+        "run_folder": str(folder),
+        "data": {"shards": str(packed), "way": 3, "shot": 1, "queries": 3, "eval": {"queries": 3, "episodes": 12, "val_episodes": 12}},
+        "model": {"name": "spiking_conv4", "filters": 4, "steps": 3} | model,
+        "learner": {"name": "maml", "inner_lr": 0.2, "inner_steps": 1},
+        "outer": {"lr": 0.01, "steps": 4, "meta_batch_size": 5},
+        "train": {"workers": workers, "cpus_per_worker": 0.5, "checkpoint_every": 4, "validate_every": 2, "device": "cpu"},
+        "tracking": {"uri": f"sqlite:///{folder.parent / 'mlflow.db'}", "model": "spikes"},
+    }
+    return validate(content, "test")
+
+
+def test_rates_are_means_over_adapted_episodes(packed: Path, tmp_path: Path) -> None:
+    this = Run.of(config(tmp_path / "run", packed))
+    params, stream = this.start(), this.domain.evaluation("val")
+    each = []
+    for number in range(10):
+        (episode,) = stream.evaluation([number])
+        assert isinstance(episode, EpisodeBatch)
+        spikes: dict[str, Tensor] = {}
+        hooks = [
+            module.register_forward_hook(lambda _module, _given, found, name=name, into=spikes: into.update({name: found}))
+            for name, module in this.learner.model.named_modules()
+            if isinstance(module, LeakyIntegrateAndFire)
+        ]
+        this.learner.predict(this.learner.adapt(params, episode), episode.query_images[0])
+        for hook in hooks:
+            hook.remove()
+        each.append({name: found.mean().item() for name, found in spikes.items()})
+    rates = spike_rates(this.domain.metric, this.learner, params, stream)
+    assert list(rates) == [f"blocks.{number}.neurons" for number in range(4)]
+    for name, rate in rates.items():
+        assert rate == pytest.approx(sum(one[name] for one in each) / 10)
+        assert 0 < rate < 1
+
+
+def test_a_network_without_spiking_neurons_has_no_rates(packed: Path, tmp_path: Path) -> None:
+    made = config(tmp_path / "run", packed).model_dump(exclude_none=True) | {"model": {"name": "conv4", "filters": 4}}
+    this = Run.of(validate(made, "test"))
+    assert spike_rates(this.domain.metric, this.learner, this.start(), this.domain.evaluation("val")) == {}
+
+
+def test_silent_and_saturated_layers_are_warned_of() -> None:
+    assert warning({"a": 0.02, "b": 0.5}) is None
+    silent, remedy = (warning({"a": 0.004, "b": 0.3}) or "").splitlines()
+    assert silent == "silent layers: a fires in 0.4 % of time steps"
+    assert remedy == "lower model.threshold, or raise model.beta"
+    both = (warning({"a": 0.0, "b": 0.6, "c": 0.7}) or "").splitlines()
+    assert both[2] == "saturated layers: b fires in 60.0 % of time steps, c fires in 70.0 % of time steps"
+
+
+def test_a_warning_is_said_whenever_it_changes() -> None:
+    terminal, status = io.StringIO(), {"phase": "training", "step": 1}
+    with Display(terminal, 9) as display:
+        for found in (None, "silent", "silent", "saturated", None, None):
+            display.show(status | {"warning": found})
+    said = [line for line in terminal.getvalue().splitlines() if not line.startswith("training")]
+    assert said == ["silent", "saturated", "the last warning no longer holds"]
+
+
+def test_the_remedies_for_silent_neurons_work() -> None:
+    images, rates = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), {}
+    cases: dict[str, dict[str, Any]] = {"silent": {}, "threshold": {"threshold": 0.5}, "beta": {"beta": 1.0}}
+    for name, settings in cases.items():
+        neurons: dict[str, Any] = {"threshold": 3.0, "beta": 0.1, "steps": 8} | settings
+        model: Any = build_model("spiking_conv4", (1, 16, 16), 3, filters=4, seed=1, **neurons)
+        model(images)
+        rates[name] = model.blocks[0].neurons.spike_rate.item()
+    assert rates["silent"] < 0.02 < min(rates["threshold"], rates["beta"])
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_any_number_of_workers_ends_in_the_same_weights_and_rates(packed: Path, tmp_path: Path, address: str) -> None:
+    """A threshold that nothing reaches is warned of; rates stand in the records and in MLflow; the model is loaded and predicts."""
+    results = [run(config(tmp_path / f"run-{workers}", packed, workers, threshold=50.0), address=address) for workers in (1, 2, 3)]
+    assert len({result["weights_sha256"] for result in results}) == 1
+    kept = [[record.get("spike_rate") for record in RunFolder(result["run_folder"]).metrics.read()] for result in results]
+    assert kept[0] == kept[1] == kept[2]
+    assert [rates is not None for rates in kept[0]] == [False, True, False, True]
+    assert kept[0][-1] == {f"blocks.{number}.neurons": 0.0 for number in range(4)}
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    history = MlflowClient(uri).get_metric_history(results[0]["run_id"], "spike_rate/blocks/0/neurons")
+    assert [(point.step, point.value) for point in history] == [(2, 0.0), (4, 0.0)]
+    model = load_model(uri, results[0]["model"])
+    images = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert model.adapt(images, ["a", "b", "c"]).predict(images).sum(1).tolist() == pytest.approx([1.0] * 3)

@@ -103,6 +103,7 @@ class Display:
         self._steps = steps
         self._line_at = 0.0
         self._phase = ""
+        self._warning: str | None = None
         columns = (
             TextColumn("{task.fields[phase]}", markup=False),
             BarColumn(),
@@ -126,6 +127,10 @@ class Display:
         self._console.print("\n".join(map(printable, text.splitlines())), soft_wrap=True)
 
     def show(self, status: dict[str, Any]) -> None:
+        """Draw `status`; its "warning", if it has one, is said whenever it changes."""
+        if (warning := status.get("warning")) != self._warning:
+            self._warning = warning
+            self.say(warning or "the last warning no longer holds")
         figures = "  ".join(f"{name} {value}" for name, value in status.get("figures", {}).items())
         self._bar.update(self._task, completed=status["step"], phase=status["phase"], figures=figures)
         due = time.monotonic() - self._line_at > _LINE_EVERY_S or status["phase"] != self._phase

@@ -40,6 +40,7 @@ from distmeta.training.measurement import measurement_of, quantity
 from distmeta.training.metrics import MetricsWriter, Record
 from distmeta.training.reduce import PeerFailure, Request, agree
 from distmeta.training.run_folder import RunFolder
+from distmeta.training.spike_rates import spike_rates, warning
 
 CHECKPOINTS_KEPT = 2
 _RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing costs a restart from the last checkpoint
@@ -148,6 +149,8 @@ class Worker:
     def log(self, record: Record) -> None:
         if self.metrics is None:
             return
+        if "validation" in record:
+            record |= self._spike_rates()
         self.metrics.add(record)
         if self.memory_used is None:
             self.memory_used = max(0, self.kind.peak_memory() - self._memory_before)
@@ -157,6 +160,12 @@ class Worker:
         self._figures |= self._shown(record) | {"episodes/s": f"{steps_per_s * self.config.outer.meta_batch_size:.1f}"}
         tell = self.reporter.tell if "validation" in record else self.reporter.tell_sometimes
         tell(step=record["step"], steps_per_s=steps_per_s, figures=self._figures)
+
+    def _spike_rates(self) -> Record:
+        rates = spike_rates(self.domain.metric, self.learner, self.outer.meta_params, self.validation)
+        if rates:
+            self.reporter.tell(warning=warning(rates))
+        return {"spike_rate": rates} if rates else {}
 
     def _shown(self, record: Record) -> dict[str, str]:
         """Of a step's record, what people watch."""

@@ -1,0 +1,43 @@
+"""How often a network's spiking neurons fire. A layer that is silent or saturated passes on nothing, so a run says so."""
+
+from statistics import fmean
+
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
+from distmeta.models.spiking import LeakyIntegrateAndFire
+from distmeta.training.evaluate import Stream
+from distmeta.training.metric import Metric
+
+SILENT, SATURATED = 0.02, 0.5
+_EPISODES = 10
+
+
+def spike_rates(metric: Metric, learner: Learner, meta_params: Params, stream: Stream) -> dict[str, float]:
+    """For each layer of spiking neurons the share of them that fires in a time step; empty for a network without any.
+
+    A mean over the first ten episodes of `stream`, of each the last forward that scoring it makes: its queries, after adapting.
+    """
+    layers = {name: module for name, module in learner.model.named_modules() if isinstance(module, LeakyIntegrateAndFire)}
+    if not layers:
+        return {}
+    seen: dict[str, list[float]] = {name: [] for name in layers}
+    parameter = next(iter(meta_params.values()))
+    for batch in stream.evaluation(list(range(_EPISODES))):
+        for episode in batch.like(parameter).each():
+            metric.scores(learner, meta_params, episode)
+            for name, layer in layers.items():
+                seen[name].append(layer.spike_rate.item())
+    return {name: fmean(rates) for name, rates in seen.items()}
+
+
+def warning(rates: dict[str, float]) -> str | None:
+    """What is wrong with these rates and what to change, for people; None if nothing is."""
+    shown = {name: f"{name} fires in {100 * rate:.1f} % of time steps" for name, rate in rates.items()}
+    silent = [shown[name] for name, rate in rates.items() if rate < SILENT]
+    saturated = [shown[name] for name, rate in rates.items() if rate > SATURATED]
+    found = []
+    if silent:
+        found.append(f"silent layers: {', '.join(silent)}\nlower model.threshold, or raise model.beta")
+    if saturated:
+        found.append(f"saturated layers: {', '.join(saturated)}\nraise model.threshold, or lower model.beta")
+    return "\n".join(found) or None

@@ -85,12 +85,17 @@ def learner_of(
 
 def _try_out(config: Config, domain: Domain, learner: Learner) -> None:
     """Freeze what the network does not use, and find out whether torch.vmap can batch its tasks. Raises ConfigError."""
-    inputs = torch.zeros(2, *_network_shape(config.learner.name, domain))
+    inputs = _two_inputs(config, domain)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
     map_ = features if learner.method == "features" else outputs_of
     freeze_unreached(learner.model, inputs, map_)
     if learner.task_batching == "auto":
         learner.no_vmap = no_vmap(learner.model, inputs, map_)
+
+
+def _two_inputs(config: Config, domain: Domain) -> torch.Tensor:
+    """Zeros (2, …), shaped and typed as the network's inputs."""
+    return torch.zeros(2, *_network_shape(config.learner.name, domain), dtype=domain.input_type)
 
 
 def notes_of(learner: Learner) -> list[str]:
@@ -235,6 +240,6 @@ def _step_once(config: Config, learner: Learner, params: Params, example: Batch)
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
     """Raises ConfigError unless the network does what docs/extending.md asks of one, tried out on two inputs."""
-    like = next(learner.model.parameters())
-    inputs = torch.zeros(2, *_network_shape(config.learner.name, domain)).to(like)
+    like, inputs = next(learner.model.parameters()), _two_inputs(config, domain)
+    inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import torch
 from pydantic import ValidationError
 
 from distmeta.config import Config, Section
@@ -45,6 +46,8 @@ class Domain(ABC):
     """Identifies the data: models are compared, and runs resumed, only where it is the same."""
     input_shape: tuple[int, ...]
     """Of one input of the network, without the batch."""
+    input_type: ClassVar[torch.dtype] = torch.float32
+    """Of the inputs; torch.int64 for token ids. Real inputs are converted to the type that the run trains in."""
     outputs: int
     """Width of the network's head."""
     preprocessing: Preprocessing | None = None

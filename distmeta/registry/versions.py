@@ -252,7 +252,12 @@ def load_model(uri: str, model_uri: str, own: Collection[str] = ()) -> Model:
 def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tensor], own: Collection[str]) -> Model:
     check_known(model_uri, description, own)
     if description["preprocessing"] is None:
-        raise RegistryError(f"{model_uri} reads no images: it was trained on {description['dataset']}", "distmeta models lists the others")
+        policy = description.get("domain", {}).get("name") == "reinforcement"
+        function = "policies.load_policy" if policy else "tensors.load_tensor_model"
+        raise RegistryError(
+            f"{model_uri} reads no images: it was trained on {description['dataset']}",
+            f"load it in Python with distmeta.registry.{function}, or choose another: distmeta models lists them",
+        )
     try:
         learner = build(description, weights, own)
     except RuntimeError:  # torch's, of a value with another shape

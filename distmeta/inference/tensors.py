@@ -1,0 +1,88 @@
+"""A meta-trained model whose inputs are not images (vectors, sequences, token ids): adapt it to examples, ask it for others."""
+
+import copy
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from distmeta.data.episodes import EpisodeBatch
+from distmeta.data.functions import FAMILIES
+from distmeta.errors import ConfigError, DataError
+from distmeta.inference.limits import limits
+from distmeta.inference.model import CHUNK, build
+from distmeta.learners.learner import Learner
+from distmeta.learners.objective import Objective, SquaredError
+from distmeta.learners.params import Params, unusable
+
+
+class TensorModel(NamedTuple):
+    """A meta-trained model of tensors, ready to adapt. `description` is what was published beside its weights."""
+
+    uri: str
+    description: dict[str, Any]
+    learner: Learner
+    meta_params: Params
+
+    def adapt(self, inputs: Tensor, targets: Tensor, inner_steps: int | None = None) -> "AdaptedTensors":
+        """The network adapted to M examples, by `inner_steps` (default: those it was evaluated with).
+
+        inputs (M, …) as the domain gives them; targets (M, N) real numbers in regression, (M,) class numbers from 0 in classification.
+        Raises DataError if they do not fit together or adapting diverges, ConfigError for other inner_steps than the learner can make.
+        """
+        if len(inputs) != len(targets) or not len(inputs):
+            raise DataError(f"{len(inputs)} inputs but {len(targets)} targets", "give one target for each input, and at least one")
+        _check_finite(inputs)
+        learner = copy.deepcopy(self.learner)
+        if inner_steps is not None:
+            limits().check("inner_steps", inner_steps)
+            learner.check_steps(self.meta_params, inner_steps)
+            learner.inner_steps_eval = inner_steps
+        episode = EpisodeBatch.of_support(inputs, targets).like(next(iter(self.meta_params.values())))
+        adapted = learner.adapt(self.meta_params, episode)
+        problem = unusable(adapted)
+        if problem:
+            raise DataError(f"adapting by {learner.inner_steps_eval} inner steps diverged: {problem}", "give fewer inner steps")
+        return AdaptedTensors(learner, adapted)
+
+
+class AdaptedTensors(NamedTuple):
+    """A network adapted to one task; `params` is all that it computes with."""
+
+    learner: Learner
+    params: Params
+
+    @torch.no_grad()
+    def predict(self, inputs: Tensor) -> Tensor:
+        """The network's outputs (M, N) for inputs (M, …): values, or logits of classes. Those of one input do not depend on the others.
+
+        Raises DataError if an input holds a value that is not finite.
+        """
+        _check_finite(inputs)
+        like = next(iter(self.params.values()))
+        given = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
+        rows = []
+        for chunk in given.split(CHUNK):
+            padded = torch.cat([chunk, chunk[:1].expand(CHUNK - len(chunk), *chunk.shape[1:])])
+            rows.append(self.learner.outputs(self.params, padded)[: len(chunk)])
+        return torch.cat(rows)
+
+
+def build_tensor_model(
+    uri: str, description: dict[str, Any], weights: Params, own: Collection[str] = (), objective: Objective | None = None
+) -> TensorModel:
+    """The model that `description` describes; `objective` is that of its domain (default: squared error, for our own functions).
+
+    Raises what `build` raises, and ConfigError without an objective for a domain of the user's own: nothing is imported for its name.
+    """
+    if objective is None and description["dataset"] not in FAMILIES:
+        raise ConfigError(f"{uri} was trained on {description['dataset']}, a domain of your own", "give objective=, that of the domain")
+    learner = build(description, weights, own, objective or SquaredError())
+    return TensorModel(uri, description, learner, weights)
+
+
+def _check_finite(inputs: Tensor) -> None:
+    if not inputs.isfinite().all():
+        number = int(inputs.isfinite().flatten(1).all(1).int().argmin())
+        raise DataError(f"input {number} holds values that are not finite (NaN or infinity)", "look at what made it")

@@ -67,35 +67,35 @@ def _kinds(annotation: Any) -> set[Any]:
 
 class EvalConfig(Section):
     way: Positive | None = None
-    """Classes in an evaluation episode; data.way if absent."""
+    """Classes per evaluation episode (default: data.way)."""
     shot: Positive | None = None
-    """Support images per class; data.shot if absent."""
+    """Support images per class (default: data.shot)."""
     queries: Positive | None = None
-    """Query images per class; data.queries if absent."""
+    """Query images per class (default: data.queries)."""
     episodes: Positive = 600
     """Episodes of the final test."""
     val_episodes: Positive = 200
     """Episodes of each validation during training."""
     seed: Count = 0
-    """Seed of validation and test episodes: they stay the same whatever the training seed."""
+    """Seed of validation and test episodes. It is independent of the training seed."""
     beside: list[str] = []
-    """Registered models (as in init_from) to try on the test's episodes as well, each with its paired difference to the run's own."""
+    """Other registered models to evaluate on the same test episodes. The paired difference to this run is reported."""
 
 
 class CacheConfig(Section):
     folder: Annotated[str | None, LOCATION] = None
-    """Folder on each node in which its workers share shards read from a URL, in distmeta-shards inside it (default: none kept)."""
+    """Folder on each node where workers share shards read from a URL, in its subfolder distmeta-shards (default: no cache)."""
     limit_gb: PositiveFloat = 20.0
-    """Size in GB (10⁹ bytes) that distmeta-shards may reach; shards used least recently go first."""
+    """Maximum size of distmeta-shards (GB, 10⁹ bytes). The least recently used shards are removed first."""
 
 
 class AugmentConfig(Section):
     rotation: Fraction = 0.0
-    """Probability that all images of an episode are turned alike, by 90° or 270°."""
+    """Probability that all images of an episode are turned together by 90° or 270°."""
     flip: Fraction = 0.0
-    """Probability for each image to be mirrored left to right."""
+    """Probability that an image is mirrored left to right."""
     crop: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Pixels by which each image may move up, down, left or right, its border reflected."""
+    """Maximum shift of an image in each direction (pixels). The border is reflected."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Brightness, contrast and saturation of each image are multiplied by numbers between 1 - jitter and 1 + jitter."""
 
@@ -107,7 +107,7 @@ class DataConfig(Section):
     A run is resumed with the same dataset (compared by its fingerprint), wherever that is.
     """
     functions: Annotated[Literal["sinusoid", "linear-sigmoid", "sinusoid-sequence"] | None, Change.BETWEEN_RUNS] = None
-    """Instead of shards, regression: every task is a function of this family, and way * shot points of it the support set."""
+    """Regression instead of shards: every task is a function of this family, and way * shot of its points are the support set."""
     domain: Annotated[str | None, Change.BETWEEN_RUNS] = None
     """What is learned: classification (of shards), regression (of functions), reinforcement (in an environment: docs/reinforcement.md),
     or the import path of your own Domain class.
@@ -123,23 +123,23 @@ class DataConfig(Section):
     queries: Positive = 15
     """Q: query images per class in training episodes."""
     image_size: Pixels | None = None
-    """Side in pixels that the network sees; the packed size if absent."""
+    """Side of the network's input (pixels; default: the packed size)."""
     channels: Literal[1, 3] | None = None
-    """Channels that the network sees (default: the packed ones); grey images are repeated for 3, coloured ones turned grey for 1."""
+    """Channels of the network's input (default: as packed). Grey images are repeated for 3; colour images become grey for 1."""
     mean: list[float] | None = None
-    """Mean of each channel in 0..1 that is subtracted, such as a pretrained network's (default: the packed set's)."""
+    """Mean to subtract from each channel (0 to 1; default: the packed dataset's). Set a pretrained network's here."""
     std: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None
-    """Standard deviation of each channel in 0..1 that it is divided by (default: the packed set's)."""
+    """Standard deviation to divide each channel by (0 to 1; default: the packed dataset's)."""
     class_rotations: bool = False
-    """In training, a class turned by 90°, 180° or 270° is another class."""
+    """In training, a class turned by 90°, 180° or 270° counts as another class."""
     augment: Annotated[AugmentConfig, Change.IN_TRAINING] = AugmentConfig()
-    """Changes to the images of training."""
+    """Augmentation of training images."""
     max_bad_fraction: Fraction = 0.0
-    """Part of the images read that may fail to decode; another image of the class takes the place of each."""
+    """Share of images that may fail to decode. Each is replaced by another image of its class."""
     read_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 60.0
-    """Seconds without an answer after which a connection is cut; of a `pipe:` command, its whole duration."""
+    """Time without an answer after which a connection is closed (seconds). For a `pipe:` command, its whole duration."""
     read_attempts: Annotated[Positive, Change.ON_RESUME] = 5
-    """Attempts to read a file when an error may pass."""
+    """Attempts to read a file if an error can be temporary."""
     cache: Annotated[CacheConfig, Change.ON_RESUME] = CacheConfig()
     """Shards from a URL, kept on each node."""
     eval: Annotated[EvalConfig, Change.BETWEEN_RUNS] = EvalConfig()
@@ -158,7 +158,7 @@ class LoraConfig(Section):
     rank: Positive
     """Rank of the low-rank pairs."""
     alpha: PositiveFloat = 1.0
-    """Their product is scaled by alpha / rank."""
+    """The product of a pair is scaled by alpha / rank."""
     modules: Annotated[list[str], Field(min_length=1)]
     """Shell patterns over the names of linear and convolution layers, such as "*.attention.*"."""
 
@@ -167,16 +167,16 @@ class ModelConfig(Section):
     model_config = ConfigDict(extra="allow")  # the network's own arguments, checked against its constructor when it is built
 
     name: str = "conv4"
-    """Network: conv4, resnet12, vgg, mlp, … or the import path of your own. Further keys are its constructor's arguments."""
+    """Network: conv4, resnet12, vgg, mlp, … or an import path. Other keys are arguments of its constructor."""
     norm: Literal["batch", "running", "frozen", "group", "none"] = "batch"
-    """Normalisation: by the episode's statistics, by running ones, by a trained network's constant ones, by groups of channels, or none.
+    """Normalisation by the episode's statistics (batch), running averages, a trained network's constants (frozen), channel groups, or none.
 
     Default: frozen if init_from is a file or URL and the network is your own, else batch.
     """
     head: str = "head"
-    """Name of the last layer, which is replaced if it is linear and not as wide as the task; what flows into it are the features."""
+    """Name of the last layer. A linear layer of another width than the task is replaced. Its input are the features."""
     lora: LoraConfig | None = None
-    """Low-rank pairs: they and the head are trained, all else is frozen."""
+    """Low-rank adaptation. The pairs and the head are trained; everything else is frozen."""
 
     @property
     def own(self) -> dict[str, Any]:
@@ -188,11 +188,11 @@ class LearnerConfig(Section):
     model_config = ConfigDict(extra="allow")  # the learner's own arguments, checked against its constructor when it is built
 
     name: Annotated[str, Change.BETWEEN_TRIALS] = "maml"
-    """Meta-learning algorithm: maml, fomaml, anil, … or the import path of your own. Further keys are its constructor's arguments."""
+    """Meta-learning algorithm: maml, fomaml, anil, … or an import path. Other keys are arguments of its constructor."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was set, beside the name."""
+        """Every setting but the name."""
         return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
 
 
@@ -206,43 +206,43 @@ class OuterConfig(Section):
     weight_decay: Annotated[float, Field(ge=0), Change.IN_TRAINING] = 0.0
     """L2 penalty, as torch.optim counts it."""
     schedule: Literal["constant", "linear", "cosine", "milestones"] = "constant"
-    """Course of lr over the steps; linear and cosine end at zero."""
+    """Schedule of lr over the steps. linear and cosine end at zero."""
     milestones: list[Steps] = []
     """Steps at which lr is multiplied by decay."""
     decay: PositiveFloat = 0.1
-    """Factor of lr at each milestone."""
+    """Factor that lr is multiplied by at each milestone."""
     clip_norm: Annotated[PositiveFloat | None, Change.IN_TRAINING] = None
-    """Largest norm of the meta-gradient; longer ones are scaled down."""
+    """Maximum norm of the meta-gradient. Longer ones are scaled down."""
     clip_value: Annotated[PositiveFloat | None, Change.IN_TRAINING] = None
-    """Largest magnitude of each entry of the meta-gradient."""
+    """Maximum magnitude of each entry of the meta-gradient."""
     steps: Annotated[int, Field(ge=0, le=10**9), Change.BETWEEN_RUNS] = 1000
-    """Outer updates. With 0 the network is validated, tested and published as it starts."""
+    """Outer updates. With 0, the initial network is validated, tested and published."""
     train: list[str] | None = None
-    """Shell patterns over the names of the parameters that are meta-trained (default: all that are not frozen)."""
+    """Shell patterns that select the parameters to meta-train (default: all that are not frozen)."""
     meta_batch_size: Positive = 4
     """Episodes per step, over all workers."""
 
 
 class TrainConfig(Section):
     workers: Annotated[Positive | tuple[Positive, Positive], Change.ON_RESUME] = 1
-    """Ray Train workers; the result does not depend on how many. [fewest, most]: as many as the cluster places, also when it changes."""
+    """Ray Train workers. The result does not depend on their number. [fewest, most]: as many as the cluster can place at any time."""
     cpus_per_worker: Annotated[PositiveFloat, Change.ON_RESUME] = 1.0
-    """CPUs that Ray reserves for a worker; may be a fraction."""
+    """CPUs that Ray reserves per worker. Fractions are allowed."""
     gpus_per_worker: Annotated[Annotated[float, Field(ge=0)] | None, Change.ON_RESUME] = None
-    """GPUs that Ray reserves for a worker; 1 on cuda and 0 on cpu if absent."""
+    """GPUs that Ray reserves per worker (default: 1 on cuda, 0 on cpu)."""
     accelerator_type: Annotated[str | None, Change.ON_RESUME] = None
-    """Kind of GPU that workers are placed on, by Ray's name for it (A100, H100, …); any if absent."""
+    """Kind of GPU for workers, by Ray's name (A100, H100, …; default: any)."""
     threads_per_worker: Positive = 1
-    """CPU threads that torch uses in a worker."""
+    """CPU threads of torch per worker."""
     device: Annotated[Literal["auto", "cpu", "cuda"], Change.ON_RESUME] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
     precision: Literal["float32", "float64", "bfloat16", "tf32"] = "float32"
     """Type of weights and images. bfloat16 and tf32 keep both in float32, for GPUs: bfloat16 computes the outer pass (query loss) in that
     type, tf32 lets convolutions and matrix products round their factors to 10 bits."""
     kernels: Literal["auto", "native", "torch"] = "auto"
-    """What computes Conv-4's blocks on CPU: C++ compiled at first use (native) or torch. auto: native if every node can build it."""
+    """Kernels of Conv-4's blocks on CPU: C++ compiled at first use (native), or torch. auto: native if every node can build them."""
     reduction: Literal["exact", "fast"] = "exact"
-    """How meta-gradients are summed: in integers, the same bits for any number of workers, or by the backend as floats, half the bytes."""
+    """Sum of meta-gradients. exact: integers, the same bits on any number of workers. fast: floats by the backend, half the bytes."""
 
     @model_validator(mode="after")
     def _fewest_first(self) -> "TrainConfig":
@@ -252,7 +252,7 @@ class TrainConfig(Section):
 
     @property
     def fewest(self) -> int:
-        """Workers without which a run does not go on."""
+        """Minimum number of workers."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
@@ -267,24 +267,24 @@ class TrainConfig(Section):
     checkpoint_every: Annotated[Steps, Change.ON_RESUME] = 100
     """Steps between checkpoints."""
     validate_every: Steps = 100
-    """Steps between validations; the best of them is the run's model."""
+    """Steps between validations. The best validation decides which model is kept."""
     max_failures: Annotated[Count, Change.ON_RESUME] = 3
-    """Worker failures after which the run still goes on from its last checkpoint."""
+    """Worker failures after which the run still resumes from its last checkpoint."""
     max_bad_steps: Annotated[Positive, Change.ON_RESUME] = 5
-    """Steps in a row with a non-finite meta-gradient that stop the run."""
+    """Number of successive steps with a non-finite meta-gradient that ends the run."""
     collective_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 120.0
-    """Seconds after which a worker that does not answer counts as lost."""
+    """Time after which a worker that does not answer counts as lost (seconds)."""
     start_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 120.0
-    """Seconds that the workers may take to start; in a sweep, that a trial may stay at one stage of its start."""
+    """Time limit for the start of the workers (seconds). In a sweep: for each stage of a trial's start."""
 
 
 class TrackingConfig(Section):
     uri: Annotated[str | None, LOCATION] = None
-    """MLflow tracking URI; the environment's MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder, if absent."""
+    """MLflow tracking URI (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working folder)."""
     experiment: str = "distmeta"
     """MLflow experiment."""
     model: str | None = None
-    """Name in the model registry; <dataset>-<way>way-<shot>shot if absent."""
+    """Name in the model registry (default: <dataset>-<way>way-<shot>shot)."""
 
 
 class Values(Section):
@@ -312,7 +312,7 @@ class Values(Section):
         if kind == "loguniform" and values[0] <= 0:
             raise PydanticCustomError("no_logarithm", "both bounds of loguniform must be above 0")
         if kind == "choice" and len({repr(value) for value in values}) < len(values):
-            raise PydanticCustomError("twice", "a choice stands twice")
+            raise PydanticCustomError("twice", "a choice appears twice")
         return self
 
     @property
@@ -325,26 +325,26 @@ class SweepConfig(Section):
     space: dict[str, Values]
     """Dotted key → its values: {learner.inner_lr: {loguniform: [1e-3, 1]}, learner.inner_steps: {choice: [1, 3, 5]}}."""
     trials: Annotated[Positive | None, Change.ON_RESUME] = None
-    """Trials in all; 16 if absent, or every point of the grid."""
+    """Number of trials (default: 16, or every point of the grid)."""
     search: Literal["random", "grid", "optuna", "pbt"] = "random"
-    """Where trials look: anywhere, every combination of choices in turn, or (Optuna's TPE) near what did well before.
+    """How trials are chosen: at random, every combination of the choices (grid), or near values that did well (Optuna's TPE).
 
-    pbt: all begin anywhere; after every `grace` steps the worst quarter goes on from checkpoints of the best, with values near its own.
+    pbt: after every `grace` steps the worst quarter of trials copies checkpoints of the best quarter and perturbs their values.
     """
     baseline: bool = True
-    """Trial 0 takes the config's own values, and the winner is compared with it."""
+    """Trial 0 uses the config without changes, and the winner is compared with it."""
     scheduler: Literal["asha", "none"] = "asha"
-    """asha: a trial that is not among the best 1/reduction at a rung (grace, grace * reduction, … steps) stops there. pbt stops none."""
+    """asha: at each rung (grace, grace * reduction, … steps) only the best 1/reduction of the trials continue. pbt stops no trial."""
     grace: Steps | None = None
-    """Steps that every trial gets, and of a generation of pbt; train.validate_every if absent."""
+    """Minimum steps of every trial, and steps of a pbt generation (default: train.validate_every)."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """Of so many trials at a rung, one goes on."""
+    """ASHA reduction factor: one in this many trials survives each rung."""
     fresh_episodes: Annotated[Positive, Change.ON_RESUME] = 600
-    """Validation episodes that no trial has seen, on which the winner and trial 0 are compared at the end."""
+    """Number of fresh validation episodes on which the winner and trial 0 are compared at the end."""
     promote: Annotated[Literal["best", "retrain", "none"], Change.ON_RESUME] = "best"
-    """What is tested and registered: the winning trial (best), its config trained anew (retrain), or nothing. No other trial ever is."""
+    """What is tested and registered: the winning trial (best), a new run with its config (retrain), or nothing (none)."""
     retrain_steps: Annotated[Steps | None, Change.ON_RESUME] = None
-    """Steps of a retrain; outer.steps if absent, which gives the winning trial's own bits again."""
+    """Steps of the retrained run (default: outer.steps, which reproduces the winning trial bit for bit)."""
 
     @property
     def grid_points(self) -> int:
@@ -386,15 +386,15 @@ class Config(Section):
     run_folder: Annotated[str, LOCATION, Change.ON_RESUME]
     """Folder that holds everything the run writes."""
     seed: Count = 0
-    """Decides initial weights and training episodes."""
+    """Seed of initial weights and training episodes."""
     init_from: str | None = None
     """Weights that training starts from: a file (.safetensors, or a state dict in .pt, .pth or .bin), the URL of one, or a registered model
     (models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model).
 
-    A head of other width is drawn.
+    A head of another width is drawn at random.
     """
     init_prefix: str | None = None
-    """What is removed from the names in init_from that begin with it, such as "backbone."."""
+    """Prefix to remove from names in init_from, such as "backbone."."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     learner: Annotated[LearnerConfig, Change.IN_TRAINING] = LearnerConfig()
@@ -402,7 +402,7 @@ class Config(Section):
     train: Annotated[TrainConfig, Change.BETWEEN_RUNS] = TrainConfig()
     tracking: Annotated[TrackingConfig, Change.ON_RESUME] = TrackingConfig()
     sweep: Annotated[SweepConfig | None, Change.BETWEEN_RUNS] = None
-    """What `distmeta sweep` varies; `distmeta train` leaves it aside."""
+    """What `distmeta sweep` varies. `distmeta train` ignores it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -460,7 +460,7 @@ def is_relative(location: str) -> bool:
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """Read a YAML config; each override is "dotted.key=value" with the value in YAML, or as it stands where the key holds text.
+    """Read a YAML config; each override is "dotted.key=value" with the value in YAML, or verbatim if the key holds text.
 
     `run_folder` is runs/<file name> unless the file says otherwise. Raises ConfigError naming the key, the value and the rule.
     """

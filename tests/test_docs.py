@@ -70,6 +70,11 @@ def test_words_are_plain(page: Path) -> None:
     assert [f"{found[0]!r}: write {instead!r}" for rule, instead in HOUSE_LIST.items() for found in re.finditer(rule, text)] == []
 
 
+def test_help_and_config_keys_are_plain(reference: ModuleType) -> None:
+    text = re.sub(r"`[^`]*`", "code", reference.config_page() + reference.commands_page())
+    assert [f"{found[0]!r}: write {instead!r}" for rule, instead in HOUSE_LIST.items() for found in re.finditer(rule, text)] == []
+
+
 def test_the_readme_fits_on_three_screens() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 

@@ -476,6 +476,19 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     return validate(content, str(path))
 
 
+def origins(path: Path, overrides: list[str] | None = None) -> dict[str, str]:
+    """Where each value of `load_config(path, overrides)` comes from, by dotted key: the file, --set, or the default."""
+    written = flat(_sections(read_text(path), str(path)))
+    by_set = [override.partition("=")[0].strip() for override in overrides or []]
+
+    def origin(key: str) -> str:
+        if any(key == name or key.startswith(f"{name}.") for name in by_set):
+            return "--set"
+        return path.name if any(key == name or key.startswith(f"{name}.") for name in written) else "default"
+
+    return {key: origin(key) for key in flat(load_config(path, overrides).shown())}
+
+
 def parse(text: str, origin: str) -> Config:
     """The Config that `to_yaml` wrote. Raises ConfigError; `origin` names the source."""
     return validate(_sections(text, origin), origin)

@@ -12,9 +12,11 @@ from distmeta.errors import DistmetaError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 VERBS: tuple[Callable[..., None], ...] = (
+    runs.init,
     data.pack,
     data.verify,
     data.inspect,
+    runs.config,
     runs.train,
     runs.sweep,
     cluster.submit,
@@ -35,7 +37,7 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # what 
 for verb in VERBS:
     app.command(context_settings=_PASSED_ON if verb is cluster.submit else None)(verb)
 
-_KEPT = {"train", "sweep", "pack", "publish", "promote", "sync", "submit"}  # verbs whose results are not only printed
+_KEPT = {"init", "train", "sweep", "pack", "publish", "promote", "sync", "submit"}  # verbs whose results are not only printed
 
 
 @app.callback()

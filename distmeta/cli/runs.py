@@ -1,12 +1,50 @@
-"""Verbs about runs: train, sweep, report."""
+"""Verbs about runs: init, config, train, sweep, report."""
 
+import json
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from distmeta.cli.options import Address, Json, OtherHardware, TrackingUri, import_from_here
-from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_test
+from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_table, show_test
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write into. It is created if needed.")],
+    template: Annotated[
+        Literal["photos", "omniglot", "regression", "navigation", "own-learner"], typer.Option(help="Kind of work to start with.")
+    ] = "photos",
+) -> None:
+    """Write a commented config and what it needs into a folder, and print the next commands.
+
+    Example: distmeta init mine --template own-learner
+    """
+    from distmeta.templates import TEMPLATES, write
+
+    for path in write(template, folder):
+        say(f"wrote {path}")
+    say("next:")
+    print("\n".join((f"cd {shlex.quote(str(folder))}", *TEMPLATES[template])))
+
+
+def config(
+    config: Annotated[Path, typer.Argument(help="YAML file. See configs/ for examples.")],
+    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as outer.lr=0.002. Can be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print every key of a config with its value and where the value comes from: the file, --set or the default.
+
+    Example: distmeta config configs/quickstart.yaml --set outer.lr=0.002
+    """
+    from distmeta.config import flat, load_config, origins
+
+    values, sources = flat(load_config(config, sets).shown()), origins(config, sets)
+    if as_json:
+        print_json({key: {"value": value, "from": sources[key]} for key, value in values.items()})
+        return
+    show_table(["key", "value", "from"], [[key, json.dumps(value, ensure_ascii=False), sources[key]] for key, value in values.items()])
 
 
 def train(

@@ -197,6 +197,15 @@ class LearnerConfig(Section):
 
 
 class OuterConfig(Section):
+    update: Literal["gradient", "promp", "trpo"] = "gradient"
+    """How a step changes meta_params. gradient: the optimiser, once. For policies also promp: the optimiser, `epochs` times with the same
+    trajectories; and trpo: a line search along the natural gradient, without optimiser and lr."""
+    epochs: Positive = 5
+    """Updates of a step by promp."""
+    clip_ratio: PositiveFloat = 0.3
+    """promp gains nothing by making an action likelier or less likely than by this ratio."""
+    max_divergence: PositiveFloat = 0.01
+    """Largest KL divergence (nats) of adapted policies in a step by trpo."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """torch's optimiser for meta_params."""
     lr: Annotated[PositiveFloat, Change.IN_TRAINING] = 1e-3

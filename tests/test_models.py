@@ -121,6 +121,15 @@ def test_the_linear_sigmoid_network() -> None:
     torch.testing.assert_close(model(inputs), torch.sigmoid(inputs @ linear.weight.T + linear.bias))
 
 
+def test_glorots_weights_fill_their_bounds_and_biases_are_zero() -> None:
+    for linear in (
+        module for module in build("mlp", "none", widths=[200, 100], weights="glorot").modules() if isinstance(module, nn.Linear)
+    ):
+        bound = (6 / (linear.in_features + linear.out_features)) ** 0.5
+        assert 0.9 * bound < linear.weight.abs().max() <= bound
+        assert not linear.bias.any()
+
+
 def test_resnet_is_its_formula() -> None:
     """One block written out with torch's own functions: three convolutions and a shortcut, norms, leaky ReLU 0.1, then the max-pool."""
     block = build("resnet12").double().blocks[0][0]

@@ -29,8 +29,10 @@ from distmeta.models.pretrained import read_weights
 from distmeta.seeds import torch_seed
 from distmeta.training.model_folder import WEIGHTS, ModelFolder, save_params
 from distmeta.training.outer import OuterUpdate, schedule
+from distmeta.training.promp import ProMP
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import sha256
+from distmeta.training.trpo import TRPO
 
 SOURCE = "source.json"  # beside weights from a file: where they came from
 
@@ -166,16 +168,21 @@ def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: to
 def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUpdate:
     outer = config.outer
     lr = schedule(outer.schedule, outer.lr, outer.steps, outer.milestones, outer.decay)
-    return OuterUpdate(
-        meta_params=meta_params,
-        optimizer=outer.optimizer,
-        lr=lr,
-        momentum=outer.momentum,
-        weight_decay=outer.weight_decay,
-        clip_norm=outer.clip_norm,
-        clip_value=outer.clip_value,
-        statistics=statistics.keys(),
-    )
+    of_optimizer: dict[str, Any] = {
+        "meta_params": meta_params,
+        "optimizer": outer.optimizer,
+        "lr": lr,
+        "momentum": outer.momentum,
+        "weight_decay": outer.weight_decay,
+        "clip_norm": outer.clip_norm,
+        "clip_value": outer.clip_value,
+        "statistics": statistics.keys(),
+    }
+    if outer.update == "promp":
+        return ProMP(outer.epochs, **of_optimizer)
+    if outer.update == "trpo":
+        return TRPO(outer.max_divergence, **of_optimizer)
+    return OuterUpdate(**of_optimizer)
 
 
 def model_description(config: Config, domain: Domain, learner: Learner) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from distmeta.data.splits import Split
 from distmeta.errors import ConfigError, DistmetaError
 from distmeta.learners import learner_class
 from distmeta.learners.learner import Learner
+from distmeta.learners.maml import MAML
 from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params
+from distmeta.learners.policy_gradient import PolicyGradient
 from distmeta.models.construct import imported
 from distmeta.report.section import Section as ReportSection
 from distmeta.training.evaluate import Stream
@@ -75,6 +77,11 @@ class Domain(ABC):
             ) from None
 
     @property
+    def software(self) -> dict[str, str]:
+        """Libraries, with their versions, that the bits of a step depend on because of the tasks. Default: none."""
+        return {}
+
+    @property
     def train_task(self) -> Task:
         """The size of a training episode."""
         data = self.config.data
@@ -91,6 +98,18 @@ class Domain(ABC):
         learner = self.config.learner.name
         if learner_class(learner, allow_import=True).any_way and not self.classes:
             raise ConfigError(f"learner {learner} classifies; the tasks of {self.name} have no classes", "choose maml, reptile or transfer")
+        update = self.config.outer.update
+        if update != "gradient":
+            self._check_update(update, learner)
+
+    def _check_update(self, update: str, learner: str) -> None:
+        if not isinstance(self.objective, PolicyGradient):
+            raise ConfigError(f"outer.update={update} is for policies; the tasks of {self.name} have none", "set outer.update=gradient")
+        if not issubclass(learner_class(learner, allow_import=True), MAML):
+            raise ConfigError(
+                f"outer.update={update} needs a meta-gradient through the inner loop, which learner {learner} does not take",
+                "set outer.update=gradient, or choose maml, fomaml, anil, meta-sgd or maml++",
+            )
 
     @abstractmethod
     def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:

@@ -58,8 +58,17 @@ class Reinforcement(Domain):
         self.name = settings.environment
         self.fingerprint = fingerprint(self.environment)
         self.input_shape: tuple[int, ...] = (self.environment.observation_size,)
-        self.objective: PolicyGradient = policy_gradient(self.environment, **settings.model_dump(exclude={"environment", "options"}))
+        outer = config.outer
+        self.objective: PolicyGradient = policy_gradient(
+            self.environment,
+            clip_ratio=outer.clip_ratio if outer.update == "promp" else None,
+            **settings.model_dump(exclude={"environment", "options"}),
+        )
         self.outputs = self.objective.policy.outputs
+
+    @property
+    def software(self) -> dict[str, str]:
+        return self.environment.software
 
     @property
     def train_task(self) -> Task:

@@ -170,7 +170,8 @@ class Run:
     def tags(self) -> dict[str, str]:
         """What MLflow is told of the run beside its config."""
         folders = {"run_folder": self.config.run_folder, "checkpoints": str(self.folder.checkpoints)}
-        return self._dataset | folders | machine(self.config.train.threads_per_worker, self.config.train.kernels)
+        computes = machine(self.config.train.threads_per_worker, self.config.train.kernels) | self.domain.software
+        return self._dataset | folders | computes
 
     @property
     def _dataset(self) -> dict[str, str]:

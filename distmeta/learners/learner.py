@@ -39,6 +39,15 @@ class Logits(NamedTuple):
     inductive: Tensor
 
 
+class Chunk(NamedTuple):
+    """Tasks that are computed together: meta_params as leaves for them, the network, the tasks, and the places of those that count."""
+
+    params: Params
+    forward: Forward
+    tasks: Any
+    places: list[int]
+
+
 class Learner(ABC):
     """Base of all learners. What is learned is in meta_params; `model` holds what nobody changes: frozen parameters and its own buffers.
 
@@ -166,18 +175,23 @@ class Learner(ABC):
 
         The entries of running statistics hold (present value - the slot's own), so that the outer update moves them by a plain step.
         """
+        for params, forward, chunk, places in self.chunks(meta_params, batch):
+            found = self.task_gradients(params, forward, chunk)
+            gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
+            losses = found.losses.detach()
+            scores = torch.full_like(losses, torch.nan) if found.scores is None else found.scores.detach()
+            flat = torch.cat([gradients[name].reshape(len(chunk), -1) for name in meta_params], dim=1)
+            kept = slice(None) if places == list(range(len(chunk))) else places  # a slice copies nothing
+            yield flat[kept], SlotMetrics(losses[kept], scores.double()[kept])
+
+    def chunks(self, meta_params: Params, batch: Batch) -> Iterator["Chunk"]:
+        """The batch's tasks in chunks of one size, which `Batch.chunks` fills up."""
         batched = self.batches_tasks(next(iter(meta_params.values())).device)
         size = self.tasks_per_chunk if batched else 1
         for chunk, places in batch.chunks(size):
             params = _task_params(self.with_fixed(meta_params), size if batched else None)
             forward = Forward(self.model, batched, Noise(self.seed, batch.step, chunk.slots), self.bfloat16)
-            found = self.task_gradients(params, forward, chunk)
-            gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
-            losses = found.losses.detach()
-            scores = torch.full_like(losses, torch.nan) if found.scores is None else found.scores.detach()
-            flat = torch.cat([gradients[name].reshape(size, -1) for name in meta_params], dim=1)
-            kept = slice(None) if places == list(range(size)) else places  # a slice copies nothing
-            yield flat[kept], SlotMetrics(losses[kept], scores.double()[kept])
+            yield Chunk(params, forward, chunk, places)
 
     def batches_tasks(self, device: torch.device) -> bool:
         """Whether slots are computed several at a time on `device`."""

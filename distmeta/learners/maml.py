@@ -35,18 +35,20 @@ class MAML(FineTuning):
         self.gradient = gradient
 
     def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
-        weights = self.loss_weights(batch.step)
-        loop = InnerLoop(
+        engine = unrolled if self.first_order else _ENGINES[self.gradient]
+        return engine(self.inner_loop(forward, batch.step), params, list(self.trained(params)), batch)
+
+    def inner_loop(self, forward: Forward, step: int) -> InnerLoop:
+        """The inner loop of training step `step`."""
+        return InnerLoop(
             forward=forward,
             objective=self.objective,
             rate=self.rate,
             adapted=self.adapted,
-            loss_weights=weights,
+            loss_weights=self.loss_weights(step),
             first_order=self.first_order,
             optimizer=self.optimizer,
         )
-        engine = unrolled if self.first_order else _ENGINES[self.gradient]
-        return engine(loop, params, list(self.trained(params)), batch)
 
     def loss_weights(self, step: int) -> list[float]:
         """How much the query loss after 0, 1, … inner steps counts at training step `step`."""
@@ -88,16 +90,8 @@ class ANIL(MAML):
             "queries": forward(params, batch.query_images, 1, "features", outer=True),
         }
         held = leaves(ends) | {name: params[name] for name in self.adapted}
-        head = Head(self.model, forward.batched, forward.noise)
         on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
-        loop = InnerLoop(
-            forward=head,
-            objective=self.objective,
-            rate=self.rate,
-            adapted=self.adapted,
-            loss_weights=self.loss_weights(batch.step),
-            optimizer=self.optimizer,
-        )
+        loop = self.inner_loop(Head(self.model, forward.batched, forward.noise), batch.step)
         found, losses, scores = _ENGINES[self.gradient](loop, held, list(held), on_features)
         body = {name: value for name, value in self.trained(params).items() if name not in self.adapted}
         if body:

@@ -1,18 +1,22 @@
 """The objective of reinforcement learning: a policy acts, and the policy gradient says what its parameters cost."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from distmeta.envs.environment import Environment
 from distmeta.envs.stream import TaskBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Network
+from distmeta.learners.held import HeldBatch, Phase
 from distmeta.learners.objective import Cost, Objective
 from distmeta.learners.policy import Policy, policy_for
-from distmeta.learners.trajectories import Trajectories, advantages, rollout, surrogate_loss
+from distmeta.learners.trajectories import Trajectories, advantages, ratio_loss, rollout, surrogate_loss
 from distmeta.models.norm import BatchNorm2d
 
 
-def policy_gradient(environment: Environment, log_std: float = 0.0, std_floor: float = 1e-6, **settings: float) -> "PolicyGradient":
+def policy_gradient(environment: Environment, log_std: float = 0.0, std_floor: float = 1e-6, **settings: Any) -> "PolicyGradient":
     """The objective with the policy that takes the environment's actions; `settings` are those of PolicyGradient."""
     return PolicyGradient(environment, policy_for(environment.actions, log_std, std_floor), **settings)
 
@@ -22,6 +26,8 @@ class PolicyGradient(Objective):
 
     `discount` is γ and `gae_decay` is λ of the advantages; `surrogate_decay` is λ of the surrogate, which decides the second derivative
     (see `surrogate_loss`). Losses have the value of minus the mean return, for people to read; their derivatives are the surrogate's.
+
+    Of a `HeldBatch` the trajectories are given, and `clip_ratio` bounds what the query loss gains by making their actions likelier.
     """
 
     score = "return"
@@ -33,21 +39,64 @@ class PolicyGradient(Objective):
         discount: float = 0.99,
         gae_decay: float = 1.0,
         surrogate_decay: float = 0.0,
+        clip_ratio: float | None = None,
     ) -> None:
         self.environment = environment
         self.policy = policy
         self.discount = discount
         self.gae_decay = gae_decay
         self.surrogate_decay = surrogate_decay
+        self.clip_ratio = clip_ratio
 
-    def support(self, network: Network, batch: TaskBatch, step: int) -> Cost:
-        trajectories = self.trajectories(network, batch, step)
+    def support(self, network: Network, batch: TaskBatch | HeldBatch, step: int) -> Cost:
+        if isinstance(batch, HeldBatch):
+            trajectories, advantages, held, *_ = batch.phase(step)
+        else:
+            trajectories, held = self.trajectories(network, batch, step), None
+            advantages = self.advantages(trajectories)
         log_probs = self.log_probs(network, trajectories)
-        loss = surrogate_loss(log_probs, self.advantages(trajectories), trajectories.lived, self.surrogate_decay)
+        loss = surrogate_loss(log_probs, advantages, trajectories.lived, self.surrogate_decay, held)
         returns = trajectories.returns.mean(1)
         return Cost(loss - returns, returns)
 
-    query = support
+    def query(self, network: Network, batch: TaskBatch | HeldBatch, step: int) -> Cost:
+        if not isinstance(batch, HeldBatch):
+            return self.support(network, batch, step)
+        held = batch.phase(step)
+        returns = held.trajectories.returns.mean(1)
+        return Cost(self.ratio_loss(network, held) - returns, returns)
+
+    def ratio_loss(self, network: Network, held: Phase) -> Tensor:
+        """Minus what held actions are worth (T,), each weighted by how much likelier the policy makes it."""
+        log_probs = self.log_probs(network, held.trajectories)
+        return ratio_loss(log_probs, held.advantages, held.trajectories.lived, held.log_probs, self.clip_ratio)
+
+    @torch.no_grad()
+    def play(self, network: Network, batch: TaskBatch, number: int) -> Phase:
+        """What the policy does with the noise of phase `number`, to be held."""
+        trajectories = self.trajectories(network, batch, number)
+        outputs = self.outputs(network, trajectories)
+        own = [network.params[name].reshape(len(batch), -1) for name in self.policy.own_params()]
+        return Phase(
+            trajectories=trajectories,
+            advantages=self.advantages(trajectories),
+            log_probs=self.policy.log_prob(network.params, outputs, trajectories.actions.flatten(1, 2)).view(trajectories.rewards.shape),
+            outputs=outputs.view(*trajectories.rewards.shape, -1),
+            own=torch.cat(own, 1) if own else outputs.new_zeros(len(batch), 0),
+        )
+
+    def divergence(self, network: Network, held: Phase) -> Tensor:
+        """KL of the policy that acted from this one, the mean (T,) over the steps that were lived."""
+        lived, like = held.trajectories.lived, self.policy.own_params()
+        sizes = [value.numel() for value in like.values()]
+        old = dict(zip(like, held.own.split(sizes, 1), strict=True)) if like else {}
+        outputs = self.outputs(network, held.trajectories)
+        found = self.policy.divergence(old, held.outputs.flatten(1, 2), network.params, outputs).view(lived.shape)
+        return (found * lived).sum((1, 2)) / lived.sum((1, 2))
+
+    def outputs(self, network: Network, trajectories: Trajectories) -> Tensor:
+        """The network's outputs (T, N·H, K) for each observation that was acted on."""
+        return network(trajectories.observations[:, :, :-1].flatten(1, 2))
 
     def trajectories(self, network: Network, batch: TaskBatch, phase: int) -> Trajectories:
         """What the policy does with the noise of `phase`."""
@@ -59,7 +108,7 @@ class PolicyGradient(Objective):
 
     def log_probs(self, network: Network, trajectories: Trajectories) -> Tensor:
         """log π of each action, (T, N, H), differentiable by network.params."""
-        outputs = network(trajectories.observations[:, :, :-1].flatten(1, 2))
+        outputs = self.outputs(network, trajectories)
         return self.policy.log_prob(network.params, outputs, trajectories.actions.flatten(1, 2)).view(trajectories.rewards.shape)
 
     def network(self, network: nn.Module) -> nn.Module:

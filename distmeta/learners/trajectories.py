@@ -116,19 +116,33 @@ def baseline_values(trajectories: Trajectories, discount: float) -> Tensor:
     return (features.flatten(1, 2) @ weights).view(observations.shape[:-1])
 
 
-def surrogate_loss(log_probs: Tensor, advantages: Tensor, lived: Tensor, decay: float) -> Tensor:
-    """A loss for each task (T,), whose derivatives are those of minus the return and whose value is 0. All arguments are (T, N, H).
+def surrogate_loss(log_probs: Tensor, advantages: Tensor, lived: Tensor, decay: float, held: Tensor | None = None) -> Tensor:
+    """A loss for each task (T,), whose derivatives are those of minus the return. All arguments are (T, N, H).
+
+    `held` are the log-probabilities that the actions had when they were drawn (default: the present ones, where the loss has the value 0).
 
     Loaded DiCE (Farquhar, Whiteson & Foerster 2019, arXiv:1909.10549, equation 12). With l_s = log π of step s and
-    S_t = Σ_(s≤t) λ^(t-s) l_s, step t counts A_t (exp(S_t - [S_t]) - exp(S_t - l_t - [S_t - l_t])), where brackets stop the gradient. The
+    S_t = Σ_(s≤t) λ^(t-s) l_s, step t counts A_t (exp(S_t - [S_t]) - exp(S_t - l_t - [S_t - l_t])), where brackets are the held values. The
     first derivative is the policy gradient whatever λ = `decay` is. The second one is unbiased at λ = 1, which is DiCE and varies most;
     λ = 0 is LVC (Rothfuss et al. 2019, arXiv:1810.06784), which leaves out that an action changes what later actions are worth.
     """
-    log_probs = log_probs * lived
-    until = log_probs @ decay_matrix(decay, log_probs)
-    before = until - log_probs
-    weights = (until - until.detach()).exp() - (before - before.detach()).exp()
+    log_probs, held = log_probs * lived, (log_probs.detach() if held is None else held) * lived
+    sums = decay_matrix(decay, log_probs)
+    until, held_until = log_probs @ sums, held @ sums
+    weights = (until - held_until).exp() - ((until - log_probs) - (held_until - held)).exp()
     return -(weights * advantages * lived).sum((1, 2)) / lived.sum((1, 2))
+
+
+def ratio_loss(log_probs: Tensor, advantages: Tensor, lived: Tensor, held: Tensor, clip_ratio: float | None) -> Tensor:
+    """Minus the mean advantage (T,) of held actions, each weighted by its ratio of likelihoods; all arguments are (T, N, H).
+
+    With `clip_ratio` ε a ratio earns nothing by leaving [1 - ε, 1 + ε] (Schulman et al. 2017, arXiv:1707.06347, equation 7).
+    """
+    ratios = ((log_probs - held) * lived).exp()
+    gains = ratios * advantages
+    if clip_ratio is not None:
+        gains = torch.minimum(gains, ratios.clamp(1 - clip_ratio, 1 + clip_ratio) * advantages)
+    return -(gains * lived).sum((1, 2)) / lived.sum((1, 2))
 
 
 def decay_matrix(decay: float, like: Tensor) -> Tensor:

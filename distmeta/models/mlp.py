@@ -16,7 +16,8 @@ class MLP(nn.Module):
     """Hidden layers of `widths`, each linear, norm and activation, then a linear head; images are flattened.
 
     The default is MAML's for sinusoids, which has no norm. Without hidden layers (`widths: []`) it is a linear model, and with
-    `output_activation: sigmoid` behind its head the linear-sigmoid network.
+    `output_activation: sigmoid` behind its head the linear-sigmoid network. Linear layers start as torch draws them or, with
+    `weights: glorot`, uniform in ±√(6 / (inputs + outputs)) with biases of 0 (Glorot & Bengio 2010, equation 16), as MAML's policies do.
     Input (B, D) or (B, C, H, W), features (B, widths[-1]), output (B, outputs).
     """
 
@@ -28,6 +29,7 @@ class MLP(nn.Module):
         widths: tuple[Positive, ...] = (40, 40),
         activation: Literal["relu", "tanh", "sigmoid"] = "relu",
         output_activation: Literal["none", "sigmoid"] = "none",
+        weights: Literal["torch", "glorot"] = "torch",
     ) -> None:
         super().__init__()
         sizes = [prod(input_shape), *widths]
@@ -35,12 +37,21 @@ class MLP(nn.Module):
         linear = nn.Linear(sizes[-1], outputs)
         # In the head, so that whoever computes features and head by themselves has it too.
         self.head = linear if output_activation == "none" else nn.Sequential(linear, ACTIVATIONS[output_activation]())
+        if weights == "glorot":
+            self.apply(_draw_glorot)
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs.flatten(1))
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.features(inputs))
+
+
+def _draw_glorot(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class HiddenLayer(nn.Module):

@@ -61,7 +61,7 @@ class Worker:
         library = of_worker(config)
         native.use(self.learner.model, library)
         kernels = str(library or "torch")
-        self.machine = checkpoints.machine(config.train.threads_per_worker, kernels) | self.kind.description()
+        self.machine = checkpoints.machine(config.train.threads_per_worker, kernels) | self.kind.description() | self.domain.software
         self.outer = self.run.outer()
         self.claim = claim
         self.validation = self.domain.evaluation("val")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +14,7 @@ from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation
 from distmeta.training.metrics import Record
 from distmeta.training.outer import OuterUpdate
-from distmeta.training.reduce import Contribution, Reduced, Reduction, Request, reduce, slot_sum
+from distmeta.training.reduce import Contribution, Found, Reduced, Reduction, Request, reduce, slot_sum
 
 
 class Plan(NamedTuple):
@@ -101,13 +101,10 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
         look(outer.meta_params, progress, hooks)
         hooks.checkpoint(Checkpoint(0, outer.meta_params, outer.state(), progress.as_dict()))
     while progress.step < plan.steps:
-        reduced = meta_gradient(learner, outer.meta_params, batches, progress, plan, hooks, timer)
-        gradient_norm = None
-        if reduced.meta_gradient is not None:
-            gradient_norm = outer.update(reduced.meta_gradient, progress.step)
+        reduced, updated = outer_step(learner, outer, batches, progress, plan, hooks, timer)
         progress.step += 1
         count_bad(progress, plan, reduced, hooks)
-        record = step_record(progress, reduced, gradient_norm, outer, learner.objective.score)
+        record = step_record(progress, reduced, updated, outer, learner.objective.score)
         timer.mark("update")
         if progress.step % plan.validate_every == 0 or progress.step == plan.steps:
             validation = look(outer.meta_params, progress, hooks)
@@ -133,31 +130,33 @@ def look(meta_params: Params, progress: Progress, hooks: Hooks) -> Evaluation:
     return validation
 
 
-def meta_gradient(
-    learner: Learner, meta_params: Params, batches: Iterator[Batch], progress: Progress, plan: Plan, hooks: Hooks, timer: _Timer
-) -> Reduced:
-    """The next step's meta-gradient, the same on every worker. A failure on the way becomes all workers': its peers must hear of it."""
-    flat, request = flatten(meta_params), hooks.request()
-    parameter = next(iter(meta_params.values()))
+def outer_step(
+    learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progress: Progress, plan: Plan, hooks: Hooks, timer: _Timer
+) -> tuple[Reduced, Record]:
+    """The next step of `outer`, the same on every worker. A failure on the way becomes all workers': its peers must hear of it."""
+    request, batch = hooks.request(), None
     failure: DistmetaError | None = None
     try:
-        batch = next(batches).like(parameter)
+        drawn = next(batches).like(next(iter(outer.meta_params.values())))
+        timer.mark("data")
+        batch = outer.prepare(learner, drawn)
     except DistmetaError as error:
         failure = error
-    timer.mark("data")
-    while True:
-        into = slot_sum(plan.reduction, plan.meta_batch_size, len(flat), flat, progress.largest)
-        if failure is None:
-            contribution = Contribution.of(plan.slots, learner.each_slot(meta_params, batch), into)
-        else:
-            contribution = Contribution.failed(failure, into)
-        timer.mark("adapt")
-        reduced = reduce(contribution, meta_params, plan.meta_batch_size, plan.rank, plan.workers, request, timer.mark)
-        timer.mark("reduce")
-        if reduced.bad_slot is None:
-            progress.largest = reduced.largest
-        if not reduced.again:
-            return reduced
+
+    def mean(meta_params: Params, found: Callable[[], Found], size: int | None = None) -> Reduced:
+        flat = flatten(meta_params)
+        while True:
+            into = slot_sum(plan.reduction, plan.meta_batch_size, size or len(flat), flat, progress.largest)
+            contribution = Contribution.failed(failure, into) if failure else Contribution.of(plan.slots, found(), into)
+            timer.mark("adapt")
+            reduced = reduce(contribution, meta_params, plan.meta_batch_size, plan.rank, plan.workers, request, timer.mark)
+            timer.mark("reduce")
+            if reduced.bad_slot is None:
+                progress.largest = reduced.largest
+            if not reduced.again:
+                return reduced
+
+    return outer.step(learner, batch, mean, progress.step)  # type: ignore[arg-type]
 
 
 def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) -> None:
@@ -174,11 +173,11 @@ def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) ->
         )
 
 
-def step_record(progress: Progress, reduced: Reduced, gradient_norm: float | None, outer: OuterUpdate, score: str | None) -> Record:
+def step_record(progress: Progress, reduced: Reduced, updated: Record, outer: OuterUpdate, score: str | None) -> Record:
     """What the metrics file says of a step. `ranks[s]` is the worker that computed slot s; `score` names the mean of the slots' scores."""
     record: Record = {"step": progress.step, "outer_lr": outer.lr(progress.step - 1)}
     if reduced.meta_gradient is None:
         return record | {"bad_slot": reduced.bad_slot}
     mean = reduced.scores.mean().item()
     scored = {score: mean if math.isfinite(mean) else None} if score else {}
-    return record | {"meta_loss": reduced.losses.mean().item()} | scored | {"gradient_norm": gradient_norm, "ranks": reduced.ranks.tolist()}
+    return record | {"meta_loss": reduced.losses.mean().item()} | scored | updated | {"ranks": reduced.ranks.tolist()}

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from distmeta.data.episodes import Batch
+from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, unflatten
+from distmeta.training.metrics import Record
+from distmeta.training.reduce import Mean, Reduced
 
 Schedule = Callable[[int], float]
 
@@ -57,6 +61,20 @@ class OuterUpdate:
             self.optimizer = torch.optim.SGD(values, lr=lr(0), momentum=momentum, weight_decay=weight_decay)
         else:
             self.optimizer = torch.optim.Adam(values, lr=lr(0), weight_decay=weight_decay)
+
+    def prepare(self, learner: Learner, batch: Batch) -> Batch:
+        """What a step learns from, given this worker's tasks. Default: the tasks."""
+        return batch
+
+    def step(self, learner: Learner, batch: Batch, mean: Mean, step: int) -> tuple[Reduced, Record]:
+        """Outer step number `step`, from 0: what was averaged, and what the step's record says of the update.
+
+        Without a meta_gradient the step has failed.
+        """
+        reduced = mean(self.meta_params, lambda: learner.each_slot(self.meta_params, batch))
+        if reduced.meta_gradient is None:
+            return reduced, {}
+        return reduced, {"gradient_norm": self.update(reduced.meta_gradient, step)}
 
     def update(self, meta_gradient: Tensor, step: int) -> float:
         """One step with meta_gradient (P,); returns its norm before clipping."""

@@ -9,9 +9,9 @@ Metrics travel in the same collective, as integers in either case.
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -209,6 +209,20 @@ class Reduced(NamedTuple):
     scores: Tensor
     ranks: Tensor
     request: Request
+
+
+Found = Iterator[tuple[Tensor, SlotMetrics]]
+"""Vectors (n, P) of the next n slots of a worker and their metrics, as `Learner.each_slot` gives them."""
+
+
+class Mean(Protocol):
+    """How an outer update has slots' vectors averaged over all workers, once or several times a step."""
+
+    def __call__(self, meta_params: Params, found: Callable[[], Found], size: int | None = None) -> Reduced:
+        """The mean of what `found` gives in this worker's slots and the others'; vectors have `size` values (default: a meta-gradient's).
+
+        `meta_params` are those that the vectors were computed with, which all workers must share. `found` may be called again.
+        """
 
 
 class PeerFailure(RunError):

@@ -1,5 +1,6 @@
 """The pages that people read: complete, short sentences, plain words."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -114,3 +115,30 @@ def test_every_key_command_and_public_name_is_in_the_reference(reference: Module
     assert len(verbs) > 15
     assert [verb for verb in verbs if f"## distmeta {verb}\n" not in commands] == []
     assert [name for name in distmeta.__all__ if f"## distmeta.{name}\n" not in python] == []
+
+
+def messages(path: Path) -> list[tuple[int, str]]:
+    """The literal messages and remedies of a module's errors, with their lines; what is computed shows as {}."""
+    tree = ast.parse(path.read_text())
+    constants = {
+        node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    found = []
+    for call in calls:
+        for argument in call.args if call.func.id.endswith("Error") else ():
+            value = constants.get(argument.id, argument) if isinstance(argument, ast.Name) else argument
+            parts = value.values if isinstance(value, ast.JoinedStr) else [value]
+            texts = [part.value if isinstance(part, ast.Constant) else "{}" for part in parts]
+            if isinstance(texts[0], str) and texts != ["{}"]:
+                found.append((call.lineno, "".join(map(str, texts))))
+    return found
+
+
+def test_messages_are_lower_case_without_a_full_stop() -> None:
+    modules = sorted((ROOT / "distmeta").rglob("*.py"))
+    every = [(f"{path.relative_to(ROOT)}:{line}", text) for path in modules for line, text in messages(path)]
+    assert len(every) > 300
+    named = {"MLflow", "MLflow's", "Ray", "Gloo"}
+    wrong = [(place, text) for place, text in every if text.endswith(".") or (text[:1].isupper() and not {text.split()[0]} & named)]
+    assert [(place, text) for place, text in wrong if not text.split()[0].isupper()] == []

@@ -295,7 +295,7 @@ def test_over_http_it_is_the_same_dataset(served: str, dataset: Dataset) -> None
 
 
 def test_no_manifest_or_no_json(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no packed dataset.*\npack it first"):
+    with pytest.raises(DataError, match=r"a packed dataset.*\npack it first"):
         Dataset(str(tmp_path / "absent"))
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):

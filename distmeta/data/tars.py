@@ -6,7 +6,7 @@ from typing import IO, Literal, Self
 
 from distmeta.errors import DataError
 
-AGAIN = "Copy or download the archive again; it must be a plain tar that `tar tf` lists without a complaint."
+AGAIN = "copy or download the archive again; it must be a plain tar that `tar tf` lists without a complaint"
 
 
 class _Header(tarfile.TarInfo):
@@ -36,7 +36,7 @@ def members(file: IO[bytes], mode: Literal["r:", "r|"], origin: str) -> Iterator
                     yield member, content
                 last = member.name
     except tarfile.TarError as error:
-        raise DataError(f"{origin} is not a whole, uncompressed tar; reading stopped after {last}: {error}.", AGAIN) from error
+        raise DataError(f"{origin} is not a whole, uncompressed tar; reading stopped after {last}: {error}", AGAIN) from error
 
 
 def content_of(member: tarfile.TarInfo, content: IO[bytes], origin: str) -> bytes:
@@ -44,4 +44,4 @@ def content_of(member: tarfile.TarInfo, content: IO[bytes], origin: str) -> byte
     try:
         return content.read()
     except tarfile.TarError as error:
-        raise DataError(f"{origin} is cut inside {member.name}, which should have {member.size} bytes.", AGAIN) from error
+        raise DataError(f"{origin} is cut inside {member.name}, which should have {member.size} bytes", AGAIN) from error

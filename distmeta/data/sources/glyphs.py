@@ -67,9 +67,9 @@ def read(seed: int = 0, images_per_class: int = IMAGES_PER_CLASS, image_size: in
     Image i of a letter depends only on `seed`, the letter and i, so fewer images are a prefix of more.
     """
     if images_per_class < 1:
-        raise DataError(f"{images_per_class} images per class asked of the glyphs; a class has at least 1.", "Ask for 1 or more.")
+        raise DataError(f"{images_per_class} images per class asked of the glyphs; a class has at least 1", "ask for 1 or more")
     if image_size < _SMALLEST:
-        raise DataError(f"Glyph images of {image_size} pixels asked; letters need {_SMALLEST} or more.", f"Ask for {_SMALLEST} or more.")
+        raise DataError(f"glyph images of {image_size} pixels asked; letters need {_SMALLEST} or more", f"ask for {_SMALLEST} or more")
     for letter in _letters():
         character = chr(letter.codepoint)
         name = f"U+{letter.codepoint:04X} {unicodedata.name(character)}"
@@ -121,7 +121,7 @@ def _faces() -> tuple[_Face, ...]:
 
 def _face(path: Path) -> _Face:
     if not path.is_file():
-        raise DataError(f"{path} is not a file; glyphs are drawn with matplotlib's own fonts.", "Reinstall matplotlib from PyPI.")
+        raise DataError(f"{path} is not a file; glyphs are drawn with matplotlib's own fonts", "reinstall matplotlib from PyPI")
     with TTFont(path, lazy=True) as tables:
         covers = frozenset(codepoint for codepoint, glyph in tables.getBestCmap().items() if glyph != ".notdef")
     # The basic layout draws every code point as it stands; the other one depends on a library that may be absent.

@@ -20,7 +20,7 @@ from distmeta.errors import DataError
 
 _log = logging.getLogger(__name__)
 WNID = re.compile(r"n\d{8}")
-_LAYOUT = "Give ILSVRC2012_img_train.tar, or a folder that holds n01443537/*.JPEG or n01443537.tar for each class."
+_LAYOUT = "give ILSVRC2012_img_train.tar, or a folder that holds n01443537/*.JPEG or n01443537.tar for each class"
 
 Choose = Callable[[str, list[str]], Collection[str]]
 
@@ -71,7 +71,7 @@ def readable(source: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}.", "Check its permissions and its disk.") from error
+        raise DataError(f"{error.filename or source} cannot be read: {error.strerror}", "check its permissions and its disk") from error
 
 
 def find_classes(source: Path) -> dict[str, Path]:
@@ -92,7 +92,7 @@ def pictures(source: Path, places: dict[str, Path], choose: Choose | None = None
 def rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
     """(line number, line, its fields) of every line of a CSV file that is not empty. Raises DataError if there is no such file."""
     if not path.is_file():
-        raise DataError(f"{path} is not a file; a class split is train.csv, val.csv and test.csv.", "Give the folder that holds them.")
+        raise DataError(f"{path} is not a file; a class split is train.csv, val.csv and test.csv", "give the folder that holds them")
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         if line.strip():
             yield number, line, [field.strip() for field in next(csv.reader([line]))]
@@ -104,12 +104,12 @@ def _read_splits(folder: Path) -> dict[str, Class]:
         path = folder / f"{split}.csv"
         for number, line, row in rows(path):
             if len(row) != 2 or not all(WNID.fullmatch(field) for field in row):
-                raise DataError(f"{path} line {number} is {line!r}; a row is wnid,category without a header.", "Write n02099267,n02098550.")
+                raise DataError(f"{path} line {number} is {line!r}; a row is wnid,category without a header", "write n02099267,n02098550")
             wnid, category = row
             if wnid in classes:
                 raise DataError(
-                    f"{path} line {number} names {wnid}, which {classes[wnid].split}.csv names already; a class is in one split.",
-                    "Delete one of the two rows.",
+                    f"{path} line {number} names {wnid}, which {classes[wnid].split}.csv names already; a class is in one split",
+                    "delete one of the two rows",
                 )
             classes[wnid] = Class(split, category)
     return classes
@@ -130,17 +130,17 @@ def _places(entries: list[tuple[str, Path]], source: Path) -> dict[str, Path]:
     for name, path in entries:
         wnid = _wnid(name)
         if wnid in places:
-            raise DataError(f"{source} holds class {wnid} twice; it must hold each class once.", "Remove one of the two.")
+            raise DataError(f"{source} holds class {wnid} twice; it must hold each class once", "remove one of the two")
         places[wnid] = path
     if not places:
-        raise DataError(f"{source} holds no class; classes are named like n01443537.", _LAYOUT)
+        raise DataError(f"{source} holds no class; classes are named like n01443537", _LAYOUT)
     return places
 
 
 def _outer_names(source: Path) -> list[str]:
     """The archive's per-class tars, by seeking from header to header: a cut archive or a missing class shows within seconds."""
     if not source.is_file():
-        raise DataError(f"{source} is neither a file nor a folder.", _LAYOUT)
+        raise DataError(f"{source} is neither a file nor a folder", _LAYOUT)
     with source.open("rb") as file:
         return [member.name for member, _ in members(file, "r:", str(source)) if _is_class_tar(member.name)]
 
@@ -157,18 +157,16 @@ def check_missing(classes: dict[str, Class], present: set[str], source: Path, al
         absent = [wnid for wnid in named if wnid not in present]
         if len(absent) == len(named):
             raise DataError(
-                f"{source} holds none of the {len(named)} classes that {split}.csv names; a split needs at least one.",
-                f"Name classes that the archive holds, such as {min(present)}, in {split}.csv.",
+                f"{source} holds none of the {len(named)} classes that {split}.csv names; a split needs at least one",
+                f"name classes that the archive holds, such as {min(present)}, in {split}.csv",
             )
         if absent:
             names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
             missing.append(f"{len(absent)} of {len(named)} {split} classes ({names})")
     if missing and not allow_missing:
-        raise DataError(
-            f"{source} lacks {'; '.join(missing)}.", "Give the whole archive, or pass --allow-missing to continue without them."
-        )
+        raise DataError(f"{source} lacks {'; '.join(missing)}", "give the whole archive, or pass --allow-missing to continue without them")
     for text in missing:
-        report(f"{source} lacks {text}; continuing without them.")
+        report(f"{source} lacks {text}; continuing without them")
 
 
 def _from_archive(source: Path, wnids: Container[str], choose: Choose | None) -> Iterator[tuple[str, str, bytes]]:
@@ -186,7 +184,7 @@ def _from_folder(places: dict[str, Path], choose: Choose | None) -> Iterator[tup
             continue
         names = sorted(file.name for file in path.iterdir() if is_image_name(file.name))
         if not names:
-            raise DataError(f"{path} holds no image; a class has at least one.", "Fill the folder or remove it.")
+            raise DataError(f"{path} holds no image; a class has at least one", "fill the folder or remove it")
         for name in sorted(choose(wnid, names)) if choose else names:
             yield wnid, str(path / name), read_file(path / name)
 
@@ -203,4 +201,4 @@ def _from_class_tar(file: IO[bytes], wnid: str, origin: str, choose: Choose | No
                 continue
             yield wnid, f"{origin}:{member.name}", content_of(member, content, origin)
     if empty:
-        raise DataError(f"{origin} holds no image; a class has at least one.", AGAIN)
+        raise DataError(f"{origin} holds no image; a class has at least one", AGAIN)

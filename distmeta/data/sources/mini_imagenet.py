@@ -20,7 +20,7 @@ from distmeta.errors import DataError
 
 _RENAMED = re.compile(r"(n\d{8})(\d{8})\.jpe?g", re.IGNORECASE)
 _NUMBERED = re.compile(r"_(\d+)\.[A-Za-z]+$")
-_EITHER = "Give the folder of miniImageNet's own images, or ILSVRC2012_img_train.tar whole."
+_EITHER = "give the folder of miniImageNet's own images, or ILSVRC2012_img_train.tar whole"
 
 
 class _Lists(NamedTuple):
@@ -58,13 +58,13 @@ def _read_lists(folder: Path) -> _Lists:
             if number == 1 and row == ["filename", "label"]:
                 continue
             if len(row) != 2 or not WNID.fullmatch(row[1]) or not row[0].startswith(row[1]):
-                raise DataError(f"{path} line {number} is {line!r}; a row is filename,label.", "Write n0153282900000005.jpg,n01532829.")
+                raise DataError(f"{path} line {number} is {line!r}; a row is filename,label", "write n0153282900000005.jpg,n01532829")
             name, wnid = row
             known = lists.classes.setdefault(wnid, Class(split, wnid))
             if known.split != split or name in lists.files.setdefault(wnid, []):
                 raise DataError(
-                    f"{path} line {number} names {name}, but {known.split}.csv names it or its class already.",
-                    "Delete one of the two rows; a class is in one split and an image in it once.",
+                    f"{path} line {number} names {name}, but {known.split}.csv names it or its class already",
+                    "delete one of the two rows; a class is in one split and an image in it once",
                 )
             lists.files[wnid].append(name)
     return lists
@@ -83,8 +83,8 @@ def _by_name(
             f"{source} lacks {len(missing)} of {lists.total} images of the lists ({', '.join(missing[:5])}{', ...' * (len(missing) > 5)})"
         )
         if not allow_missing:
-            raise DataError(f"{text}.", "Give all of miniImageNet's images, or pass --allow-missing to continue without them.")
-        report(f"{text}; continuing without them.")
+            raise DataError(text, "give all of miniImageNet's images, or pass --allow-missing to continue without them")
+        report(f"{text}; continuing without them")
     with readable(source):
         for wnid, names in lists.files.items():
             for name in names:
@@ -115,7 +115,7 @@ def _by_number(wnid: str, names: list[str], lists: _Lists) -> set[str]:
     if not 1 <= min(numbers) <= max(numbers) <= len(ordered):
         raise DataError(
             f"the lists ask for image {max(numbers)} of class {wnid}, but the source has {len(ordered)} named like {wnid}_28.JPEG; "
-            "numbers count all of ImageNet's.",
+            "numbers count all of ImageNet's",
             _EITHER,
         )
     return {ordered[number - 1] for number in numbers}
@@ -126,5 +126,5 @@ def _named(wnid: str, names: list[str], lists: _Lists) -> set[str]:
     chosen = {name for name in names if Path(name).name in wanted}
     if len(chosen) < len(wanted):
         lacking = min(wanted - {Path(name).name for name in chosen})
-        raise DataError(f"the source's class {wnid} lacks {len(wanted) - len(chosen)} images of the lists, such as {lacking}.", _EITHER)
+        raise DataError(f"the source's class {wnid} lacks {len(wanted) - len(chosen)} images of the lists, such as {lacking}", _EITHER)
     return chosen

@@ -14,7 +14,7 @@ from distmeta.seeds import generator
 BACKGROUND = "images_background"
 EVALUATION = "images_evaluation"
 IMAGES = 32460  # 1623 characters by 20 hands
-_REMEDY = "Download images_background.zip and images_evaluation.zip again from https://github.com/brendenlake/omniglot."
+_REMEDY = "download images_background.zip and images_evaluation.zip again from https://github.com/brendenlake/omniglot"
 
 
 class _Member(NamedTuple):
@@ -50,7 +50,7 @@ def read_random_characters(folder: Path, seed: int = 0, val: int = 100, test: in
         members += [(evaluation, member) for member in _members(evaluation, EVALUATION)]
         characters = sorted({member[:2] for _, member in members})
         if val + test >= len(characters):
-            raise DataError(f"{folder} holds {len(characters)} characters, but val and test take {val} + {test} of them.", _REMEDY)
+            raise DataError(f"{folder} holds {len(characters)} characters, but val and test take {val} + {test} of them", _REMEDY)
         order = generator(seed, "omniglot random characters").permutation(len(characters))
         split = dict.fromkeys(characters, "train")
         split |= {characters[i]: "test" for i in order[:test]} | {characters[i]: "val" for i in order[test : test + val]}
@@ -61,11 +61,11 @@ def read_random_characters(folder: Path, seed: int = 0, val: int = 100, test: in
 def _open(folder: Path, stem: str) -> zipfile.ZipFile:
     path = folder / f"{stem}.zip"
     if not path.is_file():
-        raise DataError(f"{path} is not a file; Omniglot is read from {BACKGROUND}.zip and {EVALUATION}.zip in one folder.", _REMEDY)
+        raise DataError(f"{path} is not a file; Omniglot is read from {BACKGROUND}.zip and {EVALUATION}.zip in one folder", _REMEDY)
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} is not a whole zip file: {error}.", _REMEDY) from error
+        raise DataError(f"{path} is not a whole zip file: {error}", _REMEDY) from error
 
 
 def _members(archive: zipfile.ZipFile, stem: str) -> list[_Member]:
@@ -73,15 +73,15 @@ def _members(archive: zipfile.ZipFile, stem: str) -> list[_Member]:
     matches = (pattern.fullmatch(name) for name in archive.namelist())
     members = sorted(_Member(match[1], match[2], match[0]) for match in matches if match)
     if not members:
-        raise DataError(f"{archive.filename} holds no member like {stem}/Greek/character01/0394_01.png, so it is not Omniglot's.", _REMEDY)
+        raise DataError(f"{archive.filename} holds no member like {stem}/Greek/character01/0394_01.png, so it is not Omniglot's", _REMEDY)
     return members
 
 
 def _choose_val(alphabets: list[str], seed: int, count: int) -> set[str]:
     if not 1 <= count < len(alphabets):
         raise DataError(
-            f"{count} val alphabets asked of {len(alphabets)} background alphabets; val and train need at least one each.",
-            f"Ask for 1 to {len(alphabets) - 1} val alphabets.",
+            f"{count} val alphabets asked of {len(alphabets)} background alphabets; val and train need at least one each",
+            f"ask for 1 to {len(alphabets) - 1} val alphabets",
         )
     order = generator(seed, "omniglot val alphabets").permutation(len(alphabets))
     return {alphabets[index] for index in order[:count]}
@@ -92,7 +92,7 @@ def _image(archive: zipfile.ZipFile, member: _Member, split: str) -> SourceImage
     try:
         image = archive.read(member.name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{origin} cannot be read, the zip is damaged: {error}.", _REMEDY) from error
+        raise DataError(f"{origin} cannot be read, the zip is damaged: {error}", _REMEDY) from error
     return SourceImage(
         split=split, class_name=f"{member.alphabet}/{member.character}", category=member.alphabet, image=image, origin=origin
     )

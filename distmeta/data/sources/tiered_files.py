@@ -19,7 +19,7 @@ from distmeta.data.sources import Source, SourceImage
 from distmeta.data.splits import SPLITS
 from distmeta.errors import DataError
 
-_FILES = "Give the folder with {train,val,test}_labels.pkl and _images_png.pkl or _images.npz, as they were published."
+_FILES = "give the folder with {train,val,test}_labels.pkl and _images_png.pkl or _images.npz, as they were published"
 
 
 def holds(folder: Path) -> bool:

@@ -41,7 +41,7 @@ from distmeta.sweep.records import Records
 from distmeta.sweep.search import Search
 from distmeta.sweep.trials import Point, Trial, load_trials, validations
 from distmeta.sweep.tuner import Asha
-from distmeta.sweep.view import TrialTable, draw, parameters
+from distmeta.sweep.view import TrialTable, _in_order, draw, parameters
 from distmeta.training.accuracy import Accuracy
 from distmeta.training.evaluate import Evaluation, Setting
 from distmeta.training.run_folder import RunFolder
@@ -308,6 +308,12 @@ def test_a_trial_that_is_not_finite_ranks_last_and_lets_none_stop_for_it(tmp_pat
     assert draw(records.trials, folder, records.settings)
     said = decisions(Asha(records.settings, 2, 12, records), {3: [0.25], 4: [Point(2, -math.inf).reported["score"]]})
     assert said == {3: ["CONTINUE"], 4: ["STOP"]}
+
+
+def test_pictures_order_numbers_by_size_and_leave_names_as_given() -> None:
+    assert _in_order([0.4, 0.05, 0.2, 0.05]) == ["0.05", "0.2", "0.4"]
+    assert _in_order([True, False]) == ["True", "False"]
+    assert _in_order(["sgd", "adam"]) == ["sgd", "adam"]
 
 
 def test_trial_0_goes_all_the_way(tmp_path: Path) -> None:

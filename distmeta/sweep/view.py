@@ -144,13 +144,11 @@ class _Axis:
         self.key = key
         values = settings.space[key]
         self.log = values.loguniform is not None
-        self.labels = None if values.choice is None else [_number(value) for value in values.choice]
         self.rows = [row for row in rows if row["params"].get(key) is not None]
-        if self.labels is not None:  # trial 0's own value may be none of the choices, or lie outside the range
-            self.labels += sorted({_number(row["params"][key]) for row in self.rows} - set(self.labels))
-            places = [0.0, len(self.labels) - 1.0]
-        else:
-            places = [*values.extremes, *(self.at(row) for row in self.rows)]
+        # Trial 0's own value need not be one of the choices, or inside the range.
+        self.labels = None if values.choice is None else _in_order([*values.choice, *(row["params"][key] for row in self.rows)])
+        ends = [0.0, len(self.labels) - 1.0] if self.labels is not None else values.extremes
+        places = [*ends, *map(self.at, self.rows)]
         self.low, self.high = min(places), max(places)
 
     def at(self, row: dict[str, Any]) -> float:
@@ -167,6 +165,13 @@ class _Axis:
         if self.labels is None:
             return [(0, _number(self.low)), (1, _number(self.high))]
         return [(place / max(len(self.labels) - 1, 1), label) for place, label in enumerate(self.labels)]
+
+
+def _in_order(values: list[Any]) -> list[str]:
+    """Each value once, as text: numbers by size, anything else in the order given."""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        values = sorted(values)
+    return list(dict.fromkeys(map(_number, values)))
 
 
 def _style(axes: Axes) -> None:
@@ -190,6 +195,8 @@ def _by_parameter(rows: list[dict[str, Any]], settings: SweepConfig, measurement
         axis = _Axis(key, rows, settings)
         for row in axis.rows:
             axes.scatter(axis.at(row), measurement.drawn(row["score"]), s=42, color=_COLORS[row["state"]], edgecolor="white", zorder=3)
+            at = (axis.at(row), measurement.drawn(row["score"]))
+            axes.annotate(str(row["number"]), at, (5, 4), textcoords="offset points", fontsize=7, alpha=0.7)
         if axis.log:
             axes.set_xscale("log")
             axes.set_xlim(axis.low / 1.3, axis.high * 1.3)

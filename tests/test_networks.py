@@ -428,11 +428,72 @@ def test_features_are_computed_once_for_each_image() -> None:
 
     plain = logits()
     calls.clear()
-    with made.keeping_features():
+    with made.keeping_features(theta):
         kept = [logits() for _ in range(3)]
         assert calls == [16, 16]  # the support's images, then the queries', in chunks of one size
     for one in kept:
         torch.testing.assert_close(one, plain, rtol=1e-12, atol=1e-12)
     transductive = learner("protonet", built("Norm1d"))
-    with transductive.keeping_features():
+    with transductive.keeping_features(transductive.initial_params()):
         assert transductive._kept is None
+    with made.keeping_features(theta):
+        logits()
+        assert calls == [16, 16]
+    with made.keeping_features({name: value + 1 for name, value in theta.items()}):
+        made.adapt({name: value + 1 for name, value in theta.items()}, episodes)
+        assert calls == [16, 16, 16]  # of another body
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+@pytest.mark.parametrize("name", ["maml", "fomaml", "meta-sgd", "maml++"])
+def test_where_the_head_alone_adapts_features_are_computed_once_for_an_episode(
+    name: str, batching: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gradient in ("unrolled", "checkpointed"):
+        own = {"adapt": ["head.*"], "inner_lr": 0.1, "inner_steps": 3, "gradient": gradient, "task_batching": batching}
+        made = learner(name, moved(built("Norm1d")), **own)
+        theta = made.initial_params()
+        once = made.slot_gradients(theta, batch(3))[0]
+        monkeypatch.setattr(type(made), "splits", lambda *_: False)
+        torch.testing.assert_close(once, made.slot_gradients(theta, batch(3))[0], rtol=1e-9, atol=1e-12)
+        monkeypatch.undo()
+
+
+def trained_head(case: str, batching: str = "loop") -> Learner:
+    made = learner("maml", built(case), task_batching=batching)
+    made.train_only(["head.*"])
+    made.constant_body = made.leaves_features(batch(1).query_images[0])
+    return made
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+def test_features_of_a_frozen_body_are_computed_once_in_a_run(batching: str) -> None:
+    """Training, validation and test share them, and a slot's bits do not depend on which were there before."""
+    made, slots, calls = trained_head("FrozenBody", batching), batch(3), []
+    assert made.constant_body
+    theta = made.initial_params()
+    plain = learner("maml", built("FrozenBody"), task_batching=batching).slot_gradients(theta, slots)[0]
+    made.model.get_submodule("hidden").register_forward_pre_hook(lambda _module, given: calls.append(len(given[0])))
+    first = made.slot_gradients(theta, slots)[0]
+    computed = len(calls)
+    moved_head = {name: value + 1 for name, value in theta.items()}
+    made.slot_gradients(moved_head, slots)
+    with made.keeping_features(moved_head):
+        made.predict(made.adapt(moved_head, slots.take([1])), slots.query_images[1])
+    assert len(calls) == computed
+    torch.testing.assert_close(first, plain, rtol=1e-9, atol=1e-12)
+    assert torch.equal(trained_head("FrozenBody", batching).slot_gradients(theta, slots.take([2]))[0][0], first[2])
+
+
+@pytest.mark.parametrize("case", ["Dropout", "FunctionalDropout", "Norm1d", "Norm1d running"])
+def test_features_that_training_changes_are_not_kept(case: str) -> None:
+    assert not trained_head(case).constant_body
+
+
+def test_without_batch_statistics_transductive_and_inductive_are_one_pass() -> None:
+    for case, passes in (("Flat", 1), ("Norm1d frozen", 1), ("Norm1d running", 1), ("Norm1d", 2)):
+        made, episodes, calls = learner("maml", built(case)), batch(1), []
+        adapted = made.adapt(made.initial_params(), episodes)
+        made.model.get_submodule("hidden").register_forward_pre_hook(lambda _module, given, calls=calls: calls.append(len(given[0])))
+        made.predict(adapted, episodes.query_images[0])
+        assert len(calls) == passes, case

@@ -42,7 +42,8 @@ def slot_gradients(seed: int, slots: int = SLOTS, decades: float = 8.0) -> torch
 
 def contribution(gradients: torch.Tensor, slots: list[int], into: SlotSum | None = None) -> Contribution:
     """What a worker with these slots brings, found one slot at a time."""
-    metrics = SlotMetrics(torch.arange(len(gradients)) / 7, -torch.arange(len(gradients)).double() / 3)
+    numbers = torch.arange(len(gradients)).double()
+    metrics = SlotMetrics(numbers.float() / 7, -numbers / 3, torch.stack([numbers / 9, torch.full_like(numbers, torch.nan)], 1))
     found = ((gradients[slot : slot + 1], SlotMetrics(*(column[slot : slot + 1] for column in metrics))) for slot in slots)
     into = into or slot_sum("exact", len(gradients), SIZE, gradients, None)
     return Contribution.of(slots, found, into) if slots else Contribution(slots, into, SlotMetrics(*(column[:0] for column in metrics)))
@@ -116,6 +117,8 @@ def same_bits_for_every_partition(rank: int) -> None:
             assert torch.equal(got.meta_gradient, whole.meta_gradient)
             assert torch.equal(got.losses, whole.losses)
             assert torch.equal(got.scores, whole.scores)
+            assert torch.equal(got.own[:, 0], torch.arange(SLOTS).double() / 9)
+            assert got.own[:, 1].isnan().all()
             assert all(slot in partition[worker] for slot, worker in enumerate(got.ranks.tolist()))
 
 

@@ -81,6 +81,7 @@ def learner_of(
         )
     if learner.inner_steps_eval and not learner.adapted:
         raise ConfigError(f"learner {config.learner.name} adapts no parameter: all are frozen", "leave some of them trainable")
+    learner.constant_body = learner.leaves_features(torch.zeros(2, *_network_shape(config.learner.name, domain)))
     learner.model.to(device, dtype)
     return learner
 
@@ -212,6 +213,7 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     if config.train.kernels == "native":
         with suppress(KernelsUnavailable):  # on this machine, which need not be one that holds workers
             native.use(learner.model, library("float32"))
+    learner.constant_body = False  # what takes most is the first step, where no features are kept yet
     params = learner.initial_params()
     batched = learner.batches_tasks(torch.device(device))
     learner.task_batching = "vmap" if batched else "loop"

@@ -1,17 +1,22 @@
 """Learners that adapt by gradient descent on the support set, and the simplest of them, the transfer baseline."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, TypeGuard
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distmeta.data.episodes import Batch
+from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
-from distmeta.learners.forward import Forward, Network, frozen
+from distmeta.learners.forward import Forward, Head, Network, frozen
 from distmeta.learners.inner import InnerLoop, InnerOptimizer, InnerOptimizerName, MetaGradients, gradients_of
 from distmeta.learners.learner import Learner
+from distmeta.learners.objective import Supervised
 from distmeta.learners.params import Params, detached, leaves
+from distmeta.models.call import places
+from distmeta.models.head import is_head
 from distmeta.models.layers import Positive, PositiveFloat
 
 INNER_STEPS = 5  # where learner.inner_steps is not set
@@ -49,6 +54,7 @@ class FineTuning(Learner):
         self.inner_steps_eval = inner_steps if inner_steps_eval is None else inner_steps_eval
         self.optimizer = InnerOptimizer(inner_optimizer, inner_momentum, inner_epsilon)
         self.patterns = adapt
+        self._reads_rows: bool | None = None  # whether features flow into the head as rows, once it was tried
 
     @property
     def adapted(self) -> list[str]:
@@ -77,8 +83,34 @@ class FineTuning(Learner):
             with frozen(self.model, running_only=True):
                 fast_weights = next(descent, None)
 
+    def splits(self, batch: Batch, forward: Forward, params: Params) -> TypeGuard[EpisodeBatch]:
+        """Whether only the head adapts, to examples that are there before, so that their features need not be computed at every step."""
+        if not (isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised)):
+            return False
+        held = places(self.model)
+        if not all(is_head(self.model, place) for name in self.adapted for place in held[name]):
+            return False
+        if self._reads_rows is None:
+            try:
+                with torch.no_grad():
+                    forward(params, batch.support_images, method="features")
+                self._reads_rows = True
+            except ConfigError:
+                self._reads_rows = False
+        return self._reads_rows
+
+    def outputs(self, adapted: Params, queries: Tensor) -> Tensor:
+        forward = self.forward()
+        if forward.kept is None or not self._reads_rows:
+            return super().outputs(adapted, queries)
+        return Head(self.model, batched=False)(adapted, forward(adapted, queries[None], method="features"))[0]
+
     def descent(self, forward: Forward, params: Params, batch: Batch, steps: int) -> Iterator[Params]:
         """fast_weights after 1, 2, … `steps` steps on the support data of T tasks, without a graph through them."""
+        if self.splits(batch, forward, params):
+            with torch.no_grad():
+                batch = replace(batch, support_images=forward(params, batch.support_images, method="features"))
+            forward = Head(self.model, forward.batched)
         loop = InnerLoop(
             forward=forward, objective=self.objective, rate=self.rate, adapted=self.adapted, loss_weights=[1.0], optimizer=self.optimizer
         )

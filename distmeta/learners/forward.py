@@ -37,7 +37,8 @@ class Forward:
     What params lack, such as frozen parameters, is the network's own. With `noise` the network is in training mode, and `phase`, the
     call's number in the task, decides with it what dropout drops and whatever else the forward draws; without it the network is in
     evaluation mode, and nothing is dropped.
-    With `kept` the features of an image are computed once; whoever gives it sees to it that the body's parameters stay the same.
+    With `kept` the features of an image are computed once; whoever gives it sees to it that the body's parameters stay the same, and if
+    `batched` that params hold none of them.
     `bfloat16` lets torch's autocast compute outer passes in that type; outputs come in the inputs' own.
     `statistics` holds what running norms saw in the call of the last phase, in training mode: {name: (T, C)} or, for bare params, (C,).
     """
@@ -65,11 +66,13 @@ class Forward:
     def _call(self, params: Params, inputs: Tensor, phase: int, method: Method) -> Tensor:
         set_training(self.model, self.noise is not None)
         drawn = self._draw(phase, len(inputs), inputs.device)
+        if self.kept is not None and method == "features":
+            body = {} if self.batched else params
+            rows = self.kept(lambda some: self._one_task(body, some, drawn[0], method)[0], inputs.flatten(0, 1))
+            return rows.unflatten(0, inputs.shape[:2])
         if self.batched:
             outputs, statistics = torch.vmap(lambda one, of, key: self._one_task(one, of, key, method))(params, inputs, drawn)
         else:
-            if self.kept is not None and method == "features":
-                return self.kept(lambda some: self._one_task(params, some, drawn[0], method)[0], inputs[0])[None]
             with self._seeded(phase, inputs.device):
                 outputs, statistics = self._one_task(params, inputs[0], drawn[0], method)
             outputs = outputs[None]

@@ -3,7 +3,8 @@
 Everything here works on T tasks at once: losses are summed over tasks before they are differentiated, which keeps them apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -108,11 +109,15 @@ def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> 
 
 
 class MetaGradients(NamedTuple):
-    """Of T tasks: the meta-gradients {name: (T, …)}, the meta-losses (T,) and the scores (T,) after the last inner step, if any."""
+    """Of T tasks: the meta-gradients {name: (T, …)}, the meta-losses (T,) and the scores (T,) after the last inner step, if any.
+
+    metrics: {name: (T,)} of what the learner names in its `metrics`.
+    """
 
     gradients: Params
     losses: Tensor
-    scores: Tensor | None
+    scores: Tensor | None = None
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def unrolled(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: Batch) -> MetaGradients:

@@ -13,11 +13,12 @@ _TOGETHER = 16  # images computed at once; always as many, so that an image meet
 
 
 class KeptFeatures:
-    """Image → features, for one network with one set of parameters in evaluation mode."""
+    """Image → features, for one network with one set of parameters, whose features no randomness and no other image changes."""
 
     def __init__(self) -> None:
         self._rows: cachetools.LRUCache[bytes, Tensor] = cachetools.LRUCache(KEPT_BYTES, lambda row: row.numel() * row.element_size())
 
+    @torch.no_grad()
     def __call__(self, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         """(M, D) for inputs (M, …): `compute` is asked for those that are not kept."""
         keys = [hashlib.blake2b(one.contiguous().cpu().numpy().tobytes(), digest_size=16).digest() for one in inputs]

@@ -14,9 +14,10 @@ from distmeta.learners.forward import Forward, Method, Noise, frozen, support_st
 from distmeta.learners.inner import MetaGradients
 from distmeta.learners.kept import KeptFeatures
 from distmeta.learners.objective import CrossEntropy, Objective
-from distmeta.learners.params import Params, constants, leaves, trainable
+from distmeta.learners.params import Params, constants, leaves, trainable, weights_sha256
+from distmeta.models.contract import draws
 from distmeta.models.convert import batch_norms, statistics
-from distmeta.models.head import is_head
+from distmeta.models.head import has_head, is_head
 from distmeta.models.layers import Positive
 from distmeta.models.norm import RunningBatchNorm2d
 from distmeta.models.patterns import matching
@@ -26,10 +27,11 @@ TaskBatching = Literal["loop", "vmap", "auto"]
 
 
 class SlotMetrics(NamedTuple):
-    """Per slot: mean loss (B,) and training score (B,) in float64, NaN where the objective has none."""
+    """Per slot: mean loss (B,), training score (B,) and the learner's own metrics (B, E) in float64, NaN where there is none."""
 
     loss: Tensor
     score: Tensor
+    own: Tensor
 
 
 class Logits(NamedTuple):
@@ -60,6 +62,8 @@ class Learner(ABC):
     trains_on: ClassVar[Literal["episodes", "labelled batches"]] = "episodes"
     any_way: ClassVar[bool] = False
     """Whether it adapts to any number of classes; otherwise only to as many as the network's head is wide."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Names of further numbers that `task_gradients` returns for each task, for records, MLflow and the report."""
     method: ClassVar[Method] = "forward"
     """What training computes of the network: its outputs, or the features that flow into its head."""
     inner_steps_eval: int = 0
@@ -68,6 +72,8 @@ class Learner(ABC):
     """The constructor's arguments, as `build_learner` gave them."""
     no_vmap: str | None = None
     """Why torch.vmap cannot batch this network's tasks, if it was tried and cannot."""
+    constant_body: bool = False
+    """Whether training leaves an image's features as they are (`leaves_features`), so that they are computed once."""
     seed: int = 0
     """Decides dropout's masks and whatever else the network draws in training."""
     bfloat16: bool = False
@@ -85,7 +91,8 @@ class Learner(ABC):
         self.task_batching = task_batching
         self.tasks_per_chunk = tasks_per_chunk
         self._fixed: set[str] = set()
-        self._kept: KeptFeatures | None = None
+        self._kept: KeptFeatures | None = None  # those that the present block uses
+        self._features, self._features_body = KeptFeatures(), ""  # those there are, and the hash of the body that they are of
 
     @property
     def statistics(self) -> Params:
@@ -178,20 +185,33 @@ class Learner(ABC):
         for params, forward, chunk, places in self.chunks(meta_params, batch):
             found = self.task_gradients(params, forward, chunk)
             gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
-            losses = found.losses.detach()
-            scores = torch.full_like(losses, torch.nan) if found.scores is None else found.scores.detach()
             flat = torch.cat([gradients[name].reshape(len(chunk), -1) for name in meta_params], dim=1)
             kept = slice(None) if places == list(range(len(chunk))) else places  # a slice copies nothing
-            yield flat[kept], SlotMetrics(losses[kept], scores.double()[kept])
+            yield flat[kept], SlotMetrics(*(column[kept] for column in self._slot_metrics(found)))
 
     def chunks(self, meta_params: Params, batch: Batch) -> Iterator["Chunk"]:
         """The batch's tasks in chunks of one size, which `Batch.chunks` fills up."""
         batched = self.batches_tasks(next(iter(meta_params.values())).device)
         size = self.tasks_per_chunk if batched else 1
+        features = self._features_of(meta_params) if self.constant_body else None
         for chunk, places in batch.chunks(size):
             params = _task_params(self.with_fixed(meta_params), size if batched else None)
-            forward = Forward(self.model, batched, Noise(self.seed, batch.step, chunk.slots), self.bfloat16)
+            forward = Forward(self.model, batched, Noise(self.seed, batch.step, chunk.slots), bfloat16=self.bfloat16, kept=features)
             yield Chunk(params, forward, chunk, places)
+
+    def _slot_metrics(self, found: MetaGradients) -> SlotMetrics:
+        """Raises ConfigError if the learner returns a metric that it does not name."""
+        losses = found.losses.detach()
+        nothing = torch.full_like(losses, torch.nan, dtype=torch.float64)
+        unnamed = sorted(found.metrics.keys() - set(self.metrics))
+        if unnamed:
+            raise ConfigError(
+                f"{type(self).__name__} returns the metric {unnamed[0]}, which it does not name",
+                f"add {unnamed[0]!r} to the tuple `metrics` of the class",
+            )
+        own = [found.metrics[name].detach().double() if name in found.metrics else nothing for name in self.metrics]
+        scores = nothing if found.scores is None else found.scores.detach().double()
+        return SlotMetrics(losses, scores, torch.stack(own, 1) if own else nothing.new_empty(len(losses), 0))
 
     def batches_tasks(self, device: torch.device) -> bool:
         """Whether slots are computed several at a time on `device`."""
@@ -223,6 +243,8 @@ class Learner(ABC):
         """Outputs for queries (M, …) under what `adapt` returned."""
         with frozen(self.model, running_only=True):
             transductive = self.outputs(adapted, queries)
+        if not self.transductive:
+            return Logits(transductive, transductive)
         with frozen(self.model):
             return Logits(transductive, self.outputs(adapted, queries))
 
@@ -242,16 +264,39 @@ class Learner(ABC):
         return Forward(self.model, batched=False, kept=self._kept)
 
     @contextmanager
-    def keeping_features(self) -> Iterator[None]:
-        """In this block meta_params stay the same, so that features are computed once for each image, if they depend on nothing else:
-        if only the head adapts, and no norm takes its statistics from a batch."""
-        transductive = any(not isinstance(norm, RunningBatchNorm2d) for norm in batch_norms(self.model).values())
-        fixed = not transductive and all(is_head(self.model, name) for name in self.adapted)
-        self._kept = KeptFeatures() if fixed else None
+    def keeping_features(self, meta_params: Params) -> Iterator[None]:
+        """In this block meta_params stay these, so that features are computed once for each image, if they depend on nothing else: if
+        only the head adapts, and no norm takes its statistics from a batch. They are kept until another block has other values."""
+        fixed = not self.transductive and all(is_head(self.model, name) for name in self.adapted)
+        self._kept = self._features_of(meta_params) if fixed else None
         try:
             yield
         finally:
             self._kept = None
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a norm takes its statistics from the queries when they are classified together."""
+        return any(not isinstance(norm, RunningBatchNorm2d) for norm in batch_norms(self.model).values())
+
+    def leaves_features(self, inputs: Tensor) -> bool:
+        """Whether training leaves the features of inputs (M, …) as they are: all before the head is frozen, and draws nothing."""
+        moved = self.body(self.initial_params() | dict.fromkeys(self._fixed, inputs))
+        if moved or batch_norms(self.model) or not has_head(self.model):
+            return False
+        return not draws(self.model, inputs)
+
+    def body(self, params: Params) -> Params:
+        """Those of `params` that are parameters or buffers of the network before its head."""
+        own = self.model.state_dict()
+        return {name: value for name, value in params.items() if name in own and not is_head(self.model, name)}
+
+    def _features_of(self, meta_params: Params) -> KeptFeatures:
+        """The features kept for the body in meta_params; none yet if it is another one than before."""
+        body = weights_sha256(self.body(meta_params))
+        if body != self._features_body:
+            self._features, self._features_body = KeptFeatures(), body
+        return self._features
 
 
 def _task_params(meta_params: Params, tasks: int | None) -> Params:

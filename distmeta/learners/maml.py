@@ -1,6 +1,6 @@
 """MAML and its family: learners whose meta-gradient goes through the inner loop (Finn, Abbeel & Levine 2017, arXiv:1703.03400)."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -12,7 +12,6 @@ from distmeta.errors import ConfigError
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Forward, Head
 from distmeta.learners.inner import InnerLoop, MetaGradients, checkpointed, unrolled
-from distmeta.learners.objective import Supervised
 from distmeta.learners.params import Params, leaves
 from distmeta.models.head import head_of, is_head
 from distmeta.models.layers import Count
@@ -25,7 +24,8 @@ class MAML(FineTuning):
 
     The meta-gradient of a task is ∇θ L_query(φ_k(θ)) (the sum's terms in algorithm 1, line 10). inner_steps are used in training,
     inner_steps_eval in evaluation and prediction. `gradient` says how it is computed: "unrolled" keeps every inner step's graph,
-    "checkpointed" that of one step, recomputing the others.
+    "checkpointed" that of one step, recomputing the others. Where only the head adapts, features of given examples do not change in the
+    inner loop; they are computed once, with one mask of dropout, and differentiated once.
     """
 
     first_order: ClassVar[bool] = False
@@ -35,8 +35,14 @@ class MAML(FineTuning):
         self.gradient = gradient
 
     def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
+        if self.splits(batch, forward, params):
+            return self._on_features(params, forward, batch)
+        return self._through(forward, params, list(self.trained(params)), batch)
+
+    def _through(self, forward: Forward, params: Params, wanted: Sequence[str], batch: Batch) -> MetaGradients:
+        """Meta-gradients by params[wanted], through the inner loop."""
         engine = unrolled if self.first_order else _ENGINES[self.gradient]
-        return engine(self.inner_loop(forward, batch.step), params, list(self.trained(params)), batch)
+        return engine(self.inner_loop(forward, batch.step), params, wanted, batch)
 
     def inner_loop(self, forward: Forward, step: int) -> InnerLoop:
         """The inner loop of training step `step`."""
@@ -49,6 +55,23 @@ class MAML(FineTuning):
             first_order=self.first_order,
             optimizer=self.optimizer,
         )
+
+    def _on_features(self, params: Params, forward: Forward, batch: EpisodeBatch) -> MetaGradients:
+        """The same where only the head adapts: the body is computed and differentiated once, not at every inner step."""
+        ends = {
+            "support": forward(params, batch.support_images, 0, "features"),
+            "queries": forward(params, batch.query_images, 1, "features", outer=True),
+        }
+        held = params | leaves(ends)
+        body = self.body(self.trained(params))
+        reached = ["queries"] if self.first_order else list(ends)  # to first order, fast_weights are constants
+        wanted = [*(reached if body else ()), *(name for name in self.trained(params) if name not in body)]
+        on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
+        found, losses, scores, metrics = self._through(Head(self.model, forward.batched, forward.noise), held, wanted, on_features)
+        if body:
+            gradients = torch.autograd.grad([ends[end] for end in reached], list(body.values()), [found[end] for end in reached])
+            found |= dict(zip(body, gradients, strict=True))
+        return MetaGradients(found, losses, scores, metrics)
 
     def loss_weights(self, step: int) -> list[float]:
         """How much the query loss after 0, 1, … inner steps counts at training step `step`."""
@@ -64,7 +87,7 @@ class FOMAML(MAML):
 class ANIL(MAML):
     """Almost no inner loop: only the network's head is adapted (Raghu et al. 2020, arXiv:1909.09157, section 4).
 
-    Features of given examples do not change in the inner loop, so they are computed once, and in training differentiated once.
+    It is MAML with `adapt` naming the head.
     """
 
     def __init__(self, model: nn.Module, **maml: Any) -> None:
@@ -74,30 +97,6 @@ class ANIL(MAML):
     @property
     def adapted(self) -> list[str]:
         return [name for name in super().adapted if is_head(self.model, name)]
-
-    def descent(self, forward: Forward, params: Params, batch: Batch, steps: int) -> Iterator[Params]:
-        if isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised):
-            with torch.no_grad():
-                batch = replace(batch, support_images=forward(params, batch.support_images, method="features"))
-            forward = Head(self.model, forward.batched)
-        yield from super().descent(forward, params, batch, steps)
-
-    def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:
-        if not (isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised)):
-            return super().task_gradients(params, forward, batch)
-        ends = {
-            "support": forward(params, batch.support_images, 0, "features"),
-            "queries": forward(params, batch.query_images, 1, "features", outer=True),
-        }
-        held = leaves(ends) | {name: params[name] for name in self.adapted}
-        on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
-        loop = self.inner_loop(Head(self.model, forward.batched, forward.noise), batch.step)
-        found, losses, scores = _ENGINES[self.gradient](loop, held, list(held), on_features)
-        body = {name: value for name, value in self.trained(params).items() if name not in self.adapted}
-        if body:
-            gradients = torch.autograd.grad(list(ends.values()), list(body.values()), [found[end] for end in ends])
-            found |= dict(zip(body, gradients, strict=True))
-        return MetaGradients(found, losses, scores)
 
 
 class MetaSGD(MAML):

@@ -92,4 +92,4 @@ def _objective(learner: MAML) -> PolicyGradient:
 
 
 def _metrics(losses: Tensor) -> SlotMetrics:
-    return SlotMetrics(losses, torch.full_like(losses, torch.nan, dtype=torch.float64))
+    return SlotMetrics(losses, torch.full_like(losses, torch.nan, dtype=torch.float64), losses.new_empty(len(losses), 0))

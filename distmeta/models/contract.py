@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from distmeta.errors import ConfigError, DistmetaError
 from distmeta.models.call import Map, call, places, twice_differentiable
 from distmeta.models.convert import set_training
+from distmeta.models.dropblock import DropBlock
+from distmeta.models.dropout import SeededDropout
+from distmeta.models.head import features, is_head
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -68,6 +71,21 @@ def freeze_unreached(model: nn.Module, inputs: Tensor, map_: Map) -> list[str]:
     for name in unreached:
         trainable[name].requires_grad_(False)
     return unreached
+
+
+def draws(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether the features of inputs (M, …) depend on random numbers in training."""
+    layers = [module for name, module in model.named_modules() if not is_head(model, f"{name}.")]
+    if any(isinstance(layer, SeededDropout | DropBlock) and layer.rate for layer in layers):
+        return True
+    set_training(model, True)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            before = torch.random.get_rng_state()
+            features(model, inputs)
+            return not torch.equal(torch.random.get_rng_state(), before)
+    finally:
+        set_training(model, False)
 
 
 def no_vmap(model: nn.Module, inputs: Tensor, map_: Map) -> str | None:

@@ -10,7 +10,7 @@ from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines
 from distmeta.report.section import Plot, Section
 from distmeta.training.measurement import Measurement, baseline_of, measurement_of, quantity, score_of
-from distmeta.training.metrics import Record
+from distmeta.training.metrics import OWN_METRICS, Record
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import write_whole
 
@@ -115,6 +115,9 @@ def _learning(records: Sequence[Record]) -> Iterator[Plot]:
     if validations:
         measurement = validations[0][1]
         yield _over_steps([*_binned(records, measurement.name, measurement.scale), *_validations(validations)], measurement.label)
+    for key in dict.fromkeys(key for record in records for key in record if key.startswith(OWN_METRICS)):
+        if own := _binned(records, key):
+            yield _over_steps(own, key.removeprefix(OWN_METRICS))
 
 
 def _validations(validations: Sequence[tuple[int, Measurement]]) -> Iterator[Curve]:

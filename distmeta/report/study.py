@@ -1,6 +1,7 @@
 """What a report shows that a run did not measure: test episodes adapted step by step, and who was taken for whom."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -48,31 +49,35 @@ class Study(NamedTuple):
 
 def study(learner: Learner, meta_params: Params, random_init: Params, stream: EpisodeStream, episodes: int) -> Study:
     """Adapt to the first `episodes` evaluation episodes of `stream`. Raises DataError if they cannot be read."""
-    trained, untrained = torch.zeros(0), torch.zeros(0)
-    rows: dict[str, list[Tensor]] = {"trained": [], "random": []}
+    trained: list[Tensor] = []
     pictured: list[PicturedEpisode] = []
     taken: Counter[tuple[str, str]] = Counter()
     chances: Counter[tuple[str, str]] = Counter()
-    parameter = next(iter(meta_params.values()))
-    for batch in stream.evaluation(list(range(episodes))):
-        for episode in batch.like(parameter).each():
-            probabilities = _by_step(learner, meta_params, episode)
-            rows["trained"].append(_accuracies(probabilities, episode))
-            rows["random"].append(_accuracies(_by_step(learner, random_init, episode), episode))
-            names, categories = _names(stream, episode.slots[0])
-            _count(probabilities[-1].argmax(1), episode.query_labels[0], categories, taken, chances)
-            if len(pictured) < _PICTURED:
-                pictured.append(_picture(episode, probabilities[-1], names))
-    trained, untrained = torch.stack(rows["trained"]), torch.stack(rows["random"])
+    for episode, probabilities in _adapted(learner, meta_params, stream, episodes):
+        trained.append(_accuracies(probabilities, episode))
+        names, categories = _names(stream, episode.slots[0])
+        _count(probabilities[-1].argmax(1), episode.query_labels[0], categories, taken, chances)
+        if len(pictured) < _PICTURED:
+            pictured.append(_picture(episode, probabilities[-1], names))
+    untrained = [_accuracies(found, episode) for episode, found in _adapted(learner, random_init, stream, episodes)]
     confused = {pair: (taken[pair], count) for pair, count in chances.items()}
     return Study(
-        trained=trained,
-        random_init=untrained,
+        trained=torch.stack(trained),
+        random_init=torch.stack(untrained),
         pictured=pictured,
         confused=confused,
         preprocessing_mean=stream.preprocessing.mean,
         preprocessing_std=stream.preprocessing.std,
     )
+
+
+def _adapted(learner: Learner, params: Params, stream: EpisodeStream, episodes: int) -> Iterator[tuple[EpisodeBatch, list[Tensor]]]:
+    """Each of the first `episodes` evaluation episodes, with what `_by_step` finds in it."""
+    parameter = next(iter(params.values()))
+    with learner.keeping_features(params):
+        for batch in stream.evaluation(list(range(episodes))):
+            for episode in batch.like(parameter).each():
+                yield episode, _by_step(learner, params, episode)
 
 
 def _by_step(learner: Learner, params: Params, episode: EpisodeBatch) -> list[Tensor]:

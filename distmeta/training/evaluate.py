@@ -113,7 +113,7 @@ def scores(metric: Metric, learner: Learner, meta_params: Params, stream: Stream
     parameter = next(iter(meta_params.values()))
     rows = torch.zeros(len(indices), len(metric.columns(learner)), dtype=torch.float64, device=parameter.device)
     place = {index: row for row, index in enumerate(indices)}
-    with learner.keeping_features():
+    with learner.keeping_features(meta_params):
         for batch in stream.evaluation(indices) if indices else ():  # more workers than episodes: some have none
             rows[[place[index] for index in batch.slots]] = metric.scores(learner, meta_params, batch.like(parameter))
     return rows

@@ -1,10 +1,11 @@
 """The outer loop, top to bottom."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
 
 from distmeta.data.episodes import Batch
 from distmeta.errors import DistmetaError, RunError
@@ -12,7 +13,7 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, flatten
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation
-from distmeta.training.metrics import Record
+from distmeta.training.metrics import OWN_METRICS, Record
 from distmeta.training.outer import OuterUpdate
 from distmeta.training.reduce import Contribution, Found, Reduced, Reduction, Request, reduce, slot_sum
 
@@ -104,7 +105,7 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
         reduced, updated = outer_step(learner, outer, batches, progress, plan, hooks, timer)
         progress.step += 1
         count_bad(progress, plan, reduced, hooks)
-        record = step_record(progress, reduced, updated, outer, learner.objective.score)
+        record = step_record(progress, reduced, updated, outer, learner)
         timer.mark("update")
         if progress.step % plan.validate_every == 0 or progress.step == plan.steps:
             validation = look(outer.meta_params, progress, hooks)
@@ -173,11 +174,18 @@ def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) ->
         )
 
 
-def step_record(progress: Progress, reduced: Reduced, updated: Record, outer: OuterUpdate, score: str | None) -> Record:
-    """What the metrics file says of a step. `ranks[s]` is the worker that computed slot s; `score` names the mean of the slots' scores."""
+def step_record(progress: Progress, reduced: Reduced, updated: Record, outer: OuterUpdate, learner: Learner) -> Record:
+    """What the metrics file says of a step: means over the slots. `ranks[s]` is the worker that computed slot s."""
     record: Record = {"step": progress.step, "outer_lr": outer.lr(progress.step - 1)}
     if reduced.meta_gradient is None:
         return record | {"bad_slot": reduced.bad_slot}
-    mean = reduced.scores.mean().item()
-    scored = {score: mean if math.isfinite(mean) else None} if score else {}
-    return record | {"meta_loss": reduced.losses.mean().item()} | scored | updated | {"ranks": reduced.ranks.tolist()}
+    score = learner.objective.score
+    scored = {score: _finite(reduced.scores.mean())} if score else {}
+    own = {f"{OWN_METRICS}{name}": _finite(column.mean()) for name, column in zip(learner.metrics, reduced.own.unbind(1), strict=True)}
+    losses = {"meta_loss": reduced.losses.mean().item()}
+    return record | losses | scored | own | updated | {"ranks": reduced.ranks.tolist()}
+
+
+def _finite(mean: Tensor) -> float | None:
+    """The value for JSON, which has no NaN."""
+    return mean.item() if mean.isfinite() else None

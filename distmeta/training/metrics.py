@@ -9,6 +9,9 @@ from distmeta.training.storage import damaged, write_whole
 
 Record = dict[str, Any]
 
+OWN_METRICS = "learner/"
+"""Before the names of metrics that a learner defines, in a step's record."""
+
 _FILES = "*.jsonl"
 
 

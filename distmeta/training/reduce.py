@@ -190,25 +190,26 @@ class Contribution(NamedTuple):
     @classmethod
     def failed(cls, failure: DistmetaError, into: SlotSum) -> "Contribution":
         nothing = torch.zeros(0, device=into.device)
-        return cls([], into, SlotMetrics(nothing, nothing), failure)
+        return cls([], into, SlotMetrics(nothing, nothing, nothing), failure)
 
 
 class Reduced(NamedTuple):
     """What all workers hold after a step, equal on each.
 
     meta_gradient (P,): mean over all slots, or None if some slot's was not finite (`bad_slot`, the lowest such) or if the step has to be
-    computed `again`, now that its `largest` magnitude is known. losses (B,), scores (B,), ranks (B,): every slot's metrics (NaN: no score)
-    and which worker computed it. `request`: the most that anybody asked for.
+    computed `again`, now that its `largest` magnitude is known. losses (B,), scores (B,), own (B, E), ranks (B,): every slot's metrics
+    (NaN: none) and which worker computed it. `request`: the most that anybody asked for.
     """
 
     meta_gradient: Tensor | None
     bad_slot: int | None
     again: bool
     largest: float
-    losses: Tensor
-    scores: Tensor
-    ranks: Tensor
     request: Request
+    losses: Tensor = torch.zeros(0)
+    scores: Tensor = torch.zeros(0)
+    own: Tensor = torch.zeros(0, 0)
+    ranks: Tensor = torch.zeros(0)
 
 
 Found = Iterator[tuple[Tensor, SlotMetrics]]
@@ -280,36 +281,24 @@ def reduce(
     if agreed[2] != -agreed[3]:
         raise RunError(f"worker {rank} holds other meta_params than its peers", "resume from the last checkpoint, and report this as a bug")
     largest, bad_slot, asked = agreed[0], int(-agreed[1]), Request(int(agreed[4]))
-    nothing = torch.zeros(meta_batch_size)
     if bad_slot < meta_batch_size:
-        return Reduced(
-            meta_gradient=None,
-            bad_slot=bad_slot,
-            again=False,
-            largest=largest,
-            losses=nothing,
-            scores=nothing,
-            ranks=nothing,
-            request=asked,
-        )
+        return Reduced(None, bad_slot, again=False, largest=largest, request=asked)
     if not summed.fits(largest):
-        return Reduced(
-            meta_gradient=None, bad_slot=None, again=True, largest=largest, losses=nothing, scores=nothing, ranks=nothing, request=asked
-        )
+        return Reduced(None, None, again=True, largest=largest, request=asked)
     integers = _metric_integers(contribution, meta_batch_size, rank)
     everything = sum_over_workers(summed.with_metrics(integers, largest), workers)
     total, metrics = summed.split(everything)
-    losses, scores, ranks, seen = metrics.view(4, meta_batch_size).cpu()
+    (losses, scores, ranks, seen), own = metrics.view(-1, meta_batch_size).cpu().split([4, contribution.metrics.own.shape[1]])
     if not bool((seen == 1).all()):
         raise RunError(f"slots {(seen != 1).nonzero().flatten().tolist()} were not computed exactly once", "report this as a bug")
-    meta_gradient = total.div_(meta_batch_size).to(summed.dtype)
     return Reduced(
-        meta_gradient=meta_gradient,
+        meta_gradient=total.div_(meta_batch_size).to(summed.dtype),
         bad_slot=None,
         again=False,
         largest=largest,
         losses=losses.double() * _LOSS_UNIT,
         scores=scores.contiguous().view(torch.float64),
+        own=own.contiguous().view(torch.float64).T,
         ranks=ranks,
         request=asked,
     )
@@ -333,12 +322,14 @@ def _add_scaled(total: Tensor, gradients: Tensor, exponent: int) -> None:
 
 
 def _metric_integers(contribution: Contribution, meta_batch_size: int, rank: int) -> Tensor:
-    """loss in units of 2^-32, score bit for bit, rank and 1, each in its slot's place: int64 (4 * meta_batch_size,)."""
-    columns = torch.zeros(4, meta_batch_size, dtype=torch.int64, device=contribution.sum.device)
-    loss, score = contribution.metrics
+    """loss in units of 2^-32, score bit for bit, rank, 1, and each own metric bit for bit, in its slot's place: (4 + E) * meta_batch_size
+    of int64."""
+    loss, score, own = contribution.metrics
+    columns = torch.zeros(4 + own.shape[1], meta_batch_size, dtype=torch.int64, device=contribution.sum.device)
     slots = contribution.slots
     columns[0, slots] = (loss.double().clamp(-_LOSS_LIMIT, _LOSS_LIMIT) / _LOSS_UNIT).round().long()
     columns[1, slots] = score.double().view(torch.int64)  # no other worker adds to it, so a NaN stays one
     columns[2, slots] = rank
     columns[3, slots] = 1
+    columns[4:, slots] = own.double().T.contiguous().view(torch.int64)
     return columns.flatten()

@@ -128,7 +128,7 @@ def collectives(params: Params, reduction: Reduction) -> list[tuple[float, float
 def reduced(params: Params, tasks: int, reduction: Reduction) -> None:
     """The reduction of a worker with `tasks` slots, as if there were no other."""
     flat, one = flatten(params), torch.ones(1)
-    found = ((torch.ones_like(flat).unsqueeze(0), SlotMetrics(one, one.long(), one.long())) for _ in range(tasks))
+    found = ((torch.ones_like(flat).unsqueeze(0), SlotMetrics(one, one.double(), one.double()[:, None][:, :0])) for _ in range(tasks))
     into = slot_sum(reduction, tasks, len(flat), flat, before=1.0)
     reduce(Contribution.of(list(range(tasks)), found, into), params, tasks, 0, 1, Request.NOTHING)
 

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -62,6 +62,19 @@ class Broken(Drift):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         observation, _, *rest = super().step(action)
         return observation, float("nan"), *rest  # type: ignore[return-value]
+
+
+class Seen(Drift):
+    """Can be looked at: a picture is as bright as the position, in hundredths."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode: str | None = None, **ends: int) -> None:
+        super().__init__(**ends)
+        self.render_mode = render_mode
+
+    def render(self) -> np.ndarray:
+        return np.full((4, 6, 3), 100 + round(100 * self.position), np.uint8)
 
 
 class Worded(Drift):
@@ -209,3 +222,13 @@ def test_half_cheetahs_rewards_follow_its_task(name: str, of_step: str, tmp_path
         gain = target * velocity if of_step == "direction" else -abs(velocity - target)
         assert step.reward[task, 0].item() == pytest.approx(gain - 0.05 * 6 * 0.25, rel=1e-6)
     assert not list(tmp_path.iterdir())
+
+
+def test_frames_show_the_trajectory_that_was_played() -> None:
+    environment = made("Seen", arguments={"ends": 4})
+    found = played(environment)
+    batch = next(TaskStream(environment=environment, split="train", trajectories=3, phases=1, seed=0).training((0, 1)))
+    frames = environment.frames(batch.tasks[1].numpy(), batch.starts[1, 0, 2].numpy(), found.actions[1, 2].numpy())
+    assert frames is not None
+    assert [int(frame[0, 0, 0]) for frame in frames] == [100 + round(100 * x) for x in found.observations[1, 2, :5, 0].tolist()]
+    assert made("Drift").frames(batch.tasks[1].numpy(), batch.starts[1, 0, 2].numpy(), found.actions[1, 2].numpy()) is None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from test_reinforcement import config
 
 from distmeta.assembly.build import learner_of, model_description
@@ -90,6 +91,26 @@ def test_a_policy_of_the_users_own_environment_is_built_only_in_one_that_is_name
     actions = adapted(torch.zeros(2, 4))
     assert actions.dtype == torch.int64
     assert set(actions.tolist()) <= {0, 1}
+
+
+@pytest.mark.slow
+def test_half_cheetah_is_drawn_as_a_gif(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    settings = {"environment": "half-cheetah-direction", "options": {"horizon": 10}}
+    uri, picture = publish(home, "cheetah", data={"domain": "reinforcement", "shot": 4, "settings": settings}), home / "cheetah.gif"
+    arguments = ["--model", uri, "--tracking-uri", f"sqlite:///{home / 'mlflow.db'}", "--trajectories", "3", "--out", str(picture)]
+    monkeypatch.setattr("sys.argv", ["distmeta", "rollout", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0, capsys.readouterr().err
+    with Image.open(picture) as drawn:
+        assert drawn.n_frames > 5  # frames that are equal are joined
+        assert drawn.format == "GIF"
+
+
+def test_an_environment_without_pictures_writes_no_gif(policy: PolicyModel) -> None:
+    with pytest.raises(ConfigError, match="has no pictures of its states"):
+        policy.adapt(trajectories=3).frames()
 
 
 def test_a_policy_is_no_model_of_images(home: Path, policy: PolicyModel) -> None:

@@ -80,7 +80,11 @@ def rollout(
     trajectories: Annotated[int, typer.Option(min=2, help="Trajectories before the first inner step and after each.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the trajectories, and of the task if --task is not given.")] = 0,
     out: Annotated[
-        Path, typer.Option(help="PNG file for a picture of the paths (of the returns, if the environment has no paths).")
+        Path,
+        typer.Option(
+            help="PNG file for a picture of the paths (of the returns, if the environment has no paths), "
+            "or GIF file for the first trajectory after the last inner step."
+        ),
     ] = Path("rollout.png"),
     network: Network = None,
     learner: OwnLearner = None,
@@ -94,13 +98,16 @@ def rollout(
     from distmeta.inference.policy import environment_of, task_of
     from distmeta.registry.policies import load_policy
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.report.paths import draw_adaptation
+    from distmeta.report.paths import draw_adaptation, write_gif
 
     own = own_classes(network, learner)
     environment = environment_of(env, option or [])
     policy = load_policy(resolve(tracking_uri), model, own, environment)
     adapted = policy.adapt(environment, task_of(task), adapt, trajectories, seed)
-    draw_adaptation(adapted.environment, adapted.task, adapted.played, out)
+    if out.suffix.lower() == ".gif":
+        write_gif(adapted.frames(), out)
+    else:
+        draw_adaptation(adapted.environment, adapted.task, adapted.played, out)
     say(f"drew {out}")
     found = {"environment": adapted.environment.name, "task": adapted.task, "returns": adapted.returns, "picture": str(out)}
     if as_json:

@@ -102,6 +102,13 @@ class Environment(ABC):
         """Where the observer is in a plane (…, 2), for pictures; there the tasks (T, 2) are goals. Default: None, there is no plane."""
         return None
 
+    def frames(self, task: NDArray[np.float64], start: NDArray[np.float64], actions: NDArray[Any]) -> list[NDArray[np.uint8]] | None:
+        """Pictures (height, width, 3) of the trajectory that `actions` (H, size), or (H,) integers, make of a task (D,) and a start (S,).
+
+        Default: None, it cannot be seen. Raises DataError if nothing can be drawn on this machine.
+        """
+        return None
+
     def check(self) -> None:
         """Raises ConfigError if the environment breaks a rule of this class that can be tried out. Default: nothing is tried."""
         return None

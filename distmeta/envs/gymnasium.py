@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
@@ -99,26 +100,30 @@ class GymnasiumEnvironment(Environment):
         shape, count = state.observations.shape[:2], len(state.instances)
         taken = self._taken(actions.reshape(count, *actions.shape[2:]).cpu().numpy())
         observed = state.observations.reshape(count, -1).double().cpu().numpy().copy()  # what was observed before stays
-        of_tasks = tasks.double().cpu().numpy()
-        facts = np.zeros((3, count))
+        rewards, terminated, truncated = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
+        infos: dict[int, dict[str, Any]] = {}
         for index, instance in enumerate(state.instances):
             if not state.ended[index]:
-                observation, reward, *ends, info = instance.step(taken[index])
-                observed[index] = np.ravel(observation)
-                facts[:, index] = self.reward(of_tasks[index // shape[1]], float(reward), info), *ends
-                state.ended[index] = any(ends)
-        if not (np.isfinite(observed).all() and np.isfinite(facts).all()):
+                observation, rewards[index], terminated[index], truncated[index], infos[index] = instance.step(taken[index])
+                observed[index] = observation if observation.ndim == 1 else observation.ravel()
+        playing = list(infos)
+        if playing:
+            of_tasks = tasks.double().cpu().numpy().repeat(shape[1], 0)
+            rewards[playing] = self.rewards(of_tasks[playing], rewards[playing], list(infos.values()))
+        if not (np.isfinite(observed).all() and np.isfinite(rewards).all()):
             raise DataError(f"environment {self.id} returned an observation or reward that is not finite", "fix it, or clip its actions")
-        rewards, terminated, truncated = (torch.from_numpy(fact).to(tasks).view(shape) for fact in facts)
+        ended = (np.array(state.ended) | terminated | truncated).tolist()
         observations = torch.from_numpy(observed).to(tasks).view(*shape, -1)
-        return Step(Playing(state.instances, state.ended, observations), rewards, terminated.bool(), truncated.bool())
+        facts = (torch.from_numpy(fact).view(shape) for fact in (rewards, terminated, truncated))
+        reward, *ends = facts
+        return Step(Playing(state.instances, ended, observations), reward.to(tasks), *ends)
 
     def set_task(self, instance: Any, task: NDArray[np.float64]) -> None:
         instance.unwrapped.set_task(task)
 
-    def reward(self, task: NDArray[np.float64], reward: float, info: dict[str, Any]) -> float:
-        """The reward of a step in a task. Default: Gymnasium's own."""
-        return reward
+    def rewards(self, tasks: NDArray[np.float64], rewards: NDArray[np.float64], infos: list[dict[str, Any]]) -> NDArray[np.float64]:
+        """The rewards (M,) of a step in tasks (M, D), given what Gymnasium returned. Default: its own."""
+        return rewards
 
     def check(self) -> None:
         """Raises ConfigError if a reused instance does not replay what a new one did."""
@@ -145,6 +150,30 @@ class GymnasiumEnvironment(Environment):
             if terminated or truncated:
                 break
         return np.concatenate(seen)
+
+    def frames(self, task: NDArray[np.float64], start: NDArray[np.float64], actions: NDArray[Any]) -> list[NDArray[np.uint8]] | None:
+        if "rgb_array" not in self._pool[0].metadata.get("render_modes", []):
+            return None
+        if not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen
+        try:
+            instance = self._make(**self._arguments | {"render_mode": "rgb_array"})
+            if self.task_fields:
+                self.set_task(instance, task)
+            instance.reset(seed=int(start[0]))
+            seen = [np.asarray(instance.render())]
+            for action in self._taken(actions):
+                *_, terminated, truncated, _ = instance.step(action)
+                seen.append(np.asarray(instance.render()))
+                if terminated or truncated:
+                    break
+            instance.close()
+        except Exception as error:  # whatever a renderer raises that finds no graphics library
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"environment {self.id} cannot be drawn here: {reason}", "install EGL, or set MUJOCO_GL to what there is"
+            ) from None
+        return seen
 
     def _taken(self, actions: NDArray[Any]) -> Any:
         """What instances are given for a policy's actions (M, size), or (M,) choices."""
@@ -182,8 +211,9 @@ class HalfCheetahDirection(GymnasiumEnvironment):
     def set_task(self, instance: Any, task: NDArray[np.float64]) -> None:
         """The task is in the reward alone."""
 
-    def reward(self, task: NDArray[np.float64], reward: float, info: dict[str, Any]) -> float:
-        return float(task[0] * info["x_velocity"] + info["reward_ctrl"])
+    def rewards(self, tasks: NDArray[np.float64], rewards: NDArray[np.float64], infos: list[dict[str, Any]]) -> NDArray[np.float64]:
+        velocity, control = _velocity_and_control(infos)
+        return tasks[:, 0] * velocity + control
 
 
 class HalfCheetahVelocity(HalfCheetahDirection):
@@ -200,8 +230,14 @@ class HalfCheetahVelocity(HalfCheetahDirection):
     def draw(self, random: np.random.Generator) -> NDArray[np.float64]:
         return random.uniform(0.0, 2.0, 1)
 
-    def reward(self, task: NDArray[np.float64], reward: float, info: dict[str, Any]) -> float:
-        return float(-abs(info["x_velocity"] - task[0]) + info["reward_ctrl"])
+    def rewards(self, tasks: NDArray[np.float64], rewards: NDArray[np.float64], infos: list[dict[str, Any]]) -> NDArray[np.float64]:
+        velocity, control = _velocity_and_control(infos)
+        return control - np.abs(velocity - tasks[:, 0])
+
+
+def _velocity_and_control(infos: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """HalfCheetah's velocity and its reward for small actions, (2, M)."""
+    return np.array([(info["x_velocity"], info["reward_ctrl"]) for info in infos]).T
 
 
 def _maker(id: str) -> Callable[..., Any]:

@@ -4,7 +4,9 @@ import copy
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distmeta.envs import build_environment
@@ -64,7 +66,14 @@ class PolicyModel(NamedTuple):
         played, params = [], self.meta_params
         for step, params in enumerate(learner.adaptation(self.meta_params, episode)):
             played.append(objective.trajectories(Network(learner.forward(), params), episode, step))
-        return AdaptedPolicy(learner=learner, params=params, environment=environment, task=episode.tasks[0].tolist(), played=played)
+        return AdaptedPolicy(
+            learner=learner,
+            params=params,
+            environment=environment,
+            task=episode.tasks[0].tolist(),
+            played=played,
+            starts=episode.starts[0],
+        )
 
     def _check(self, environment: Environment, objective: PolicyGradient) -> None:
         wanted, found = [(like.observation_size, like.actions) for like in (objective.environment, environment)]
@@ -76,18 +85,30 @@ class PolicyModel(NamedTuple):
 
 
 class AdaptedPolicy(NamedTuple):
-    """A policy adapted to one task. `played` holds its trajectories after 0, 1, … inner steps, `task` the task's components."""
+    """A policy adapted to one task. `played` holds its trajectories after 0, 1, … inner steps, `task` the task's components.
+
+    `starts` (P, N, S) are what the trajectories' first states come from.
+    """
 
     learner: FineTuning
     params: Params
     environment: Environment
     task: list[float]
     played: list[Trajectories]
+    starts: Tensor
 
     @property
     def returns(self) -> list[float]:
         """The mean return after 0, 1, … inner steps."""
         return [trajectories.returns.mean().item() for trajectories in self.played]
+
+    def frames(self) -> list[NDArray[np.uint8]]:
+        """Pictures of the first trajectory after the last inner step. Raises ConfigError if the environment cannot be seen, DataError."""
+        actions = self.played[-1].actions[0, 0].cpu().numpy()
+        found = self.environment.frames(np.array(self.task), self.starts[-1, 0].double().cpu().numpy(), actions)
+        if found is None:
+            raise ConfigError(f"environment {self.environment.name} has no pictures of its states", "write a PNG file")
+        return found
 
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:

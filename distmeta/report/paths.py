@@ -1,11 +1,14 @@
-"""Where policies walk before and after they adapt, in environments that are a plane."""
+"""Pictures of policies: where they walk in a plane before and after they adapt, and what is seen of other environments."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from distmeta.envs.environment import Environment
@@ -48,6 +51,15 @@ def draw_adaptation(environment: Environment, task: Sequence[float], played: Seq
         axes.set(xlabel="inner steps", ylabel="return of a trajectory")
     try:
         figure.savefig(path, format="png", dpi=120)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}", "give --out a path in a folder that exists") from None
+
+
+def write_gif(frames: Sequence[NDArray[np.uint8]], path: Path, frame_s: float = 0.05) -> None:
+    """Frames (height, width, 3), each shown for `frame_s` seconds. Raises DataError if the file cannot be written."""
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    try:
+        first.save(path, save_all=True, append_images=others, duration=round(1000 * frame_s), loop=0)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}", "give --out a path in a folder that exists") from None
 

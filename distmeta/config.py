@@ -96,6 +96,8 @@ class AugmentConfig(Section):
     """Probability that an image is mirrored left to right."""
     crop: Annotated[int, Field(ge=0, le=4096)] = 0
     """Maximum shift of an image in each direction (pixels). The border is reflected."""
+    resized_crop: Fraction = 0.0
+    """Smallest share of an image's area that a random crop keeps, which is then scaled to the full size (0: no such crop)."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Brightness, contrast and saturation of each image are multiplied by numbers between 1 - jitter and 1 + jitter."""
 
@@ -389,12 +391,21 @@ def is_registered(origin: str) -> bool:
     return origin.startswith(("models:", "runs:"))
 
 
+class PublishedConfig(Section):
+    source: str
+    """Paper and table, such as "Finn et al. 2017, table 1"."""
+    figure: float
+    """What it reports, in the unit that distmeta prints (accuracy: %)."""
+    ci95: Annotated[float, Field(ge=0)] | None = None
+    """Half-width of the interval that it reports."""
+
+
 class Config(Section):
     """One run."""
 
     run_folder: Annotated[str, LOCATION, Change.ON_RESUME]
     """Folder that holds everything the run writes."""
-    seed: Count = 0
+    seed: Annotated[Count, Change.BETWEEN_RUNS] = 0
     """Seed of initial weights and training episodes."""
     init_from: str | None = None
     """Weights that training starts from: a file (.safetensors, or a state dict in .pt, .pth or .bin), the URL of one, or a registered model
@@ -410,6 +421,8 @@ class Config(Section):
     outer: OuterConfig = OuterConfig()
     train: Annotated[TrainConfig, Change.BETWEEN_RUNS] = TrainConfig()
     tracking: Annotated[TrackingConfig, Change.ON_RESUME] = TrackingConfig()
+    published: Annotated[PublishedConfig | None, Change.ON_RESUME] = None
+    """The figure of a paper whose recipe this is; `distmeta table` shows it beside ours."""
     sweep: Annotated[SweepConfig | None, Change.BETWEEN_RUNS] = None
     """What `distmeta sweep` varies. `distmeta train` ignores it."""
 
@@ -580,6 +593,11 @@ def _short(text: str) -> str:
 
 def _check_space(config: Config, origin: str) -> None:
     for key in config.sweep.space if config.sweep else ():
+        if key == "seed":
+            raise ConfigError(
+                f"sweep.space names {key} in {origin}, which all trials must have alike: the best of several seeds is a lucky draw",
+                "train the config once for each seed and take their mean: distmeta train CONFIG --seeds 0,1,2",
+            )
         if change_of(key) in (Change.ON_RESUME, Change.BETWEEN_RUNS):
             raise ConfigError(
                 f"sweep.space names {key} in {origin}, which all trials must have alike", "set it for the whole sweep, outside sweep.space"

@@ -27,7 +27,7 @@ from rich.text import Text
 from distmeta.errors import RunError
 from distmeta.masking import masked_tree, printable
 from distmeta.terminal import console
-from distmeta.training.measurement import Measurement, baseline_name, baseline_of, measurement_of
+from distmeta.training.measurement import KEY, Measurement, baseline_name, baseline_of, measurement_of
 
 if TYPE_CHECKING:
     from distmeta.data.image_files import LeftOut
@@ -121,6 +121,23 @@ def show_test(test: dict[str, Any]) -> None:
         f"(seed {test['seed']}), {test['inner_steps']} inner steps, norm {test['norm']}:"
     )
     show_table([ours.axis or ours.name, *networks], rows)
+
+
+def show_seeds(result: dict[str, Any]) -> None:
+    """The tests of runs that differ in their seed alone, and their mean with its two intervals."""
+    test, runs = result["runs"][0]["test"], result["runs"]
+    seeds, episodes = (measurement_of({KEY: result[kind]}) for kind in ("over_seeds", "over_episodes"))
+    each = {f"seed {run['training_seed']}": measurement_of(run["test"]) for run in runs}
+    say(
+        f"test, {seeds.name}, {test['way']}-way {test['shot']}-shot, {test['queries']} queries, {test['episodes']} episodes "
+        f"(seed {test['seed']}), {test['inner_steps']} inner steps, norm {test['norm']}; 95 % intervals of the mean over {len(runs)} seeds "
+        "(another run of this config) and over episodes (these networks):"
+    )
+    rows = []
+    for number, column in enumerate(seeds.columns):
+        single = [measurement.text(number, interval=False) for measurement in each.values()]
+        rows.append([column, *single, seeds.text(number), episodes.text(number)])
+    show_table([seeds.axis or seeds.name, *each, "mean, over seeds", "mean, over episodes"], rows)
 
 
 def _cell(measurement: Measurement, column: str) -> str:

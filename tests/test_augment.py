@@ -92,3 +92,24 @@ def test_augmented_episodes_are_pure(dataset: Dataset, start: int, slots: list[i
 def test_evaluation_is_never_augmented(dataset: Dataset) -> None:
     plain, changed = (EpisodeStream(dataset, "test", TASK, 0, augment=changes).evaluation(range(4)) for changes in (None, ALL))
     assert torch.equal(next(plain).support_images, next(changed).support_images)
+
+
+@given(st.integers(0, 200), st.floats(0.08, 1))
+def test_a_resized_crop_is_a_part_as_large_and_as_square_as_promised(seed: int, least: float) -> None:
+    """Pixels that say where they lie tell which part of the image was taken."""
+    side = 64
+    ramp = np.broadcast_to(np.arange(side, dtype=np.uint8) * 4, (side, side))
+    image = np.stack([ramp, ramp.T, ramp])[None]
+    (found,) = augment(image, generator(seed, "test"), resized_crop=least)
+    assert (found.shape, found.dtype) == (image.shape[1:], np.uint8)
+    across, down = (np.ptp(found[axis].astype(float)) / 4 + 1 for axis in (0, 1))
+    blur = 4.0  # pixels by which scaling may soften both ends
+    assert (across + blur) * (down + blur) >= least * side**2
+    assert (across + blur) / max(down - blur, 1) >= 3 / 4
+    assert (across - blur) / (down + blur) <= 4 / 3
+
+
+def test_a_resized_crop_of_the_whole_area_leaves_a_square_image_almost_whole() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16), np.uint8)
+    assert np.array_equal(augment(image, generator(1, "test"), resized_crop=0.0), image)
+    assert not np.array_equal(augment(image, generator(1, "test"), resized_crop=0.2), image)

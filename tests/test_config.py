@@ -1,7 +1,6 @@
 """A config is read whole or refused with key, value, rule and remedy."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 
 from distmeta.config import Change, Config, Section, change_of, known_keys, load_config, validate
 from distmeta.errors import ConfigError
-from distmeta.learners import check_settings
-from distmeta.models import build_model
 from distmeta.scale.run import check_run_folder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -137,20 +134,12 @@ def test_a_resumed_run_may_differ_in_what_its_result_does_not_depend_on_and_in_n
     def config(value: str) -> SimpleNamespace:
         return SimpleNamespace(shown=lambda: {key: value}, train=SimpleNamespace(kernels="torch"))
 
-    folder = SimpleNamespace(holds_run=True, read_config=lambda: config("before"), read_dataset=lambda: {"fingerprint": "f" * 64})
+    folder = SimpleNamespace(
+        holds_run=True, holds_seeds=False, read_config=lambda: config("before"), read_dataset=lambda: {"fingerprint": "f" * 64}
+    )
     resumed: Any = SimpleNamespace(config=config("after"), folder=folder, domain=SimpleNamespace(fingerprint="f" * 64))
     if change_of(key) is Change.ON_RESUME:
         check_run_folder(resumed, resume=True)
     else:
         with pytest.raises(ConfigError, match=f"holds another run: {key} before → after\n"):
             check_run_folder(resumed, resume=True)
-
-
-RECIPES = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parent.parent / "docs" / "learners.md").read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: yaml.safe_load(recipe)["run_folder"])
-def test_recipes_in_the_docs_are_valid(recipe: str, tmp_path: Path) -> None:
-    config = load_config(written(tmp_path, recipe))
-    check_settings(config.learner.name, config.learner.settings)
-    build_model(config.model.name, (3, 84, 84), config.data.way, config.model.norm, **config.model.own)

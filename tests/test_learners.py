@@ -337,6 +337,63 @@ def test_running_statistics_follow_the_slots(name: str) -> None:
     assert all(torch.equal(value, buffers[key]) for key, value in model.named_buffers())
 
 
+@pytest.mark.parametrize("name", ["protonet", "meta-baseline"])
+def test_joint_normalisation_is_one_forward_pass_over_the_whole_episode(name: str) -> None:
+    """The meta-gradient is that of a loss written with plain torch; without batch statistics both ways are the same."""
+    model = network()
+    made, episodes = learner(name, model, normalisation="joint"), batch(2)
+    theta = made.initial_params()
+    found = unflatten(made.slot_gradients(theta, episodes)[0][1], theta)
+    values = {key: value.clone().requires_grad_() for key, value in theta.items()}
+    images = torch.cat([episodes.support_images[1], episodes.query_images[1]])
+    network_values = {key: value for key, value in values.items() if key != "temperature"}
+    with torch.enable_grad():
+        features = functional_call(FeaturesOf(model), {f"model.{key}": value for key, value in network_values.items()}, images)
+        support, queries = features[: WAY * SHOT], features[WAY * SHOT :]
+        centroids = support.view(WAY, SHOT, -1).mean(1)
+        if name == "protonet":
+            logits = -(queries[:, None] - centroids).square().sum(2)
+        else:
+            logits = values["temperature"] * torch.nn.functional.cosine_similarity(queries[:, None], centroids, dim=2)
+        cross_entropy(logits, episodes.query_labels[1]).backward()
+    for key, value in values.items():
+        torch.testing.assert_close(found[key], value.grad, rtol=1e-9, atol=1e-12)
+    separate = learner(name, network()).slot_gradients(theta, episodes)[0]
+    assert not torch.allclose(separate, made.slot_gradients(theta, episodes)[0], rtol=1e-3)
+    plain = [learner(name, network(norm="none"), normalisation=kind) for kind in ("separate", "joint")]
+    first, second = (one.slot_gradients(one.initial_params(), episodes)[0] for one in plain)
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-12)
+
+
+class FeaturesOf(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.features(images)
+
+
+def test_rates_for_each_tensor_are_learned_apart() -> None:
+    by_layer, by_tensor = (learner("maml++", network(), rates_per=kind) for kind in ("layer", "tensor"))
+    rates = [{key for key in made.initial_params() if key.startswith("inner_lr.")} for made in (by_layer, by_tensor)]
+    assert {"inner_lr.head"} < rates[0]
+    assert {"inner_lr.head.weight", "inner_lr.head.bias"} < rates[1]
+    assert len(rates[1]) == len(by_tensor.adapted)
+    gradients = [made.slot_gradients(made.initial_params(), batch(1))[0][0] for made in (by_layer, by_tensor)]
+    layer, tensor = (unflatten(found, made.initial_params()) for found, made in zip(gradients, (by_layer, by_tensor), strict=True))
+    parts = tensor["inner_lr.head.weight"] + tensor["inner_lr.head.bias"]
+    torch.testing.assert_close(layer["inner_lr.head"], parts, rtol=1e-9, atol=1e-12)
+
+
+def test_multi_step_weights_change_in_stairs() -> None:
+    stairs, slope = (learner("maml++", network(), inner_steps=3, multi_step_loss=100, multi_step_stair=size) for size in (20, 1))
+    assert isinstance(stairs, MAMLPlusPlus)
+    assert isinstance(slope, MAMLPlusPlus)
+    for step in (0, 19, 20, 39, 99, 100, 150):
+        assert stairs.loss_weights(step) == slope.loss_weights(step // 20 * 20)
+
+
 def test_multi_step_loss_fades_and_always_sums_to_one() -> None:
     made = learner("maml++", network(), inner_steps=4, multi_step_loss=100)
     assert isinstance(made, MAMLPlusPlus)

@@ -177,6 +177,32 @@ def derivatives(outputs: Tensor, params: Params, inputs: Tensor) -> tuple[list[T
     return list(first), list(torch.autograd.grad(sum((g**2).sum() for g in first), wanted))
 
 
+def test_xaviers_weights_are_spread_as_glorot_and_bengio_say() -> None:
+    model = build_model("conv4", (1, 28, 28), 5, filters=64, init="xavier", seed=0)
+    weight = model.blocks[2].conv.weight
+    bound = (6 / (2 * 64 * 9)) ** 0.5
+    assert weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert weight.std().item() == pytest.approx(0.042, abs=0.001), "as MAML's code begins"
+    assert build_model("conv4", (1, 28, 28), 5, filters=64, seed=0).blocks[2].conv.weight.std().item() == pytest.approx(0.024, abs=0.001)
+
+
+def test_averaged_features_are_the_means_of_the_last_maps() -> None:
+    flat, averaged = (
+        build_model("conv4", (1, 28, 28), 5, filters=8, downsample="stride", pooling=kind, seed=0) for kind in ("flatten", "mean")
+    )
+    images = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert averaged.features(images).shape == (3, 8)
+    torch.testing.assert_close(averaged.features(images), flat.features(images).view(3, 8, -1).mean(2))
+    assert averaged.head.in_features == 8
+
+
+@pytest.mark.parametrize("norm", ["batch", "running", "group"])
+def test_norms_epsilon_is_the_one_asked_for(norm: str) -> None:
+    model = build_model("conv4", (1, 16, 16), 5, norm, filters=4, norm_epsilon=1e-3)
+    assert [block.norm.eps for block in model.blocks] == [1e-3] * 4
+
+
 @EVERY
 def test_tasks_batched_by_vmap_are_a_loop_over_tasks(small: str, norm: str) -> None:
     model, stacked, inputs = net_and_inputs(small, norm, tasks=3)

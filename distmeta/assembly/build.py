@@ -188,7 +188,8 @@ def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUp
 
 def model_description(config: Config, domain: Domain, learner: Learner) -> dict[str, Any]:
     """All that is needed to build the network and its learner again, names and constructor arguments, and what they were trained on."""
-    return {
+    published = {"published": config.published.model_dump()} if config.published else {}
+    return published | {
         "model": model_settings(config, domain),
         "learner": {"name": config.learner.name} | learner.settings,
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
@@ -199,6 +200,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "dataset": domain.name,
         "fingerprint": domain.fingerprint,
         "task": {"way": config.data.way, "shot": config.data.shot, "queries": config.data.queries},
+        "training_seed": config.seed,
     }
 
 

@@ -94,6 +94,11 @@ class Run:
         return model_description(self.config, self.domain, self.learner) | origin
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What a result says of the run that it is of."""
+        return {"learner": self.config.learner.name, "dataset": self.domain.name, "training_seed": self.config.seed}
+
+    @property
     def model_name(self) -> str:
         """The name in the model registry."""
         return self.config.tracking.model or versions.default_name(self.description)

@@ -75,6 +75,8 @@ def sync(run_folder: RunFolder, uri: str | None = None) -> dict[str, Any]:
     config = run_folder.read_config()
     if config.sweep is not None:
         raise RunError(f"{run_folder} holds a sweep, not a run", f"give one of its trials: {run_folder.trials_folder}/…")
+    if run_folder.holds_seeds:
+        raise RunError(f"{run_folder} holds runs of several seeds, not a run", f"give one of them: {run_folder.of_seed(0).path.parent}/…")
     uri = uri or tracking.recorded_uri(run_folder)
     if run_folder.has_ended:
         return conclude(run_folder, uri, config.tracking.model)

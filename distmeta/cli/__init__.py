@@ -6,7 +6,7 @@ from collections.abc import Callable
 import typer
 
 from distmeta import terminal
-from distmeta.cli import cluster, data, inference, registry, runs
+from distmeta.cli import cluster, data, inference, registry, results, runs
 from distmeta.errors import DistmetaError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -29,6 +29,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     inference.predict,
     inference.rollout,
     inference.evaluate,
+    results.table,
     runs.report,
     cluster.doctor,
 )

@@ -1,10 +1,26 @@
 """Options that several verbs take."""
 
 import os
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from distmeta.errors import ConfigError
+
+
+def parse_seeds(text: str) -> list[int]:
+    """The seeds in "0,1,2". Raises ConfigError unless these are two or more different ones."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
+        raise ConfigError(f"--seeds {text}: whole numbers with commas between them are needed", "write --seeds 0,1,2")
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < max(len(seeds), 2):
+        remedy = f"give --set seed={seeds[0]} instead" if len(seeds) == 1 else "name each seed once"
+        raise ConfigError(f"--seeds {text}: two or more different seeds are needed", remedy)
+    return seeds
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
 Address = Annotated[
@@ -14,6 +30,14 @@ OtherHardware = Annotated[
     bool, typer.Option("--allow-other-hardware", help="Resume on another kind of machine. Results are then not equal bit for bit.")
 ]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db).")]
+Seeds = Annotated[
+    Any,  # a list, which typer would take for an option that may be repeated
+    typer.Option(
+        parser=parse_seeds,
+        metavar="S,S,…",
+        help="Train the config once for each of these seeds, and report their mean with its interval over seeds (default: its own seed).",
+    ),
+]
 Network = Annotated[str | None, typer.Option(help="Import path of the model's network, if it is your own class.")]
 OwnLearner = Annotated[str | None, typer.Option("--learner", help="Import path of the model's learner, if it is your own class.")]
 ValueRange = Annotated[

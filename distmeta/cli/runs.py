@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from distmeta.cli.options import Address, Json, OtherHardware, TrackingUri, import_from_here
-from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_table, show_test
+from distmeta.cli.options import Address, Json, OtherHardware, Seeds, TrackingUri, import_from_here
+from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_seeds, show_table, show_test
 
 
 def init(
@@ -53,6 +53,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run folder, or start if there is none.")
     ] = False,
+    seeds: Seeds = None,
     address: Address = None,
     allow_other_hardware: OtherHardware = False,
     as_json: Json = False,
@@ -66,6 +67,12 @@ def train(
     import_from_here()  # for a network of the user's own, given by import path
     settings = load_config(config, sets)
     say(f"training {config}")  # before Ray and MLflow are imported: that takes seconds
+    if seeds is not None:
+        from distmeta.scale.train_seeds import train_seeds
+
+        found = train_seeds(settings, seeds, resume, address, allow_other_hardware, say)
+        print_json(found) if as_json else show_seeds(found)
+        return
     from distmeta.scale.run import run
 
     result = run(settings, resume, address, allow_other_hardware)

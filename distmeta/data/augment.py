@@ -1,9 +1,11 @@
 """Changes to training images that keep their class: each a function of the pixels and a generator, on uint8 arrays."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from distmeta.data.images import Pixels
 from distmeta.seeds import generator
@@ -15,12 +17,20 @@ Augment = Callable[[Pixels, np.random.Generator], Pixels]  # the images (n, C, H
 
 
 def augment(
-    pixels: Pixels, random: np.random.Generator, *, rotation: float = 0.0, flip: float = 0.0, crop: int = 0, jitter: float = 0.0
+    pixels: Pixels,
+    random: np.random.Generator,
+    *,
+    rotation: float = 0.0,
+    flip: float = 0.0,
+    crop: int = 0,
+    resized_crop: float = 0.0,
+    jitter: float = 0.0,
 ) -> Pixels:
     """Images (n, C, H, W) of one slot, changed; H = W.
 
     `rotation`: probability that all of them are turned alike, by 90° or 270°; `flip`: probability for each image to be mirrored left to
-    right; `crop`: pixels by which each image may move in either direction, its border reflected; `jitter`: brightness, contrast and
+    right; `crop`: pixels by which each image may move in either direction, its border reflected; `resized_crop`: a part of each
+    image, at least this share of its area, is scaled to the whole; `jitter`: brightness, contrast and
     saturation of each image are multiplied by numbers between 1 - `jitter` and 1 + `jitter`.
     """
     if rotation and random.random() < rotation:
@@ -30,6 +40,8 @@ def augment(
         pixels = np.where(mirrored[:, None, None, None], pixels[..., ::-1], pixels)
     if crop:
         pixels = _crop(pixels, crop, random)
+    if resized_crop:
+        pixels = np.stack([_resized(image, *_part(image.shape[1], image.shape[2], resized_crop, random)) for image in pixels])
     if jitter:
         pixels = _jitter(pixels, random.uniform(1 - jitter, 1 + jitter, (3, len(pixels), 1, 1, 1)).astype(np.float32))
     return pixels
@@ -47,6 +59,24 @@ def _crop(pixels: Pixels, border: int, random: np.random.Generator) -> Pixels:
     padded = np.pad(pixels, [(0, 0), (0, 0), (border, border), (border, border)], mode="reflect")
     corners = random.integers(0, 2 * border + 1, (len(pixels), 2)).tolist()
     return np.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)])
+
+
+def _part(height: int, width: int, least: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a random part: its area is even between `least` and 1 of the whole, the logarithm of its sides' ratio
+    even between those of 3/4 and 4/3 (Szegedy et al. 2015, arXiv:1409.4842, section 6). The whole image, if ten such parts do not fit."""
+    for _ in range(10):
+        area, ratio = height * width * random.uniform(least, 1), math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < across <= width and 0 < down <= height:
+            return int(random.integers(width - across + 1)), int(random.integers(height - down + 1)), across, down
+    return 0, 0, width, height
+
+
+def _resized(image: NDArray[np.uint8], left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
+    """A part of an image (C, H, W), scaled bilinearly to its whole size."""
+    size, box = (image.shape[2], image.shape[1]), (left, top, left + width, top + height)
+    planes = [Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BILINEAR, box) for plane in image]
+    return np.stack([np.asarray(plane) for plane in planes])
 
 
 def _jitter(pixels: Pixels, factors: NDArray[np.float32]) -> Pixels:

@@ -14,7 +14,7 @@ from distmeta.learners.forward import Forward, Head
 from distmeta.learners.inner import InnerLoop, MetaGradients, checkpointed, unrolled
 from distmeta.learners.params import Params, leaves
 from distmeta.models.head import head_of, is_head
-from distmeta.models.layers import Count
+from distmeta.models.layers import Count, Positive
 
 _ENGINES = {"unrolled": unrolled, "checkpointed": checkpointed}
 
@@ -117,21 +117,32 @@ class MAMLPlusPlus(MAML):
     """MAML with the two parts of MAML++ that pay (Antoniou et al. 2019, arXiv:1810.09502, section 4).
 
     LSLR: an inner_lr for each layer and inner step, learned with θ; all begin at inner_lr. MSL: the query loss counts after every inner
-    step, the earlier ones ever less, until after `multi_step_loss` training steps only the last counts (0: from the start).
+    step, the earlier ones ever less, until after `multi_step_loss` training steps only the last counts (0: from the start). The weights
+    change every `multi_step_stair` training steps, in their code once an epoch. `rates_per`: a rate for each layer, as the paper says, or
+    for each tensor, as their code has it.
     """
 
-    def __init__(self, model: nn.Module, multi_step_loss: Count = 0, **maml: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        multi_step_loss: Count = 0,
+        multi_step_stair: Positive = 1,
+        rates_per: Literal["layer", "tensor"] = "layer",
+        **maml: Any,
+    ) -> None:
         super().__init__(model, **maml)
         self.multi_step_loss = multi_step_loss
+        self.multi_step_stair = multi_step_stair
+        self.rates_per = rates_per
 
     def initial_params(self) -> Params:
         params = super().initial_params()
         steps = max(self.inner_steps, self.inner_steps_eval)
         like = next(self.model.parameters())
-        return params | {_layer_rate(name): like.new_full((steps,), self.inner_lr) for name in self.adapted}
+        return params | {self._rate_name(name): like.new_full((steps,), self.inner_lr) for name in self.adapted}
 
     def rate(self, params: Params, name: str, step: int) -> Tensor:
-        rate = params[_layer_rate(name)][..., step]
+        rate = params[self._rate_name(name)][..., step]
         return rate.view(rate.shape + (1,) * (params[name].dim() - rate.dim()))
 
     def check_steps(self, meta_params: Params, steps: int) -> None:
@@ -141,9 +152,10 @@ class MAMLPlusPlus(MAML):
             raise ConfigError(f"{steps} inner steps: {held} inner_lr of each layer were learned, one a step", f"give at most {held}")
 
     def loss_weights(self, step: int) -> list[float]:
+        step -= step % self.multi_step_stair
         share = max(0.0, 1 - step / self.multi_step_loss) / self.inner_steps if self.multi_step_loss else 0.0
         return [0.0] + [share] * (self.inner_steps - 1) + [1 - share * (self.inner_steps - 1)]
 
-
-def _layer_rate(name: str) -> str:
-    return f"inner_lr.{name.rpartition('.')[0] or name}"
+    def _rate_name(self, name: str) -> str:
+        layer = name.rpartition(".")[0] or name
+        return f"inner_lr.{layer if self.rates_per == 'layer' else name}"

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +42,6 @@ class MetricLearner(Learner):
         assert isinstance(self.objective, Supervised)  # only classification has centroids
         return self.objective.cost(outputs, targets)
 
-    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> MetaGradients:
-        # As many places as there are support images: how many of them are classes is not asked, which would wait for a GPU.
-        places = batch.support_labels.shape[1]
-        centroids, present = class_means(forward(params, batch.support_images, 0, "features", outer=True), batch.support_labels, places)
-        outputs = self.logits(params, forward(params, batch.query_images, 1, "features", outer=True), centroids)
-        outputs = outputs.masked_fill(~present.unsqueeze(1), float("-inf"))
-        losses, scores = self.cost(outputs, batch.query_labels)
-        return MetaGradients(gradients_of(losses, self.trained(params)), losses, scores)
-
     @torch.no_grad()
     def adaptation(self, meta_params: Params, episode: EpisodeBatch, steps: int | None = None) -> Iterator[Params]:
         with frozen(self.model, running_only=True):
@@ -75,7 +66,39 @@ def cosine(features: Tensor, centroids: Tensor) -> Tensor:
     return nn.functional.normalize(features, dim=-1) @ nn.functional.normalize(centroids, dim=-1).transpose(1, 2)
 
 
-class ProtoNet(MetricLearner):
+class EpisodicMetricLearner(MetricLearner):
+    """Trained as it is used: the queries of an episode are classified by its support set.
+
+    `normalisation`: in training, support set and queries are normalised each by its own batch statistics ("separate") or by those of all
+    images of the episode ("joint", as the authors' code does). Evaluation is the same with both.
+    """
+
+    def __init__(self, model: nn.Module, normalisation: Literal["separate", "joint"] = "separate", **common: Any) -> None:
+        super().__init__(model, **common)
+        self.normalisation = normalisation
+
+    def training_features(self, params: Params, forward: Forward, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """Features of the support set and of the queries, (T, M, D) each."""
+        if self.normalisation == "joint":
+            images = torch.cat([batch.support_images, batch.query_images], 1)
+            support = batch.support_images.shape[1]
+            features = forward(params, images, 0, "features", outer=True)
+            return features[:, :support], features[:, support:]
+        support_features = forward(params, batch.support_images, 0, "features", outer=True)
+        return support_features, forward(params, batch.query_images, 1, "features", outer=True)
+
+    def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> MetaGradients:
+        # As many places as there are support images: how many of them are classes is not asked, which would wait for a GPU.
+        places = batch.support_labels.shape[1]
+        support, queries = self.training_features(params, forward, batch)
+        centroids, present = class_means(support, batch.support_labels, places)
+        outputs = self.logits(params, queries, centroids)
+        outputs = outputs.masked_fill(~present.unsqueeze(1), float("-inf"))
+        losses, scores = self.cost(outputs, batch.query_labels)
+        return MetaGradients(gradients_of(losses, self.trained(params)), losses, scores)
+
+
+class ProtoNet(EpisodicMetricLearner):
     """Prototypical networks: logits are negative squared Euclidean distances (Snell et al. 2017, arXiv:1703.05175, equation 2)."""
 
     def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:
@@ -83,7 +106,7 @@ class ProtoNet(MetricLearner):
         return 2 * features @ centroids.transpose(1, 2) - squares
 
 
-class MetaBaseline(MetricLearner):
+class MetaBaseline(EpisodicMetricLearner):
     """Meta-Baseline: cosine logits times a temperature learned with the features (Chen et al. 2021, arXiv:2003.04390, equation 3).
 
     Meant to start from a Classifier-Baseline (init_from). `temperature` is where the scale begins; the paper takes 10.
@@ -119,7 +142,7 @@ class ClassifierBaseline(MetricLearner):
     def initial_params(self) -> Params:
         return Learner.initial_params(self)
 
-    def task_gradients(self, params: Params, forward: Forward, batch: LabelledBatch) -> MetaGradients:  # type: ignore[override]
+    def task_gradients(self, params: Params, forward: Forward, batch: LabelledBatch) -> MetaGradients:
         losses, scores = self.cost(forward(params, batch.images, outer=True), batch.labels)
         return MetaGradients(gradients_of(losses, self.trained(params)), losses, scores)
 

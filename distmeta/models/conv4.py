@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distmeta.models import native
-from distmeta.models.layers import Positive, image_shape
+from distmeta.models.layers import Positive, PositiveFloat, XavierConv2d, XavierLinear, image_shape
 from distmeta.models.norm import has_bias, make_norm
 
 
@@ -15,7 +15,9 @@ class Conv4(nn.Module):
 
     `downsample` is how a block halves it: "max-pool" 2×2 (as MAML does for miniImageNet) or "stride" 2 in the convolution (for Omniglot,
     rounding up). `filters` are 64 in most papers, 32 in MAML for miniImageNet, 48 in some.
-    Input (B, C, H, W), features (B, filters·h·w) of the last block's h×w pixels, output (B, outputs).
+    `pooling`: the last block's h×w pixels are the features as they are ("flatten") or averaged ("mean", as MAML's code does for Omniglot).
+    `init`: how weights are drawn, "torch" (its default) or "xavier" (TensorFlow's). `norm_epsilon` is added to the norms' variances.
+    Input (B, C, H, W), features (B, filters·h·w) or, averaged, (B, filters), output (B, outputs).
     """
 
     def __init__(
@@ -25,19 +27,25 @@ class Conv4(nn.Module):
         norm: str = "batch",
         filters: Positive = 64,
         downsample: Literal["max-pool", "stride"] = "max-pool",
+        pooling: Literal["flatten", "mean"] = "flatten",
+        init: Literal["torch", "xavier"] = "torch",
+        norm_epsilon: PositiveFloat = 1e-5,
     ) -> None:
         super().__init__()
         strided = downsample == "stride"
         channels, height, width = image_shape("conv4", input_shape, halvings=0 if strided else 4)
         block = StridedBlock if strided else PooledBlock
         widths = [channels, filters, filters, filters, filters]
-        self.blocks = nn.Sequential(*(block(ins, outs, norm) for ins, outs in pairwise(widths)))
+        conv, linear = (XavierConv2d, XavierLinear) if init == "xavier" else (nn.Conv2d, nn.Linear)
+        self.pooling = pooling
+        self.blocks = nn.Sequential(*(block(ins, outs, norm, conv, norm_epsilon) for ins, outs in pairwise(widths)))
         for _ in range(4):
             height, width = ((height + strided) // 2, (width + strided) // 2)
-        self.head = nn.Linear(filters * height * width, outputs)
+        self.head = linear(filters if pooling == "mean" else filters * height * width, outputs)
 
     def features(self, images: Tensor) -> Tensor:
-        return self.blocks(images).flatten(1)
+        last = self.blocks(images)
+        return last.mean((2, 3)) if self.pooling == "mean" else last.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -47,10 +55,10 @@ class PooledBlock(nn.Module):
     library: native.Library | None = None
     """Native kernels for this block: see `distmeta.models.native.use`."""
 
-    def __init__(self, inputs: int, outputs: int, norm: str) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: str, conv: type[nn.Conv2d] = nn.Conv2d, epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=has_bias(norm))
-        self.norm = make_norm(norm, outputs)
+        self.conv = conv(inputs, outputs, kernel_size=3, padding=1, bias=has_bias(norm))
+        self.norm = make_norm(norm, outputs, epsilon)
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,10 +69,10 @@ class PooledBlock(nn.Module):
 
 
 class StridedBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, norm: str) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: str, conv: type[nn.Conv2d] = nn.Conv2d, epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=has_bias(norm))
-        self.norm = make_norm(norm, outputs)
+        self.conv = conv(inputs, outputs, kernel_size=3, stride=2, padding=1, bias=has_bias(norm))
+        self.norm = make_norm(norm, outputs, epsilon)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.norm(self.conv(images)).relu()

@@ -25,6 +25,29 @@ class KaimingConv2d(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
 
+class XavierConv2d(nn.Conv2d):
+    """A convolution whose weights are drawn evenly between ±√(6 / (fan_in + fan_out)); no bias at first.
+
+    Glorot & Bengio 2010 (AISTATS), equation 16: the default of TensorFlow 1, in which many few-shot papers were written.
+    """
+
+    def reset_parameters(self) -> None:
+        _xavier(self)
+
+
+class XavierLinear(nn.Linear):
+    """A linear layer drawn by the same rule."""
+
+    def reset_parameters(self) -> None:
+        _xavier(self)
+
+
+def _xavier(layer: nn.Conv2d | nn.Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def image_shape(name: str, input_shape: tuple[int, ...], halvings: int) -> tuple[int, int, int]:
     """(C, H, W) from a backbone's input_shape. Raises ConfigError unless it is an image that can be halved so often, rounding down."""
     if len(input_shape) != 3:

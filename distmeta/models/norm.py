@@ -167,15 +167,18 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def make_norm(name: str, channels: int) -> nn.Module:
-    """The norm `name` over (N, channels, H, W): batch, running, group or none. Raises ConfigError.
+def make_norm(name: str, channels: int, epsilon: float = 1e-5) -> nn.Module:
+    """The norm `name` over (N, channels, H, W): batch, running, group or none, with `epsilon` added to variances. Raises ConfigError.
 
     A layer in front of a norm has no bias: batch norm would subtract it again, and group norm's own bias stands in for it (as in Wu &
     He's networks). With "none", an identity, the layer has one: see `has_bias`.
     """
     if name not in NORMS:
         raise ConfigError(f"model.norm={name!r} is not a norm", f"choose one of {', '.join(NORMS)}")
-    return NORMS[name](channels)
+    norm = NORMS[name](channels)
+    if isinstance(norm, BatchNorm2d | GroupNorm):
+        norm.eps = epsilon
+    return norm
 
 
 def has_bias(norm: str) -> bool:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ttest_rel
 
 from distmeta.errors import RegistryError
 from distmeta.registry.versions import download
-from distmeta.training.intervals import mean_and_ci95
+from distmeta.training.intervals import mean_and_ci95, paired
 from distmeta.training.measurement import Measurement, measurement_of
 from distmeta.training.model_folder import ModelFolder
 
@@ -43,11 +42,8 @@ def _paired(a: list[float | None], b: list[float | None], more_is_better: bool) 
     if None in means.values():
         known = [name for name, mean in means.items() if mean is not None]
         return means | dict.fromkeys(("difference", "low", "high", "p")) | {"better": known[0] if known else None}
-    differences = _numbers(b) - _numbers(a)
-    difference, half = mean_and_ci95(differences)
+    difference, half, p = paired(_numbers(b), _numbers(a))
     assert difference is not None
-    spread = bool(np.ptp(differences))  # without any, there is nothing to test by
-    p = float(ttest_rel(_numbers(b), _numbers(a)).pvalue) if spread and len(a) > 1 else 1.0
     low, high = (None, None) if half is None else (difference - half, difference + half)
     shown = half is not None and abs(difference) > half
     better = ("b" if (difference > 0) == more_is_better else "a") if shown else None

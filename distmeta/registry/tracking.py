@@ -27,6 +27,7 @@ from distmeta.config import Config, flat
 from distmeta.errors import DistmetaError, Overtaken, RegistryError, RunError, Stopped, Unanswered
 from distmeta.masking import masked
 from distmeta.registry import store
+from distmeta.registry.context import EXPERIMENT_TAGS, dataset_inputs, page_of, source_tags
 from distmeta.training.measurement import BASELINE_KEY, KEY
 from distmeta.training.metrics import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
@@ -79,9 +80,13 @@ def start_run(config: Config, run_folder: RunFolder, tags: dict[str, str]) -> st
         run_id = run.info.run_id
     with answers(uri), _ended_if_it_fails(uri, lambda: run_id):
         params = [Param(key, str(value)[:6000]) for key, value in flat(config.shown()).items() if key != "tracking.uri"]
+        tags = source_tags() | tags
         mlflow.log_batch(run_id, params=params, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
+        if "fingerprint" in tags:
+            task = {"way": config.data.way, "shot": config.data.shot, "queries": config.data.queries}
+            mlflow.log_inputs(run_id, dataset_inputs(tags["dataset"], tags["fingerprint"], config.data.shards, task))
         mlflow.log_text(run_id, run_folder.config_text(), CONFIG)
-    run_folder.write_mlflow({"uri": masked(uri), "run_id": run_id})
+    run_folder.write_mlflow({"uri": masked(uri), "run_id": run_id, "page": page_of(uri, experiment_id, run_id)})
     return run_id
 
 
@@ -102,7 +107,7 @@ def check_experiment(uri: str, name: str) -> str:
         mlflow = client(uri)
         experiment = mlflow.get_experiment_by_name(name)
         if experiment is None:
-            experiment = mlflow.get_experiment(mlflow.create_experiment(name, artifact_location=store.artifacts_beside(uri)))
+            experiment = mlflow.get_experiment(mlflow.create_experiment(name, store.artifacts_beside(uri), EXPERIMENT_TAGS))
     if experiment.lifecycle_stage != "active":
         raise RegistryError(
             f"MLflow's experiment {name} at {masked(uri)} is deleted",
@@ -217,6 +222,12 @@ def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
 def _column(key: str, column: str, figure: float, step: int) -> Metric:
     """A figure of one column: a point of a curve over the inner steps or, for columns that count nothing, a metric of its own."""
     return Metric(key, figure, int(column), int(column)) if column.isdigit() else Metric(f"{key}/{column}", figure, step, step)
+
+
+def log_figures(uri: str, run_id: str, figures: dict[str, float]) -> None:
+    """Log figures of a run as a whole. Raises RegistryError."""
+    with answers(uri):
+        client(uri).log_batch(run_id, metrics=[Metric(key, value, 0, 0) for key, value in figures.items()])
 
 
 def log_files(uri: str, run_id: str, files: list[Path]) -> None:

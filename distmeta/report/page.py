@@ -42,7 +42,7 @@ def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: st
         dataset=run_folder.read_dataset(),
         summary=_summary(result["test"]),
         cards=_cards(result["test"]),
-        facts=_facts(records, best, run_folder.restarts()),
+        facts=_page(run_folder) + _facts(records, best, run_folder.restarts()),
         learning=list(_learning(records)),
         sections=[section for section in (_adaptation(result["test"]), *sections) if section],
         why_not=why_not,
@@ -77,6 +77,12 @@ def _cards(test: dict[str, Any]) -> list[tuple[str, str]]:
     cards = [(ours.text(i), name + note) for i, (name, note) in enumerate(zip(named, notes, strict=True))]
     untrained = f"the same network not meta-trained, adapted ({theirs.columns[theirs.headline]}{' ' + theirs.axis if theirs.axis else ''})"
     return [*cards, (theirs.text(theirs.headline), untrained)]
+
+
+def _page(run_folder: RunFolder) -> list[tuple[str, str]]:
+    """Where MLflow shows the run."""
+    page = run_folder.read_mlflow().get("page") if run_folder.has_mlflow_run else None
+    return [("MLflow run", page)] if page else []
 
 
 def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[int]) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,33 +29,52 @@ from distmeta.training.run_folder import RunFolder
 _POLL_S = 0.5
 
 
-def run(config: Config, resume: bool = False, address: str | None = None, allow_other_hardware: bool = False) -> dict[str, Any]:
+def run(
+    config: Config,
+    resume: bool = False,
+    address: str | None = None,
+    allow_other_hardware: bool = False,
+    tags: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """Train, test and publish what `config` says; the answer is what `distmeta train --json` prints.
 
-    With `resume`, continue from the newest whole checkpoint, or begin if there is none. Raises DistmetaError.
+    With `resume`, continue from the newest whole checkpoint, or begin if there is none. `tags` are further ones of its MLflow run.
+    Raises DistmetaError.
     """
     this = Run.of(absolute(config).model_copy(update={"sweep": None}))
     this.check()
     config, run_folder = this.config, this.folder
     with opened(this, resume) as lease, quiet(run_folder.log) as terminal, Display(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
-        uri = tracking.tracking_uri(config.tracking.uri)
-        try:
-            versions.check_name(uri, this.model_name, this.description)
-            tracking.check_experiment(uri, config.tracking.experiment)
-        except Unanswered as error:
-            if not tracking.begun(run_folder, uri):
-                raise
-            display.say(f"{error.message}\nthe run continues, and sends what it has when MLflow answers")
+        uri = ask_mlflow(this, display.say)
         this.fetch_models(uri)
         for note in this.notes():
             display.say(note)
         if not run_folder.has_ended:
             display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
             with tracking.ended(uri, run_folder):
-                _train(this, uri, address, allow_other_hardware, lease, display)
+                _train(this, uri, address, allow_other_hardware, lease, display, tags or {})
         display.show({"phase": "publishing", "step": config.outer.steps})
-        return conclude(run_folder, uri, config.tracking.model, config)
+        result = conclude(run_folder, uri, config.tracking.model, config)
+        if "page" in (record := run_folder.read_mlflow()):
+            display.say(f"MLflow run {record['page']}")
+        return result
+
+
+def ask_mlflow(this: Run, say: Callable[[str], None]) -> str:
+    """The tracking URI, once MLflow has agreed to the run's model name and experiment.
+
+    Raises RegistryError or ConfigError. A run that MLflow knows already does not need an answer; `say` then says that there was none.
+    """
+    uri = tracking.tracking_uri(this.config.tracking.uri)
+    try:
+        versions.check_name(uri, this.model_name, this.description)
+        tracking.check_experiment(uri, this.config.tracking.experiment)
+    except Unanswered as error:
+        if not tracking.begun(this.folder, uri):
+            raise
+        say(f"{error.message}\nthe run continues, and sends what it has when MLflow answers")
+    return uri
 
 
 def absolute(config: Config) -> Config:
@@ -72,8 +91,11 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"run_folder": str(RunFolder(config.run_folder)), "data": data, "init_from": init_from})
 
 
-def check_run_folder(this: Run, resume: bool) -> None:
-    """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one."""
+def check_run_folder(this: Run, resume: bool, several_seeds: bool = False) -> None:
+    """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one.
+
+    `several_seeds`: it is to hold the runs of several seeds.
+    """
     run_folder = this.folder
     if not run_folder.holds_run:
         if not run_folder.is_empty:
@@ -85,6 +107,10 @@ def check_run_folder(this: Run, resume: bool) -> None:
         raise ConfigError(
             f"run_folder {run_folder} holds a run already, {where}", "continue it with --resume, or give --set run_folder=NEW"
         )
+    if run_folder.holds_seeds != several_seeds:
+        seeds = ",".join(map(str, run_folder.read_seeds()["seeds"])) if run_folder.holds_seeds else ""
+        holds, remedy = (f"runs of seeds {seeds}", f"add --seeds {seeds}") if seeds else ("a run of one seed", "leave --seeds out")
+        raise ConfigError(f"run_folder {run_folder} holds {holds}", f"{remedy}, or give --set run_folder=NEW")
     old, new = (flat(c.shown()) for c in (run_folder.read_config(), this.config))
     if this.config.train.kernels == "auto":
         old["train.kernels"] = "auto"  # a resumed run keeps those that it began with
@@ -98,15 +124,16 @@ def check_run_folder(this: Run, resume: bool) -> None:
 
 
 @contextmanager
-def opened(this: Run, resume: bool) -> Iterator[Lease]:
+def opened(this: Run, resume: bool, several_seeds: bool = False) -> Iterator[Lease]:
     """The lease of the run's folder, new or one that may be resumed; a new one does not stay if the run is refused before it began.
 
+    `several_seeds`: the folder is to hold the runs of several seeds.
     Raises ConfigError, and RunError if another process writes that folder.
     """
     run_folder = this.folder
     run_folder.check_writable()
     new = run_folder.is_empty
-    check_run_folder(this, resume)
+    check_run_folder(this, resume, several_seeds)
     with Lease(run_folder.path, lambda text: print(text, file=sys.stderr)) as lease:
         try:
             yield lease
@@ -116,7 +143,9 @@ def opened(this: Run, resume: bool) -> Iterator[Lease]:
             raise
 
 
-def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool, lease: Lease, display: Display) -> None:
+def _train(
+    this: Run, uri: str, address: str | None, allow_other_hardware: bool, lease: Lease, display: Display, tags: dict[str, str]
+) -> None:
     config, run_folder = this.config, this.folder
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
@@ -130,7 +159,9 @@ def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool,
         predicted = this.worker_bytes(device, slots) if config.outer.steps else None
         if predicted is not None:
             display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
-        run_id = _begin(this)
+        run_id = begin(this, tags)
+        if "page" in (record := run_folder.read_mlflow()):
+            display.say(f"MLflow run {record['page']}")
         board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):
             fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd(), lease.claim))
@@ -147,12 +178,12 @@ def _train(this: Run, uri: str, address: str | None, allow_other_hardware: bool,
             raise error
 
 
-def _begin(this: Run) -> str:
-    """Write what the run is into its folder, and begin its MLflow run."""
+def begin(this: Run, tags: dict[str, str]) -> str:
+    """Write what the run is into its folder, and begin its MLflow run, with `tags` beside its own."""
     began = this.folder.holds_run
     this.write_description()
     try:
-        return tracking.start_run(this.config, this.folder, this.tags())
+        return tracking.start_run(this.config, this.folder, this.tags() | tags)
     except DistmetaError:
         if not began:
             this.folder.remove_config()

@@ -132,7 +132,7 @@ class Worker:
             other = self._evaluate(*self.run.beside(number), stream, episodes)
             beside[origin] = other.as_dict() | paired_difference(result.headline, other.headline)
         if self.rank == 0:
-            content = {
+            content = self.run.identity | {
                 "steps": self.progress.step,
                 "best_step": self.progress.best_step,
                 "weights_sha256": weights_sha256(self.learner.whole(self.outer.meta_params)),

@@ -1,24 +1,60 @@
-"""The one place where means get their uncertainty."""
+"""The one place where means and differences get their uncertainty."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
+from scipy.stats import ttest_rel
 
 FEWEST = 5
 """Values below which no interval is given: it would be a guess."""
+FEWEST_SEEDS = 2
+"""The same for means over whole tests, which are normally distributed whatever their episodes are."""
+
+Values = Sequence[float] | NDArray[np.float64]
 
 
-def mean_and_ci95(values: Sequence[float] | NDArray[np.float64]) -> tuple[float | None, float | None]:
+def mean_and_ci95(values: Values, fewest: int = FEWEST) -> tuple[float | None, float | None]:
     """The mean of independent values, and the half-width of its 95% interval by Student's t (Student 1908, Biometrika 6).
 
-    The mean is None if a value is not finite or there is none; the half-width also for fewer than `FEWEST` values.
+    The mean is None if a value is not finite or there is none; the half-width also for fewer than `fewest` values.
     """
     numbers = np.asarray(values, np.float64)
     if not len(numbers) or not np.isfinite(numbers).all():
         return None, None
     mean = float(numbers.mean())
-    if len(numbers) < FEWEST:
+    if len(numbers) < fewest:
         return mean, None
     return mean, float(stdtrit(len(numbers) - 1, 0.975) * numbers.std(ddof=1) / len(numbers) ** 0.5)
+
+
+class Paired(NamedTuple):
+    """The mean of a - b, the half-width of its 95% interval, and the p of a difference at least as large by chance; None: unknown."""
+
+    difference: float | None
+    ci95: float | None
+    p: float | None
+
+
+def paired(a: Values, b: Values, fewest: int = FEWEST) -> Paired:
+    """Student's paired test, two-sided, of values that belong together in pairs. Without any spread there is nothing to test by: p = 1."""
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    difference, ci95 = mean_and_ci95(first - second, fewest)
+    if difference is None:
+        return Paired(None, None, None)
+    spread = len(first) > 1 and bool(np.ptp(first - second))
+    return Paired(difference, ci95, float(ttest_rel(first, second).pvalue) if spread else 1.0)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p adjusted for so many tests, in their order (Holm 1979, Scandinavian Journal of Statistics 6).
+
+    Whoever rejects where the adjusted p is below 5% is wrong about any of them with a probability of at most 5%, whatever they depend on.
+    """
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = largest
+    return adjusted

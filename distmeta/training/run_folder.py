@@ -29,6 +29,7 @@ _MLFLOW = "mlflow.json"
 _TRIALS, _TRIAL, _FAILURE = "trials", "trial.json", "failure.json"
 _RETRAINED = "retrained"
 _BEST_CONFIG, _TABLE = "best.yaml", "trials.json"
+_SEEDS, _SEED_RUNS = "seeds.json", "seeds"
 _TUNE = ".ray/tune"
 _GROUPS = "placement_groups.json"
 _FINISHED = "give the run_folder of a run that ended with its test"
@@ -56,6 +57,11 @@ class RunFolder:
     | best.yaml, trials.json, by_parameter.png, … | what the sweep found |
     | .ray/tune | Ray Tune's own records, which nobody reads |
     | placement_groups.json | the groups of Ray's that it has made |
+
+    | of the runs of one config with several seeds, beside config, dataset and MLflow's run | |
+    |---|---|
+    | seeds.json | which seeds, and what they came to together |
+    | seeds/seed-0/ | a run folder |
 
     Everything here raises RunError where a file is missing, damaged or not what this version of distmeta writes.
     """
@@ -214,6 +220,8 @@ class RunFolder:
         write_whole(self.path / _RESULT, json.dumps(result, indent=1))
 
     def read_result(self) -> dict[str, Any]:
+        if self.holds_seeds:
+            raise RunError(f"{self} holds runs of several seeds, not one run", f"give one of them: {self.path / _SEED_RUNS}/…")
         return self._read(_RESULT, "steps", "best_step", "weights_sha256", "test", missing="finished run", remedy=_FINISHED)
 
     def read_test_episodes(self) -> Rows:
@@ -287,6 +295,11 @@ class RunFolder:
         write_whole(self.path / _TABLE, json.dumps(answer, indent=1))
         return self.path / _TABLE
 
+    def read_table(self) -> dict[str, Any] | None:
+        """What the sweep came to; None if it has not ended."""
+        path = self.path / _TABLE
+        return read_json(path, "trials", "best") if path.exists() else None
+
     @property
     def tune(self) -> Path:
         """Where Ray Tune keeps its records."""
@@ -302,6 +315,23 @@ class RunFolder:
     def read_groups(self) -> list[str]:
         path = self.path / _GROUPS
         return read_json(path) if path.exists() else []
+
+    # Of the runs of one config with several seeds.
+
+    @property
+    def holds_seeds(self) -> bool:
+        return (self.path / _SEEDS).exists()
+
+    def of_seed(self, seed: int) -> "RunFolder":
+        return RunFolder(self.path / _SEED_RUNS / f"seed-{seed}")
+
+    def write_seeds(self, record: dict[str, Any]) -> Path:
+        """Keep which `seeds` there are, and all else that is known of them together."""
+        write_whole(self.path / _SEEDS, json.dumps(record, indent=1))
+        return self.path / _SEEDS
+
+    def read_seeds(self) -> dict[str, Any]:
+        return self._read(_SEEDS, "seeds")
 
     def _read(self, name: str, *keys: str, missing: str = "run", remedy: str = "give the run_folder of a run") -> Any:
         try:

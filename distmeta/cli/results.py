@@ -1,0 +1,43 @@
+"""Verbs about what becomes of runs: table."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from distmeta.cli.options import Json, TrackingUri
+from distmeta.show import print_json
+
+
+def table(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Folders of runs, of several seeds or of sweeps, and registered models (models:/NAME for all its versions)."),
+    ],
+    by: Annotated[
+        str, typer.Option(metavar="FACT,…", help="What the rows are: learner, network, dataset, run, learner.inner_lr, …")
+    ] = "learner",
+    columns: Annotated[str, typer.Option(metavar="FACT,…", help="What the columns are: shot, way, dataset, …")] = "shot",
+    figure: Annotated[
+        str | None, typer.Option(help="The figure to tabulate, such as inductive (default: the one that papers quote).")
+    ] = None,
+    form: Annotated[Literal["text", "csv", "latex", "markdown"], typer.Option("--format", help="How the table is written.")] = "text",
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Tabulate the tests of runs, with intervals. What no paired test tells from a column's best is in bold.
+
+    Example: distmeta table runs/maml runs/protonet runs/anil --by learner --columns shot --format latex
+    """
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.report.outcomes import outcomes
+    from distmeta.report.table import tabulate
+    from distmeta.report.table_text import as_dict, written
+
+    uri = resolve(tracking_uri)
+    found = [outcome for run in runs for outcome in outcomes(run, uri)]
+    made = tabulate(found, _listed(by), _listed(columns), figure)
+    print_json(as_dict(made)) if as_json else print(written(made, form))
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -11,13 +11,16 @@ from distmeta.models.norm import has_bias, make_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 
+_POLICY_HEAD = 0.1
+
 
 class MLP(nn.Module):
     """Hidden layers of `widths`, each linear, norm and activation, then a linear head; images are flattened.
 
     The default is MAML's for sinusoids, which has no norm. Without hidden layers (`widths: []`) it is a linear model, and with
     `output_activation: sigmoid` behind its head the linear-sigmoid network. Linear layers start as torch draws them or, with
-    `weights: glorot`, uniform in ±√(6 / (inputs + outputs)) with biases of 0 (Glorot & Bengio 2010, equation 16), as MAML's policies do.
+    `weights: policy`, uniform in ±√(6 / (inputs + outputs)) with biases of 0 (Glorot & Bengio 2010, equation 16) and a head a tenth of
+    that, so that actions hardly depend on observations at first (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
     Input (B, D) or (B, C, H, W), features (B, widths[-1]), output (B, outputs).
     """
 
@@ -29,7 +32,7 @@ class MLP(nn.Module):
         widths: tuple[Positive, ...] = (40, 40),
         activation: Literal["relu", "tanh", "sigmoid"] = "relu",
         output_activation: Literal["none", "sigmoid"] = "none",
-        weights: Literal["torch", "glorot"] = "torch",
+        weights: Literal["torch", "policy"] = "torch",
     ) -> None:
         super().__init__()
         sizes = [prod(input_shape), *widths]
@@ -37,8 +40,9 @@ class MLP(nn.Module):
         linear = nn.Linear(sizes[-1], outputs)
         # In the head, so that whoever computes features and head by themselves has it too.
         self.head = linear if output_activation == "none" else nn.Sequential(linear, ACTIVATIONS[output_activation]())
-        if weights == "glorot":
+        if weights == "policy":
             self.apply(_draw_glorot)
+            linear.weight.data.mul_(_POLICY_HEAD)
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs.flatten(1))

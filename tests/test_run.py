@@ -31,6 +31,7 @@ from distmeta.config import Config, validate
 from distmeta.data.shards import Dataset
 from distmeta.errors import ClusterError, ConfigError, DataError, Overtaken, RegistryError, RunError, Stopped, Unanswered
 from distmeta.learners.params import weights_sha256
+from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.registry.versions import load_model, publish
 from distmeta.scale.evaluate import Asked, evaluate
 from distmeta.scale.run import run
@@ -105,6 +106,28 @@ def test_any_number_of_workers_ends_in_the_same_weights(
         assert sorted(set(ranks)) == list(range(workers))
         assert ranks == sorted(ranks), "slots are dealt in contiguous blocks"
         assert len(ranks) == SLOTS
+
+
+@pytest.mark.slow
+def test_native_kernels_end_in_one_hash_on_one_to_four_workers_and_after_kills(home: Path, packed: Path, address: str) -> None:
+    try:
+        library("float32")
+    except KernelsUnavailable as error:
+        pytest.skip(error.message)
+
+    def made(name: str, workers: int) -> Config:
+        train = {"workers": workers, "kernels": "native", "checkpoint_every": 2, "max_failures": 2}
+        return short(config(home, packed, name, **train), model={"filters": 16}, outer={"steps": 12})
+
+    found: dict[Any, str] = {
+        workers: run(made(f"native-{workers}", workers), address=address)["weights_sha256"] for workers in (1, 2, 3, 4)
+    }
+    interrupted, kills = made("native-killed", 2), []
+    for step, victim in ((4, 0), (8, 1)):
+        at_checkpoint(Path(interrupted.run_folder), step, lambda victim=victim: kills.append(workers_of(psutil.Process())[victim].kill()))
+    found["killed"] = run(interrupted, address=address)["weights_sha256"]
+    assert len(kills) == len(RunFolder(interrupted.run_folder).restarts()) == 2
+    assert len(set(found.values())) == 1, found
 
 
 @pytest.mark.slow

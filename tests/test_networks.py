@@ -1,6 +1,7 @@
 """Networks of users' own: each ends right under the laws of the learners, or is refused by name before anything starts."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from users_networks import OUTPUTS, SHAPE
 
+from distmeta.assembly.build import libraries_of
 from distmeta.data.episodes import EpisodeBatch
-from distmeta.errors import ConfigError, DataError
+from distmeta.errors import ConfigError, DataError, RunError
 from distmeta.learners import build_learner, check_settings
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import unflatten, weights_sha256
@@ -22,6 +24,8 @@ from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, o
 from distmeta.models.dropout import SeededDropout, uniform
 from distmeta.models.head import features
 from distmeta.models.pretrained import load_into, read_weights
+from distmeta.registry.package import _requirements
+from distmeta.scale.worker import check_frozen
 
 SHOT, QUERIES = 2, 2
 RIGHT: dict[str, dict[str, Any]] = {
@@ -41,6 +45,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "NormTwice": {},
     "NormTwice running": {"norm": "running"},
     "Norm2d": {},
+    "Norm2d frozen": {"norm": "frozen"},
     "Norm3d": {},
     "SubclassedNorm frozen": {"norm": "frozen"},
     "OtherNorms": {},
@@ -343,6 +348,22 @@ def test_a_published_lite0_is_read_and_its_features_are_its_own() -> None:
     torch.testing.assert_close(features(model.eval(), images), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_packages_that_a_network_needs_are_named() -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    name = "efficientnet_lite_pytorch.EfficientNet.from_name"
+    model = build_model(name, (3, 32, 32), 5, "frozen", allow_import=True, head="_fc", model_name="efficientnet-lite0")
+    libraries = libraries_of(learner("protonet", model))
+    assert libraries == {"efficientnet-lite-pytorch": version("efficientnet-lite-pytorch")}
+    assert f"efficientnet-lite-pytorch=={version('efficientnet-lite-pytorch')}" in _requirements({"libraries": libraries})
+    assert libraries_of(learner("maml", build_model("mlp", (4,), 2))) == {}
+
+
+def test_workers_with_other_frozen_weights_are_refused() -> None:
+    check_frozen(["a", "a", "b"], 1)
+    with pytest.raises(RunError, match=r"worker 2 holds other frozen weights than worker 0\nbegin again in a new run_folder"):
+        check_frozen(["a", "a", "b"], 2)
+
+
 def test_what_does_not_fit_in_a_file_of_weights_is_listed(tmp_path: Path) -> None:
     model = built("Flat", dtype=torch.float32)
     weights = {f"net.{name}": value for name, value in model.state_dict().items()} | {"extra": torch.zeros(2)}
@@ -416,6 +437,20 @@ def test_a_learner_by_import_path_is_built_checked_and_built_again(tmp_path: Pat
             check_settings("both_ends.BothEnds", wrong, allow_import=True)
     with pytest.raises(ConfigError, match=r"learner.name='both_ends.BothEnds' is not a learner of distmeta"):
         build_learner("both_ends.BothEnds", built("Flat"))
+
+
+@pytest.mark.parametrize("batching", ["loop", "vmap"])
+def test_a_learners_own_metrics_stand_beside_the_loss_of_each_slot(batching: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    blocks = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class BothEnds" in code or "(BothEnds)" in code]
+    (tmp_path / f"watched_{batching}.py").write_text("\n".join(blocks))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = build_learner(f"watched_{batching}.Watched", built("Flat"), allow_import=True, task_batching=batching)
+    _, found = made.slot_gradients(made.initial_params(), batch(3))
+    assert torch.equal(found.own[:, 0], found.loss.exp())
+    made.metrics = ()  # type: ignore[misc]
+    with pytest.raises(ConfigError, match=r"Watched returns the metric perplexity, which it does not name\nadd 'perplexity' to the tuple"):
+        made.slot_gradients(made.initial_params(), batch(1))
 
 
 def test_features_are_computed_once_for_each_image() -> None:

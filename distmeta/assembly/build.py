@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from contextlib import suppress
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,14 @@ def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUp
     return OuterUpdate(**of_optimizer)
 
 
+def libraries_of(learner: Learner) -> dict[str, str]:
+    """The installed packages, beside torch and distmeta, whose classes the learner and its network are made of: name → version."""
+    parts = (learner, *learner.model.modules())
+    modules = {type(part).__module__.partition(".")[0] for part in parts} - {"torch", "distmeta"}
+    packages = packages_distributions() if modules else {}
+    return {name: version(name) for name in sorted({name for module in modules for name in packages.get(module, ())})}
+
+
 def model_description(config: Config, domain: Domain, learner: Learner) -> dict[str, Any]:
     """All that is needed to build the network and its learner again, names and constructor arguments, and what they were trained on."""
     published = {"published": config.published.model_dump()} if config.published else {}
@@ -195,6 +204,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
         "norm": config.model.norm,
         "notes": notes_of(learner),
+        "libraries": libraries_of(learner),
         "frozen": sorted(name for name, value in learner.model.named_parameters() if not value.requires_grad),
         "domain": {"name": config.data.domain, "settings": domain.settings.model_dump(mode="json")},
         "dataset": domain.name,

@@ -51,8 +51,14 @@ def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], 
                 code_paths=[str(_carried(Path(scratch)))],
                 signature=_signature(description["learner"].get("inner_steps_eval")),
                 input_example=_example(description),
-                pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _REQUIREMENTS],
+                pip_requirements=_requirements(description),
             )
+
+
+def _requirements(description: dict[str, Any]) -> list[str]:
+    """What a model needs installed: the packages that the code uses which it brings along, and those of a network of the user's own."""
+    ours = {name: version(name).partition("+")[0] for name in _REQUIREMENTS}
+    return [f"{name}=={number}" for name, number in (description.get("libraries", {}) | ours).items()]
 
 
 def _carried(scratch: Path) -> Path:

@@ -22,7 +22,7 @@ from distmeta.config import Config
 from distmeta.errors import DistmetaError, Overtaken, RunError
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params, weights_sha256
+from distmeta.learners.params import Params, constants, weights_sha256
 from distmeta.models import native
 from distmeta.scale.cluster import storage, worker_needs
 from distmeta.scale.fit import unwritable
@@ -63,6 +63,7 @@ class Worker:
         kernels = str(library or "torch")
         self.machine = checkpoints.machine(config.train.threads_per_worker, kernels) | self.kind.description() | self.domain.software
         self.outer = self.run.outer()
+        self.frozen = weights_sha256(constants(self.learner.model, self.outer.meta_params))
         self.claim = claim
         self.validation = self.domain.evaluation("val")
         self.progress = Progress()
@@ -73,17 +74,16 @@ class Worker:
         self._clock = (time.monotonic(), 0)
         self._figures: dict[str, str] = {}
 
-    def join(self, machines: list[dict[str, str]], allow_other_hardware: bool, since: int) -> None:
-        """Take a place among workers on `machines` (in order of rank), at the newest whole checkpoint if there is one; from
-        step `since` on with other settings, so the best is sought anew.
-
-        Raises RunError if this machine is of another kind than rank 0's, or than the one that wrote the checkpoint.
-        """
-        here, folder = machines[self.rank], self.run_folder.newest_checkpoint()
+    def join(self, peers: list[Any], allow_other_hardware: bool, since: int) -> None:
+        """Take a place among `peers` (each one's machine and hash of frozen weights, by rank), at the newest whole checkpoint if there is
+        one; from step `since` on with other settings, so the best is sought anew. Raises RunError if frozen weights differ, or this
+        machine is of another kind than rank 0's or the one that wrote the checkpoint."""
+        folder = self.run_folder.newest_checkpoint()
+        check_frozen([frozen for _, frozen in peers], self.rank)
         if not allow_other_hardware:
-            check_machine(here, machines[0], f"worker {self.rank} runs on another kind of machine than worker 0")
+            check_machine(self.machine, peers[0][0], f"worker {self.rank} runs on another kind of machine than worker 0")
             if folder is not None:
-                check_machine(here, folder.written_on(), f"{folder} was written on another kind of machine")
+                check_machine(self.machine, folder.written_on(), f"{folder} was written on another kind of machine")
         if folder is not None:
             found = folder.load()
             self.outer.load(found.meta_params, found.optimizer)
@@ -224,12 +224,18 @@ def check_machine(here: dict[str, str], there: dict[str, str], what: str) -> Non
         )
 
 
-def _machines(here: dict[str, str], workers: int) -> list[dict[str, str]]:
-    """Every worker's machine, by rank; empty for one that could not begin."""
-    machines = [here] * workers
+def check_frozen(hashes: list[str], rank: int) -> None:
+    """Raises RunError if worker `rank` holds other frozen weights than worker 0."""
+    if hashes[rank] != hashes[0]:
+        raise RunError(f"worker {rank} holds other frozen weights than worker 0", "begin again in a new run_folder, which all workers read")
+
+
+def _gathered(here: Any, workers: int) -> list[Any]:
+    """What every worker gives, by rank."""
+    everywhere = [here] * workers
     if workers > 1:
-        dist.all_gather_object(machines, here)
-    return machines
+        dist.all_gather_object(everywhere, here)
+    return everywhere
 
 
 def run_worker(settings: dict[str, Any]) -> None:
@@ -258,10 +264,10 @@ def run_worker(settings: dict[str, Any]) -> None:
         except DistmetaError as error:
             failure = error
         workers = ray.train.get_context().get_world_size()
-        machines = _machines({} if worker is None else worker.machine, workers)
+        peers = _gathered(None if worker is None else (worker.machine, worker.frozen), workers)
         try:
-            if worker is not None and all(machines):
-                worker.join(machines, settings["allow_other_hardware"], since)
+            if worker is not None and all(peers):
+                worker.join(peers, settings["allow_other_hardware"], since)
         except DistmetaError as error:
             failure = error
         agree(failure, device, workers)

@@ -488,10 +488,9 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """
     try:
         content = _sections(read_text(path), str(path))
-    except OSError as error:
-        raise ConfigError(
-            f"config {path} cannot be read: {error.strerror or error}", "give the path of a YAML file, such as those in configs/"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: it is not text, or no regular file
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"config {path} cannot be read: {reason}", "give the path of a YAML file, such as those in configs/") from None
     content.setdefault("run_folder", f"runs/{path.stem}")
     for override in overrides or []:
         _set(content, override)

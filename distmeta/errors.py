@@ -11,9 +11,13 @@ DistmetaError
     └── Unanswered MLflow does not answer, or cannot now     exit code 1
 """
 
+import re
+
 from distmeta.masking import printable
 
 _LONGEST = 3000  # characters of a message
+_SHOWN = 300  # characters of a word in it, such as a path
+_LONG_WORD = re.compile(r"\S{400,}")
 
 
 class DistmetaError(Exception):
@@ -26,11 +30,17 @@ class DistmetaError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, remedy: str) -> None:
-        self.message, self.remedy = (printable(f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text) for text in (message, remedy))
+        self.message, self.remedy = (_shortened(printable(text)) for text in (message, remedy))
         super().__init__(self.message, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.remedy}"
+
+
+def _shortened(text: str) -> str:
+    """`text` without the middle of what is very long in it, so that the rule behind a value is still read."""
+    text = _LONG_WORD.sub(lambda word: f"{word[0][:_SHOWN]}…", text)
+    return f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
 
 
 class ConfigError(DistmetaError):

@@ -1,10 +1,13 @@
-"""Files read with limits: regular ones only, no larger than expected, JSON that is JSON."""
+"""Files read with limits: regular ones only, no larger than expected, JSON that is JSON and of the type that is wanted."""
 
 import json
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 TEXT_LIMIT = 1 << 20  # bytes of a config or a description
 DATA_LIMIT = 1 << 30  # bytes of a manifest, or of a run's figures
@@ -21,9 +24,10 @@ def read_bytes(path: Path, limit: int = DATA_LIMIT) -> bytes:
         return path.read_bytes()
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
-        content = file.read(limit + 1)
+        content = file.read(1 + min(limit, status.st_size or limit))  # files of the system say 0
     if len(content) > limit:
         raise ValueError(_too_large(limit))
     return content
@@ -45,6 +49,24 @@ def parse_json(content: bytes | str, finite: bool = True) -> Any:
         return json.loads(text, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
         raise ValueError("it nests too deep") from None
+
+
+@lru_cache(maxsize=64)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def of_kind(kind: Any, content: Any) -> Any:
+    """`content`, as it is, if it is of the type `kind` in pydantic's strict sense. Raises ValueError naming the place and the rule."""
+    try:
+        _adapter(kind).validate_python(content, strict=True)
+    except (ValidationError, RecursionError) as error:
+        if isinstance(error, RecursionError):
+            raise ValueError("it nests too deep") from None
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}" if place else str(first["msg"])) from None
+    return content
 
 
 def _refuse_constant(name: str) -> float:

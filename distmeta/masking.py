@@ -61,3 +61,8 @@ def masked_tree(value: Any) -> Any:
 def printable(text: str) -> str:
     """`text` masked, and with escapes (\\x1b) for what a terminal would obey instead of show."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), masked(text))
+
+
+def printable_lines(text: str) -> str:
+    """The same of a text of several lines, such as a log, whose line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))

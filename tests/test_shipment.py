@@ -42,6 +42,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link that climbs": (lambda folder: (folder / "x").symlink_to("../../x"), "a link out of that folder"),
     "a link to a folder": (lambda folder: (folder / "home").symlink_to("/root"), "holds .*home, a link to a folder"),
     "a link to itself": (lambda folder: (folder / "up").symlink_to("."), "a link to a folder"),
+    "a file that is a link to itself": (lambda folder: (folder / "loop").symlink_to("loop"), "holds .*loop, which is not a file"),
     "a pipe": (lambda folder: os.mkfifo(folder / "pipe"), "holds .*pipe, which is not a file"),
     "a link that leads nowhere": (lambda folder: (folder / "gone").symlink_to("nowhere"), "holds .*gone, which is not a file"),
     ".env": (_write(".env"), r"would ship .*\.env, which may hold a credential"),

@@ -2,6 +2,8 @@
 
 import json
 import random
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from distmeta import cli
 from distmeta.assembly.sync import conclude, sync
 from distmeta.config import Config
 from distmeta.errors import RegistryError, RunError, Unanswered
-from distmeta.registry import tracking
+from distmeta.registry import store, tracking
 from distmeta.scale.run import run
 from distmeta.training.metrics import MetricsWriter
 from distmeta.training.run_folder import RunFolder
@@ -256,3 +258,14 @@ def test_a_run_that_mlflow_has_begins_again_without_it(server: Flaky, tmp_path: 
     MlflowClient(server.uri).delete_run(run_id)
     with pytest.raises(RegistryError, match="deleted"):
         tracking.start_run(made, RunFolder(tmp_path / "run"), {})
+
+
+def test_a_server_that_drips_for_ever_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_LONGEST_S", 0.2)
+    monkeypatch.setattr(store, "check", lambda uri: None)
+    with (
+        pytest.raises(Unanswered, match=r"MLflow at http://127.0.0.1:9: no whole answer within 0 s"),
+        tracking.answers("http://127.0.0.1:9"),
+    ):
+        threading.Event().wait(20)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

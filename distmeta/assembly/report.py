@@ -11,7 +11,7 @@ from distmeta.registry.versions import look_up, run_of
 from distmeta.report.page import write_report
 from distmeta.report.section import Section
 from distmeta.training.run_folder import REPORT, RunFolder
-from distmeta.training.storage import on_disk, write_whole
+from distmeta.training.storage import on_disk, understood, write_whole
 
 
 def report(run_folder: RunFolder, shards: str | None = None, own: Config | None = None) -> Path:
@@ -20,12 +20,13 @@ def report(run_folder: RunFolder, shards: str | None = None, own: Config | None 
     Test episodes are looked at closely only where the user says what may be opened: `shards`, where the dataset lies now, or `own`, the
     config of the run. Without that a report says so, and shows what the run itself measured.
     """
-    try:
-        write_report(run_folder, _sections(Run.in_folder(run_folder, shards, own)))
-    except RunError:
-        raise
-    except DistmetaError as error:
-        write_report(run_folder, [], error.message)
+    with understood(run_folder):
+        try:
+            write_report(run_folder, _sections(Run.in_folder(run_folder, shards, own)))
+        except RunError:
+            raise
+        except DistmetaError as error:
+            write_report(run_folder, [], error.message)
     return run_folder.report
 
 

@@ -11,6 +11,7 @@ from distmeta.registry import tracking, versions
 from distmeta.report.adaptation import draw_adaptation
 from distmeta.training.measurement import measurement_of
 from distmeta.training.run_folder import RunFolder
+from distmeta.training.storage import understood
 
 
 def conclude(run_folder: RunFolder, uri: str, name: str | None, own: Config | None = None) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def _send(stages: dict[str, Callable[[], object]], run_folder: RunFolder) -> Non
     left = list(stages)
     try:
         for stage in stages.values():
-            stage()
+            with understood(run_folder):
+                stage()
             left.pop(0)
     except RegistryError as error:
         raise type(error)(
@@ -70,7 +72,8 @@ def sync(run_folder: RunFolder, uri: str | None = None) -> dict[str, Any]:
     """Send what MLflow lacks of the run in this folder; the answer is what `distmeta sync --json` prints, train's if the run has ended.
 
     `uri` is where MLflow is now, if not where the run found it. Of a run that has not ended, its metrics so far are sent.
-    Raises RunError if the folder holds no run, or a sweep; RegistryError if MLflow fails, or does not know the run.
+    Raises RunError if the folder holds no run, or a sweep, or names a place that must not be spoken to unasked; RegistryError if MLflow
+    fails, or does not know the run.
     """
     config = run_folder.read_config()
     if config.sweep is not None:
@@ -81,5 +84,6 @@ def sync(run_folder: RunFolder, uri: str | None = None) -> dict[str, Any]:
     if run_folder.has_ended:
         return conclude(run_folder, uri, config.tracking.model)
     run_id = run_folder.read_mlflow()["run_id"]
-    steps = tracking.send_metrics(uri, run_id, run_folder)
+    with understood(run_folder):
+        steps = tracking.send_metrics(uri, run_id, run_folder)
     return {"run_id": run_id, "run_folder": str(run_folder), "steps": steps, "model": None}

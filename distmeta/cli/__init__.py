@@ -7,7 +7,7 @@ import typer
 
 from distmeta import terminal
 from distmeta.cli import cluster, data, inference, registry, results, runs
-from distmeta.errors import DistmetaError
+from distmeta.errors import ConfigError, DistmetaError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -53,15 +53,33 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        code = _called(sys.argv[1:])
     except Exception as error:
         if debug:
             raise
-        known = error if isinstance(error, DistmetaError) else _unexpected(error)
+        known = error if isinstance(error, DistmetaError) else _usage(error) or _unexpected(error)
         print(f"distmeta: {known.message}\n  {known.remedy}", file=sys.stderr)
-        sys.exit(known.exit_code)
+        code = known.exit_code
     finally:
         _report_lost()
+    sys.exit(code)
+
+
+def _called(arguments: list[str]) -> int:
+    """The verb's exit code. Typer's own main would print what was typed, secrets too, and end silently at any broken pipe."""
+    command = typer.main.get_command(app)
+    try:
+        if not arguments:
+            print(command.get_help(command.make_context("distmeta", ["--help"], resilient_parsing=True)), file=sys.stderr)
+            return 2
+        with command.make_context("distmeta", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return int(ended.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("distmeta: interrupted\n  give the same command again", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _report_lost() -> None:
@@ -71,6 +89,15 @@ def _report_lost() -> None:
         print(f"distmeta: standard output could not be written: {lost.strerror}", file=sys.stderr)
         if not _KEPT.intersection(sys.argv[1:2]) or "--json" in sys.argv:
             sys.exit(1)
+
+
+def _usage(error: Exception) -> DistmetaError | None:
+    """What was typed that no verb takes; None if that is not the error."""
+    said, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
+    if said is None:
+        return None
+    command = context.command_path if context is not None else "distmeta"
+    return ConfigError(" ".join(said().split()).rstrip("."), f"{command} --help lists what it takes")
 
 
 def _unexpected(error: Exception) -> DistmetaError:

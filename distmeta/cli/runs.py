@@ -66,7 +66,8 @@ def train(
 
     import_from_here()  # for a network of the user's own, given by import path
     settings = load_config(config, sets)
-    say(f"training {config}")  # before Ray and MLflow are imported: that takes seconds
+    data = settings.data.shards
+    say(f"training {config}" + (f"; reading {data}" if data else ""))  # before Ray and MLflow are imported: that takes seconds
     if seeds is not None:
         from distmeta.scale.train_seeds import train_seeds
 

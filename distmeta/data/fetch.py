@@ -9,6 +9,7 @@ from typing import Protocol
 from distmeta.data.cache import ShardCache, StoredBytes
 from distmeta.data.location import NO_ROOM, Location
 from distmeta.errors import DataError
+from distmeta.masking import printable
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Fetcher:
             reason = str(error)
         if content is None and self._cache is not None:  # another thread may have said so meanwhile
             self._cache = None
-            _log.warning("continuing without the shard cache: %s", reason)
+            _log.warning("continuing without the shard cache: %s", printable(reason))
         return content
 
     def _from_temporary_file(self, name: str, size: int, sha256: str) -> StoredBytes | None:
@@ -78,7 +79,7 @@ class Fetcher:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            _log.warning("%s is kept in memory: %s", name, error)
+            _log.warning("%s is kept in memory: %s", name, printable(str(error)))
             return None
 
     def _in_memory(self, name: str, size: int, sha256: str) -> bytes:

@@ -1,14 +1,14 @@
 """One image: bytes → pixels of the dataset's size and mode → the numbers a network sees. Training and prediction share these functions."""
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 from torch import Tensor
 
 from distmeta.data.decode import (
@@ -43,7 +43,7 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image_size: int
+    image_size: Annotated[int, Field(ge=1, le=4096)]
     channels: Literal[1, 3]
     resize: Resize
     mean: list[Number]
@@ -56,6 +56,14 @@ class Preprocessing(BaseModel):
         if min(std, default=0.0) <= 0:
             raise ValueError(f"standard deviation {std}; it must be above 0, or no image differs from another")
         return std
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        """One mean and one deviation for each channel, or one for all."""
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(numbers)} values for {self.channels} channels")
+        return self
 
     @field_validator("value_range")
     @classmethod
@@ -120,6 +128,7 @@ def decode(image: bytes, preprocessing: Preprocessing, origin: str, max_pixels: 
 
 def pixels_of(picture: Image.Image, preprocessing: Preprocessing, origin: str) -> Pixels:
     """A picture of any size and mode → uint8 pixels (C, H, W) as `preprocessing` names them. Raises DataError as `decode`."""
+    check_pixels(picture.size, MAX_PIXELS, origin)
     try:
         picture.load()
         narrowed, peak = eight_bits(picture, origin, preprocessing.value_range)

@@ -51,6 +51,8 @@ class Location:
         """Raises DataError if `url` is of no kind that can be read here."""
         self.url = url if url.startswith(PIPE) else url.rstrip("/")
         self.reading = reading
+        if not url.strip():
+            raise DataError("the location of the dataset is empty", "give a folder, or a URL of http, https, s3 or gs")
         if url.startswith(PIPE) and "{name}" not in url:
             raise DataError(
                 f"{url} does not say which file to read", "put {name} where the file's name belongs: 'pipe:curl -sf URL/{name}'"
@@ -60,8 +62,9 @@ class Location:
         except ImportError as error:
             package = _PACKAGES.get(url.partition("://")[0], "fsspec[full]")
             raise DataError(f"{url} cannot be read: {' '.join(str(error).split())}", f"pip install '{package}'") from None
-        except ValueError as error:
-            raise DataError(f"{url} cannot be read: {error}", "give a folder, or a URL of http, https, s3 or gs") from None
+        except Exception as error:  # every file system has exceptions of its own, and some connect at once
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{url} cannot be read: {reason}", "give a folder, or a URL of http, https, s3 or gs") from None
 
     def path(self, name: str) -> str:
         """How messages call the file `name`."""

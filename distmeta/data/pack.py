@@ -226,6 +226,11 @@ def _manifest(
     return manifest.model_copy(update={"fingerprint": manifest.digest()})
 
 
+_LOOK = "look at the source's images"
+_OTHER_RANGE = "give the values that are black and white in the source as --value-range LOW,HIGH"
+_DARKEST = 1 / 32  # a mean below, or that far from white, is no set of photographs or drawings
+
+
 def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
     """With mean and standard deviation of the training images' pixels, in 0..1, for each channel. Raises DataError if they do not vary."""
     count = options.image_size**2 * sum(len(spooled.sizes) for (split, _), spooled in spool.classes.items() if split == "train")
@@ -235,7 +240,13 @@ def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
     if min(std) == 0:
         raise DataError(
             f"all training images are one flat colour ({', '.join(f'{m:g}' for m in mean)} of 255): standard deviation 0 in a channel",
-            f"look at the source's images, then remove {spool.path.parent} to start again",
+            f"{_LOOK if options.value_range is None else _OTHER_RANGE}, then remove {spool.path.parent} to start again",
+        )
+    if options.value_range is not None and not _DARKEST <= sum(mean) / len(mean) / 255 <= 1 - _DARKEST:
+        low, high = options.value_range
+        raise DataError(
+            f"--value-range {low:g},{high:g} does not fit the images: by it, their mean is {sum(mean) / len(mean) / 255:.4f} of white",
+            f"{_OTHER_RANGE}, then remove {spool.path.parent} to start again",
         )
     return Preprocessing(
         image_size=options.image_size,

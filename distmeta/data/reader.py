@@ -9,6 +9,7 @@ from distmeta.data.images import Pixels, Preprocessing, decode_packed
 from distmeta.data.shards import Dataset, Shard
 from distmeta.data.splits import Split
 from distmeta.errors import DataError
+from distmeta.masking import printable
 
 ImageRef = tuple[int, int]  # number of the shard in its split, member in the shard
 
@@ -97,7 +98,7 @@ class ImageReader:
         if len(self.bad) > self._max_bad_fraction * seen:
             others = f"; {len(self.bad)} of {seen} images do not decode, more than data.max_bad_fraction={self._max_bad_fraction:g}"
             raise DataError(f"{bad}{others if len(self.bad) > 1 else ''}", "pack the dataset again, or raise data.max_bad_fraction")
-        _log.warning("%s; another image of its class takes its place", bad)
+        _log.warning("%s; another image of its class takes its place", printable(str(bad)))
 
 
 class _BadImage(Exception):

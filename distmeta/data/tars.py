@@ -35,7 +35,7 @@ def members(file: IO[bytes], mode: Literal["r:", "r|"], origin: str) -> Iterator
                 if content:
                     yield member, content
                 last = member.name
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: a header whose size no file can have
         raise DataError(f"{origin} is not a whole, uncompressed tar; reading stopped after {last}: {error}", AGAIN) from error
 
 
@@ -43,5 +43,5 @@ def content_of(member: tarfile.TarInfo, content: IO[bytes], origin: str) -> byte
     """A member's bytes. Raises DataError if the tar ends before they do."""
     try:
         return content.read()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         raise DataError(f"{origin} is cut inside {member.name}, which should have {member.size} bytes", AGAIN) from error

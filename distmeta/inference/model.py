@@ -15,24 +15,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from distmeta.data.decode import ValueRange
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.images import Preprocessing, channels_last
 from distmeta.errors import ConfigError, DataError
+from distmeta.files import of_kind, parse_json, read_bytes
 from distmeta.inference.inputs import Pictures, class_labels, network_input
 from distmeta.inference.limits import limits
 from distmeta.learners import build_learner
+from distmeta.learners.description import Description
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params, fill, state, unusable
-from distmeta.models import build_model
+from distmeta.models import MODELS, build_model
 from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head, set_head
 
 CHUNK = 16  # queries classified at once; always as many, so that a query meets the same arithmetic in every company
 _WEIGHTS, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
 _OLD_ABOUT = "adapted.json"  # where these were before
+
+
+_TIMES, _HEAD = 2, 10_000_000  # a network may hold so many times the values of its weights, and a head that they do not store
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+
+
+class _About(TypedDict):
+    classes: list[str | int | float | bool]
+    description: Description
 
 
 class Model(NamedTuple):
@@ -163,12 +175,12 @@ class Adapted(nn.Module):
             with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
                 text = (file.metadata() or {}).get(_ABOUT)
-            about = json.loads(text if text is not None else (Path(folder) / _OLD_ABOUT).read_text())
+            about = of_kind(_About, parse_json(text if text is not None else read_bytes(Path(folder) / _OLD_ABOUT), finite=False))
             problem = unusable(tensors)
             if problem:
                 raise ValueError(problem)
             return Adapted(about["description"], build(about["description"], tensors, own), tensors, about["classes"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ConfigError, SafetensorError) as error:
+        except (*_UNREADABLE, RuntimeError, StopIteration, ConfigError, SafetensorError) as error:
             raise DataError(f"{folder} holds no adapted model ({error!r})", "give a folder that Adapted.save wrote") from None
 
     def export_onnx(self, path: Path | str) -> None:
@@ -204,7 +216,11 @@ def build(description: dict[str, Any], weights: Params, own: Collection[str] = (
     Nothing that came from a registry is imported for its name alone, only what `own` names: import paths that the user gave.
     Raises what the constructors raise.
     """
-    like = next(value for value in weights.values() if value.is_floating_point())
+    like = next((value for value in weights.values() if value.is_floating_point()), None)
+    if like is None:
+        raise ValueError("the weights hold no numbers")
+    if description["model"]["name"] in MODELS:
+        _check_size(description["model"], weights)
     network = build_model(**description["model"], allow_import=description["model"]["name"] in own).to(like.device, like.dtype)
     allow_import = description["learner"]["name"] in own
     learner = build_learner(model=network, objective=objective, allow_import=allow_import, **description["learner"])
@@ -212,3 +228,12 @@ def build(description: dict[str, Any], weights: Params, own: Collection[str] = (
     for name in description.get("frozen", ()):
         learner.model.get_parameter(name).requires_grad_(False)
     return learner
+
+
+def _check_size(model: dict[str, Any], weights: Params) -> None:
+    """Raises ValueError if the network that a description asks for is out of proportion to its weights, before there is one."""
+    with torch.device("meta"):  # shapes without values
+        network = build_model(**model)
+    asked, held = (sum(value.numel() for value in values) for values in (state(network).values(), weights.values()))
+    if asked > _TIMES * held + _HEAD:
+        raise ValueError(f"the network that is described has {asked:,} values; the weights hold {held:,}")

@@ -134,7 +134,7 @@ def _images(
     """Each file that is a whole image, with its pixels (H, W, C)."""
     apart = "keep queries apart from the support folder"
     for path in files:
-        if path.resolve() in support.places:
+        if _place(path) in support.places:
             raise DataError(f"{path} is in both the support and the query folder; its prediction would be meaningless", apart)
         try:
             pixels, digest = reader.read(path)
@@ -145,6 +145,14 @@ def _images(
             text = f"{path} is a copy of the support image {support.digests[digest]}; its prediction would be meaningless"
             raise DataError(text, apart)
         yield path, pixels
+
+
+def _place(path: Path) -> Path:
+    """Where a file is; the path itself if it leads nowhere, which reading it will say."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):  # a link to itself, a null in the name
+        return path
 
 
 class Score:

@@ -5,7 +5,6 @@ Our own verbs never do (law 6); this is for those who know only MLflow.
 
 import base64
 import binascii
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -23,9 +22,11 @@ from safetensors.torch import load_file
 
 from distmeta.data.decode import size_of
 from distmeta.errors import DataError, DistmetaError
+from distmeta.files import of_kind, read_json
 from distmeta.inference.inputs import Picture, is_missing
 from distmeta.inference.limits import limits
 from distmeta.inference.model import Model, build
+from distmeta.learners.description import Description
 from distmeta.learners.params import unusable
 
 _SEND = "send PNG or JPEG files in base64, or lists of whole pixel values 0 to 255, (H, W) or (H, W, C)"
@@ -42,7 +43,7 @@ class FewShotClassifier(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        description = json.loads(Path(context.artifacts["model"]).read_text())
+        description = of_kind(Description, read_json(Path(context.artifacts["model"]), finite=False))
         weights = load_file(context.artifacts["meta_params"])
         problem = unusable(weights)
         if problem:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -21,6 +22,8 @@ from distmeta.masking import masked
 
 _ANSWER_S = 15.0
 _BUSY_S = 30.0
+_LONGEST_ANSWER = 1 << 16  # bytes that say that a server is well
+_LONGEST_S = 900.0  # files of a model may be large, and the line slow
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _checked: set[str] = set()
 
@@ -30,7 +33,7 @@ def check(uri: str) -> None:
     if uri not in _checked:
         if uri.startswith(("http://", "https://")):
             _check_server(uri)
-        elif (database := _database(uri)) is not None:
+        elif (database := database_of(uri)) is not None:
             _check_database(uri, database)
         _checked.add(uri)
 
@@ -42,7 +45,8 @@ def _check_server(uri: str) -> None:
     def ask() -> None:
         try:
             with urlopen(f"{masked(uri).rstrip('/')}/health", timeout=_ANSWER_S) as answer:
-                answer.read(1 << 16)
+                if len(answer.read(_LONGEST_ANSWER + 1)) > _LONGEST_ANSWER:
+                    raise ValueError("it does not answer as MLflow does")
         except HTTPError:
             pass  # it answers
         except Exception as error:  # the URL may be wrong in many ways
@@ -56,7 +60,30 @@ def _check_server(uri: str) -> None:
         raise Unanswered(f"MLflow at {masked(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI")
 
 
-def _database(uri: str) -> Path | None:
+@contextmanager
+def in_time(uri: str) -> Iterator[None]:
+    """Raises TimeoutError if what a server is asked in the block takes very long: MLflow's own limit is on silence.
+
+    Only in the main thread, where Python can interrupt itself; elsewhere nobody waits for an answer.
+    """
+    here = threading.current_thread() is threading.main_thread() and uri.startswith(("http://", "https://"))
+    if not here or signal.getitimer(signal.ITIMER_REAL)[0]:  # an outer block counts already
+        yield
+        return
+
+    def too_late(*_: object) -> None:
+        raise TimeoutError(f"no whole answer within {_LONGEST_S:.0f} s")
+
+    previous = signal.signal(signal.SIGALRM, too_late)
+    signal.setitimer(signal.ITIMER_REAL, _LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def database_of(uri: str) -> Path | None:
     """The file of an SQLite URI."""
     path = uri.partition("?")[0].removeprefix("sqlite:///") if uri.startswith("sqlite:///") else ""
     return Path(path).absolute() if path and path != ":memory:" else None
@@ -70,7 +97,10 @@ def _check_database(uri: str, database: Path) -> None:
         with _alone(database.parent):
             with closing(sqlite3.connect(database, timeout=_BUSY_S)) as opened:
                 opened.execute("BEGIN IMMEDIATE")
+                tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 opened.rollback()
+            if tables and "alembic_version" not in tables:
+                raise sqlite3.Error("it is the database of another program")
             MlflowClient(tracking_uri=uri, registry_uri=uri)
     except TimeoutError:
         raise Unanswered(f"MLflow at {masked(uri)} is in use by another command", "wait until that has ended") from None
@@ -101,7 +131,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def artifacts_beside(uri: str) -> str | None:
     """Where a new experiment in an SQLite file keeps its artifacts: beside that file, wherever it is opened from later."""
-    database = _database(uri)
+    database = database_of(uri)
     return (database.parent / "mlartifacts").as_uri() if database else None
 
 

@@ -4,6 +4,7 @@ Sending a record again changes nothing: a metric's timestamp is its step, and ML
 timestamp and value.
 """
 
+import logging
 import os
 import tempfile
 import threading
@@ -32,10 +33,13 @@ from distmeta.training.measurement import BASELINE_KEY, KEY
 from distmeta.training.metrics import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
 
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints a traceback of what it raises as well
+
 _BATCH = 500  # metrics in one call; MLflow takes up to 1000
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _END_S = 30.0
+_CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_AWS_SIGV4")
 
 
 def tracking_uri(uri: str | None) -> str:
@@ -48,7 +52,8 @@ def answers(uri: str) -> Iterator[None]:
     """Turn what MLflow and its stores raise inside the block into RegistryError naming the server, Unanswered unless it refused."""
     try:
         store.check(uri)
-        yield
+        with store.in_time(uri):
+            yield
     except DistmetaError:
         raise
     except Exception as error:  # a server may answer anything, and a database fail in any way
@@ -96,9 +101,24 @@ def begun(run_folder: RunFolder, uri: str) -> bool:
 
 
 def recorded_uri(run_folder: RunFolder) -> str:
-    """Where the folder's MLflow run is; MLFLOW_TRACKING_URI, if it is the same but for credentials. Raises RunError."""
+    """Where the folder's MLflow run is; MLFLOW_TRACKING_URI, if it is the same but for credentials.
+
+    Raises RunError if the folder, which somebody else may have written, names another place that must not be spoken to unasked: a server
+    that MLflow would show this machine's credentials to, or a database that is not there.
+    """
     recorded, usual = run_folder.read_mlflow()["uri"], tracking_uri(None)
-    return usual if masked(usual) == recorded else recorded
+    if masked(usual) == recorded:
+        return usual
+    remedy = f"if you trust it: distmeta sync {run_folder} --tracking-uri {recorded}"
+    credentials = [name for name in _CREDENTIALS if os.environ.get(name)]
+    if (Path.home() / ".mlflow" / "credentials").exists():
+        credentials.append("~/.mlflow/credentials")
+    if credentials and not recorded.startswith("sqlite:"):
+        raise RunError(f"{run_folder} names {recorded} as its MLflow server, which would be shown {credentials[0]} of this machine", remedy)
+    database = store.database_of(recorded)
+    if database is not None and not database.exists():
+        raise RunError(f"{run_folder} names {recorded} as its MLflow database, which is not there", remedy)
+    return recorded
 
 
 def check_experiment(uri: str, name: str) -> str:

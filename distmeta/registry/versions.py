@@ -30,6 +30,7 @@ from distmeta.registry.tracking import answers, client
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import SEAL, sha256
+from distmeta.training.storage import understood
 
 __version__ = importlib.metadata.version("distmeta")
 _NAMED = 20  # names in a message
@@ -88,7 +89,8 @@ def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str
     It becomes `champion` if its validation score is the highest so far on the same validation episodes; and `alias` in any case, if one is
     given. Raises RunError if the folder holds no finished run.
     """
-    description, by_episode, run_id, tags = _finished(run_folder)
+    with understood(run_folder):
+        description, by_episode, run_id, tags = _finished(run_folder)
     problem = unusable(run_folder.best.load_params())
     if problem:
         raise RunError(f"the best model of {run_folder} cannot be used: {problem}", "train again with a lower outer.lr or inner_lr")

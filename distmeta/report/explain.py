@@ -32,7 +32,7 @@ def draw(support: Support, predictions: Sequence[Prediction], file: Path, reader
     _grid(above, cells, support_rows, reader)
     _grid(below, [(prediction.file, *_caption(prediction)) for prediction in shown], query_rows, reader)
     try:
-        figure.savefig(file, dpi=110, facecolor="white")
+        figure.savefig(file, format="png", dpi=110, facecolor="white")
     except (OSError, ValueError) as error:
         raise DataError(f"--explain {file} cannot be written: {error}", "give the path of a .png file in a folder that exists") from None
 

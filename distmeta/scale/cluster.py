@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 # Set before Ray is imported: Ray reads them once.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -27,6 +27,7 @@ from ray.exceptions import AuthenticationError
 
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError
+from distmeta.masking import masked
 from distmeta.scale.places import amounts_text, places_on
 from distmeta.terminal import lasting, lost_output
 from distmeta.training.storage import appending, on_disk
@@ -137,6 +138,7 @@ def quiet(log: Path) -> Iterator[TextIO]:
     _flush()
     saved = os.dup(1), os.dup(2)
     with appending(log) as file, lasting(os.dup(2), owned=True) as terminal:
+        began = file.seek(0, os.SEEK_END)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
@@ -147,6 +149,19 @@ def quiet(log: Path) -> Iterator[TextIO]:
             for number, original in enumerate(saved, 1):
                 os.dup2(original, number)
                 os.close(original)
+            _mask(file, began)
+
+
+def _mask(log: IO[bytes], began: int) -> None:
+    """Take out of what was logged since `began` what may be secret: Ray and libraries print what they were given."""
+    log.seek(began)
+    lines = log.read().decode(errors="replace").split("\n")
+    safe = "\n".join(map(masked, lines))
+    if safe != "\n".join(lines):
+        log.truncate(began)
+        log.seek(began)
+        log.write(safe.encode())
+        log.flush()
 
 
 def _flush() -> None:

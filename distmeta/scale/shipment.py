@@ -101,10 +101,10 @@ def _check_file(include: Path, file: Path) -> None:
         raise ConfigError(
             f"--include {include} holds a packed dataset; data is read from where it lies, never shipped", "put it on shared storage"
         )
-    if file != include and file.is_symlink() and not file.resolve().is_relative_to(include.resolve()):
-        raise ConfigError(f"--include {include} holds {file}, a link out of that folder", "copy what it leads to into the folder")
     if not file.is_file():
         raise ConfigError(f"--include {include} holds {file}, which is not a file", "take it out of the folder")
+    if file != include and file.is_symlink() and not file.resolve().is_relative_to(include.resolve()):
+        raise ConfigError(f"--include {include} holds {file}, a link out of that folder", "copy what it leads to into the folder")
     _check_secret(include, file)
     with file.open("rb") as opened:
         if _PRIVATE_KEY.search(opened.read(_KEY_WITHIN)):

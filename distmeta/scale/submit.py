@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +26,7 @@ from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wai
 
 from distmeta.config import Config, is_relative, locations, secrets_of
 from distmeta.errors import ClusterError, ConfigError, Stopped
-from distmeta.masking import masked
+from distmeta.masking import masked, printable, printable_lines
 from distmeta.scale.cluster import TOKEN
 from distmeta.scale.shipment import pack_job, shipped_name
 
@@ -44,7 +45,7 @@ def client(address: str) -> JobSubmissionClient:
     check = (
         f"is the head running, with ray[default] and its dashboard at {address} (often port 8265), and is the port open to this machine?"
     )
-    if urlsplit(address).scheme not in ("http", "https"):
+    if not _is_http(address):
         raise ConfigError(
             f"--address {address} is not a dashboard's address", "write http://HEAD:8265, the address of the head's dashboard"
         )
@@ -53,12 +54,19 @@ def client(address: str) -> JobSubmissionClient:
     except HTTPError as error:
         if error.code not in (401, 403) and (remedy := _proxy_remedy(address)) is not None:  # the proxy answered
             raise ClusterError(f"no Ray cluster answers at {address}: {error}", remedy) from None
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, OSError, ValueError, HTTPException) as error:
         raise ClusterError(
             f"no Ray cluster answers at {address}: {getattr(error, 'reason', error)}", _proxy_remedy(address) or check
         ) from None
     with _answers(address), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to what it is given
         return JobSubmissionClient(address)
+
+
+def _is_http(address: str) -> bool:
+    try:
+        return urlsplit(address).scheme in ("http", "https")
+    except ValueError:  # a bracket that is not closed
+        return False
 
 
 @contextmanager
@@ -188,9 +196,12 @@ def follow(address: str, job_id: str, out: TextIO, ask: Callable[[], bool]) -> i
 
 def _copy_log(jobs: JobSubmissionClient, job_id: str, out: TextIO) -> None:
     async def copy() -> None:
-        async for chunk in jobs.tail_job_logs(job_id):
-            out.write(chunk)
+        rest = ""
+        async for chunk in jobs.tail_job_logs(job_id):  # cut anywhere
+            lines, end, rest = (rest + chunk).rpartition("\n")
+            out.write(printable_lines(lines + end))
             out.flush()
+        out.write(printable(rest))
 
     try:
         asyncio.run(copy())
@@ -218,7 +229,7 @@ def list_jobs(address: str) -> list[dict[str, Any]]:
 def logs(address: str, job_id: str) -> str:
     jobs = client(address)
     with _answers(address, job_id):
-        return jobs.get_job_logs(job_id)
+        return printable_lines(jobs.get_job_logs(job_id))
 
 
 def stop(address: str, job_id: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from distmeta.assembly.run import Run
-from distmeta.errors import RegistryError, Unanswered
+from distmeta.errors import DistmetaError, Unanswered
 from distmeta.registry import tracking
 from distmeta.sweep.trials import Trial
 
@@ -44,7 +44,7 @@ class SweepMirror:
             for trial in list(self._records.trials):
                 try:
                     self._follow(trial, last)
-                except RegistryError as error:  # tried again at the next turn
+                except DistmetaError as error:  # tried again at the next turn
                     self.unsent = error.message
                     if isinstance(error, Unanswered):
                         break  # nor would it answer for the others

@@ -4,14 +4,17 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import torch
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from distmeta.errors import RunError
 from distmeta.learners.params import Params
 from distmeta.training.model_folder import WEIGHTS, load_params, save_params
 from distmeta.training.sealed import SealedFolder, seal
+from distmeta.training.storage import read_json
 
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
@@ -31,6 +34,19 @@ def folder_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+class _Best(TypedDict):
+    best_step: NotRequired[Annotated[int, Field(ge=0)]]
+    best_score: NotRequired[float | None]
+    bad_steps: NotRequired[Annotated[int, Field(ge=0)]]
+    largest: NotRequired[float | None]
+
+
+class _Progress(TypedDict):
+    step: Annotated[int, Field(ge=0, le=10**9)]
+    progress: _Best
+    machine: dict[str, str]
+
+
 class CheckpointFolder(SealedFolder):
     """A checkpoint on a disk or in object storage."""
 
@@ -41,22 +57,23 @@ class CheckpointFolder(SealedFolder):
     def load(self) -> Checkpoint:
         """Raises RunError if the folder does not hold what a checkpoint holds."""
         try:
-            content = json.loads((self.path / PROGRESS).read_text())
+            content = read_json(self.path / PROGRESS, _Progress)
             meta_params, optimizer = (load_params(self.path / name) for name in (WEIGHTS, OPTIMIZER))
             return Checkpoint(content["step"], meta_params, optimizer, content["progress"])
-        except (OSError, ValueError, KeyError, RunError) as error:
+        except (OSError, RunError) as error:
             raise self._unreadable(error) from None
 
     def written_on(self) -> dict[str, str]:
         """The machine that wrote it. Raises RunError."""
         try:
             # Checkpoints from before there were native kernels do not name them.
-            return {"kernels": "torch"} | json.loads((self.path / PROGRESS).read_text())["machine"]
-        except (OSError, ValueError, KeyError) as error:
+            return {"kernels": "torch"} | read_json(self.path / PROGRESS, _Progress)["machine"]
+        except (OSError, RunError) as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> RunError:
-        return RunError(f"checkpoint {self} cannot be read: {error}", "remove it; --resume then takes the one before")
+        reason = error.message if isinstance(error, RunError) else error
+        return RunError(f"checkpoint {self} cannot be read: {reason}", "remove it; --resume then takes the one before")
 
 
 def save(checkpoint: Checkpoint, folder: Path, written_on: dict[str, str]) -> None:

@@ -14,11 +14,14 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import psutil
+from pydantic import Field
+from typing_extensions import TypedDict
 from upath import UPath
 
+from distmeta import files
 from distmeta.errors import Overtaken, RunError
 from distmeta.training.storage import LEASE, folder_at, on_disk, write_whole
 
@@ -127,10 +130,19 @@ def check(claim: Claim) -> None:
 
 def _content(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = files.read_json(file, finite=False)
+        return cast(dict[str, Any], files.of_kind(_Content, content))
     except (FileNotFoundError, ValueError):  # or not whole yet
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+class _Content(TypedDict):
+    owner: str
+    renewals: int
+    host: str
+    machine: str
+    pid: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    started: float
 
 
 def _process(pid: int) -> dict[str, Any]:

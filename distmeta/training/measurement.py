@@ -2,9 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from distmeta.errors import RunError
+from distmeta.files import of_kind
 
 KEY = "measurement"
 """Where it is stored in every dictionary that describes an evaluation."""
@@ -81,6 +85,25 @@ class Measurement:
         return quantity(difference, ci95, self.scale, self.digits, unit, sign="+")
 
 
+class _Stored(TypedDict):
+    """The types and ranges of a Measurement's fields."""
+
+    name: str
+    unit: str
+    scale: float
+    digits: Annotated[int, Field(ge=0, le=12)]
+    more_is_better: bool
+    axis: str | None
+    columns: Annotated[list[str], Field(min_length=1)]
+    selected: Annotated[int, Field(ge=0)]
+    headline: Annotated[int, Field(ge=0)]
+    values: list[float | None]
+    ci95: list[float | None]
+    episodes: Annotated[int, Field(ge=0)]
+    chance: float | None
+    notes: list[str]
+
+
 def score_of(value: float | None, more_is_better: bool) -> float:
     """`value` as a score, of which higher is better; -inf if it is None or not finite."""
     if value is None or not math.isfinite(value):
@@ -113,7 +136,7 @@ def measurement_of(evaluation: dict[str, Any]) -> Measurement:
         both = ("accuracy", "accuracy_inductive"), ("ci95", "ci95_inductive")
         values, ci95 = ([evaluation[key] for key in keys] for keys in both)
         return _former_accuracy(values, ci95, evaluation)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise RunError(f"a stored evaluation cannot be read: {error!r}", "evaluate the model again") from None
 
 
@@ -129,39 +152,53 @@ def baseline_of(test: dict[str, Any]) -> Measurement:
             return _stored(test[BASELINE_KEY])
         value, ci95 = test["random_init"], test["random_init_ci95"]
         return _former_error(value, ci95, test["episodes"]) if isinstance(value, dict) else _former_accuracy([value], [ci95], test)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise RunError(f"a stored evaluation cannot be read: {error!r}", "evaluate the model again") from None
 
 
 def _stored(content: dict[str, Any]) -> Measurement:
-    """A later version may have stored more."""
-    return Measurement(**{field.name: content[field.name] for field in fields(Measurement) if field.name in content})
+    """A later version may have stored more. Raises ValueError if it does not agree with itself."""
+    known = {field.name: content[field.name] for field in fields(Measurement) if field.name in content}
+    return _checked(Measurement(**known | {"notes": tuple(known.get("notes", ()))}))
+
+
+def _checked(measurement: Measurement) -> Measurement:
+    """Raises ValueError unless every column has a value and an interval, and the columns that are named are there."""
+    of_kind(_Stored, measurement.as_dict())
+    lengths = {len(measurement.columns), len(measurement.values), len(measurement.ci95)}
+    if len(lengths) != 1 or not max(measurement.selected, measurement.headline) < len(measurement.columns):
+        raise ValueError(f"{len(measurement.columns)} columns, {len(measurement.values)} values and {len(measurement.ci95)} intervals")
+    return measurement
 
 
 def _former_accuracy(values: list[float], ci95: list[float], evaluation: dict[str, Any]) -> Measurement:
     columns = ["transductive", "inductive"][: len(values)]
     last, chance = len(columns) - 1, 1 / evaluation["way"] if "way" in evaluation else None
-    return Measurement(
-        **_FORMER_ACCURACY,  # type: ignore[arg-type]
-        columns=columns,
-        selected=last,
-        headline=0,
-        values=list(values),
-        ci95=list(ci95),
-        episodes=evaluation["episodes"],
-        chance=chance,
+    return _checked(
+        Measurement(
+            **_FORMER_ACCURACY,  # type: ignore[arg-type]
+            columns=columns,
+            selected=last,
+            headline=0,
+            values=list(values),
+            ci95=list(ci95),
+            episodes=evaluation["episodes"],
+            chance=chance,
+        )
     )
 
 
 def _former_error(by_step: dict[str, float], ci95: dict[str, float], episodes: int) -> Measurement:
     columns = sorted(by_step, key=int)
     last = len(columns) - 1
-    return Measurement(
-        **_FORMER_ERROR,  # type: ignore[arg-type]
-        columns=columns,
-        selected=last,
-        headline=last,
-        values=[by_step[column] for column in columns],
-        ci95=[ci95.get(column) for column in columns],
-        episodes=episodes,
+    return _checked(
+        Measurement(
+            **_FORMER_ERROR,  # type: ignore[arg-type]
+            columns=columns,
+            selected=last,
+            headline=last,
+            values=[by_step[column] for column in columns],
+            ci95=[ci95.get(column) for column in columns],
+            episodes=episodes,
+        )
     )

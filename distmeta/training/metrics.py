@@ -1,10 +1,12 @@
 """Metrics files: one JSON line per step, in files that each cover the steps between two checkpoints."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distmeta import files
 from distmeta.training.storage import damaged, write_whole
 
 Record = dict[str, Any]
@@ -65,13 +67,19 @@ class MetricsWriter:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a file that has one on each line. Raises RunError if it is damaged."""
+    """The records of a file that has one on each line, each with its step. Raises RunError if it is damaged."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
+        records = [files.parse_json(line, finite=False) for line in files.read_bytes(path).decode().splitlines()]
+        for number, record in enumerate(records, 1):
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise ValueError(f"line {number} is not the record of a step")
+    except (OSError, ValueError) as error:
         raise damaged(path, error) from None
+    return records
 
 
 def _range(path: Path) -> tuple[int, int]:
+    if not re.fullmatch(r"[0-9]{1,12}-[0-9]{1,12}", path.stem):
+        raise damaged(path, ValueError("its name is not FROM-TO.jsonl"))
     start, _, end = path.stem.partition("-")
     return int(start), int(end)

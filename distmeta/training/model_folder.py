@@ -9,7 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as deserialised
 from safetensors.torch import save as serialised
 
+from distmeta import files
 from distmeta.errors import RunError
+from distmeta.learners.description import Description
 from distmeta.learners.params import Params
 from distmeta.training.sealed import SealedFolder
 from distmeta.training.storage import read_json
@@ -17,10 +19,12 @@ from distmeta.training.storage import read_json
 WEIGHTS = "meta_params.safetensors"
 MODEL = "model.json"
 TEST_EPISODES = "test_episodes.json"  # of a published model: the test's figures of every episode, for paired comparisons
+_LARGEST = 1 << 40  # bytes of weights
 PUBLISHED = (WEIGHTS, MODEL, TEST_EPISODES)
 
 Rows = Sequence[Sequence[float | None]]
 """A row of figures for each episode; None is a figure that is not finite."""
+STORED_ROWS = list[list[float | None]]
 
 
 class ModelFolder(SealedFolder):
@@ -37,15 +41,15 @@ class ModelFolder(SealedFolder):
 
     def read_description(self) -> dict[str, Any]:
         """Raises RunError if it is missing, damaged or not what this version of distmeta writes."""
-        return self._json(MODEL, "model", "learner", "norm")
+        return self._json(MODEL, Description)
 
     def read_test_episodes(self) -> Rows:
         """Of a published model: the figures of each of its test's episodes. Raises RunError."""
-        return self._json(TEST_EPISODES)
+        return self._json(TEST_EPISODES, STORED_ROWS)
 
-    def _json(self, name: str, *keys: str) -> Any:
+    def _json(self, name: str, kind: Any) -> Any:
         try:
-            return read_json(self.path / name, *keys)
+            return read_json(self.path / name, kind)
         except OSError as error:
             raise RunError(f"{self} holds no model: {error}", "give the folder of a run that ended with its test") from None
 
@@ -65,6 +69,6 @@ def save_params(params: Params, path: Path) -> None:
 def load_params(path: Path) -> Params:
     """Raises RunError if the file does not hold tensors."""
     try:
-        return deserialised(path.read_bytes())
-    except (OSError, SafetensorError) as error:
+        return deserialised(files.read_bytes(path, _LARGEST))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:  # KeyError: a type that torch lacks
         raise RunError(f"{path} cannot be read: {error}", "begin the run again in a new run_folder") from None

@@ -3,16 +3,19 @@
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from distmeta import files
 from distmeta.config import Config, parse
 from distmeta.errors import ConfigError, DistmetaError, RunError
 from distmeta.learners.params import Params
-from distmeta.training import storage
+from distmeta.training import storage, stored
 from distmeta.training.checkpoint import CheckpointFolder, folder_name
 from distmeta.training.metrics import MetricsFolder, read_lines
-from distmeta.training.model_folder import TEST_EPISODES, ModelFolder, Rows
+from distmeta.training.model_folder import STORED_ROWS, TEST_EPISODES, ModelFolder, Rows
 from distmeta.training.storage import read_json, unknown_content, write_whole
 
 CONFIG = "config.yaml"
@@ -121,7 +124,7 @@ class RunFolder:
 
     def read_dataset(self) -> dict[str, str]:
         """ "dataset", its name, and "fingerprint"."""
-        return self._read(_DATASET, "dataset", "fingerprint")
+        return self._read(_DATASET, stored.Dataset)
 
     # How it goes.
 
@@ -193,7 +196,7 @@ class RunFolder:
         """The model of the best step so far."""
         best = self.path / _BEST
         try:
-            return ModelFolder(best / read_json(best / _POINTER, "folder")["folder"])
+            return ModelFolder(best / read_json(best / _POINTER, stored.Best)["folder"])
         except FileNotFoundError:
             return ModelFolder(best)  # as distmeta 0.1 laid it out
 
@@ -222,10 +225,10 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         if self.holds_seeds:
             raise RunError(f"{self} holds runs of several seeds, not one run", f"give one of them: {self.path / _SEED_RUNS}/…")
-        return self._read(_RESULT, "steps", "best_step", "weights_sha256", "test", missing="finished run", remedy=_FINISHED)
+        return self._read(_RESULT, stored.Result, missing="finished run", remedy=_FINISHED)
 
     def read_test_episodes(self) -> Rows:
-        return self._read(TEST_EPISODES, missing="finished run", remedy=_FINISHED)
+        return self._read(TEST_EPISODES, STORED_ROWS, missing="finished run", remedy=_FINISHED)
 
     @property
     def report(self) -> Path:
@@ -243,7 +246,7 @@ class RunFolder:
     def read_mlflow(self) -> dict[str, str]:
         """`uri` without credentials, `run_id`, and `model`, its address, once it is published."""
         try:
-            return read_json(self.path / _MLFLOW, "uri", "run_id")
+            return read_json(self.path / _MLFLOW, stored.Mlflow)
         except (OSError, RunError) as error:
             reason = error.message if isinstance(error, RunError) else str(error)
             raise RunError(f"{self} has no MLflow run: {reason}", "distmeta train CONFIG --resume begins it") from None
@@ -262,7 +265,7 @@ class RunFolder:
 
     def read_trials(self) -> list[dict[str, Any]]:
         """What is recorded of every trial that was ever begun."""
-        return [read_json(path) for path in self.path.glob(f"{_TRIALS}/trial-*/{_TRIAL}")]
+        return [read_json(path, dict[str, Any]) for path in self.path.glob(f"{_TRIALS}/trial-*/{_TRIAL}")]
 
     def write_trial(self, record: dict[str, Any]) -> None:
         """Record this folder's trial, begun now if it was not."""
@@ -277,7 +280,7 @@ class RunFolder:
     def read_failure(self) -> str | None:
         """Why this folder's trial failed, if it did."""
         path = self.path / _FAILURE
-        return read_json(path, "message")["message"] if path.exists() else None
+        return read_json(path, stored.Failure)["message"] if path.exists() else None
 
     def forget_failure(self) -> None:
         (self.path / _FAILURE).unlink(missing_ok=True)
@@ -298,7 +301,7 @@ class RunFolder:
     def read_table(self) -> dict[str, Any] | None:
         """What the sweep came to; None if it has not ended."""
         path = self.path / _TABLE
-        return read_json(path, "trials", "best") if path.exists() else None
+        return read_json(path, stored.Table) if path.exists() else None
 
     @property
     def tune(self) -> Path:
@@ -314,7 +317,7 @@ class RunFolder:
 
     def read_groups(self) -> list[str]:
         path = self.path / _GROUPS
-        return read_json(path) if path.exists() else []
+        return read_json(path, list[str]) if path.exists() else []
 
     # Of the runs of one config with several seeds.
 
@@ -331,10 +334,10 @@ class RunFolder:
         return self.path / _SEEDS
 
     def read_seeds(self) -> dict[str, Any]:
-        return self._read(_SEEDS, "seeds")
+        return self._read(_SEEDS, stored.Seeds)
 
-    def _read(self, name: str, *keys: str, missing: str = "run", remedy: str = "give the run_folder of a run") -> Any:
+    def _read(self, name: str, kind: Any, missing: str = "run", remedy: str = "give the run_folder of a run") -> Any:
         try:
-            return read_json(self.path / name, *keys)
+            return read_json(self.path / name, kind)
         except OSError as error:
             raise RunError(f"{self} holds no {missing}: {error}", remedy) from None

@@ -5,10 +5,24 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from distmeta.training.storage import replacing, write_whole
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from distmeta.errors import RunError
+from distmeta.training.storage import read_json, replacing, write_whole
 
 SEAL = "checkpoint.json"
+
+
+class _File(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class _Seal(TypedDict):
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], _File]
 
 
 class SealedFolder:
@@ -28,12 +42,12 @@ class SealedFolder:
     def is_whole(self) -> bool:
         """Whether the folder has its `checkpoint.json` and every file that it names, unchanged."""
         try:
-            files = json.loads((self.path / SEAL).read_text())["files"]
+            files = read_json(self.path / SEAL, _Seal)["files"]
             return all(
                 (self.path / name).stat().st_size == file["bytes"] and sha256(self.path / name) == file["sha256"]
                 for name, file in files.items()
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, RunError):
             return False
 
     @contextmanager

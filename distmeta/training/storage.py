@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
+from jinja2 import UndefinedError
 from upath import UPath
 
 from distmeta import files
@@ -70,8 +71,8 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path, *keys: str) -> Any:
-    """What the JSON file at `path` holds: an object with `keys`, if any are given.
+def read_json(path: Path, kind: Any) -> Any:
+    """What the JSON file at `path` holds, which is of the type `kind`.
 
     Raises FileNotFoundError, or RunError if the file is damaged, or is not what this version of distmeta writes there.
     """
@@ -79,13 +80,25 @@ def read_json(path: Path, *keys: str) -> Any:
         content = files.read_json(path, finite=False)
     except ValueError as error:
         raise damaged(path, error) from None
-    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if lacking:
-        raise unknown_content(path, f"it lacks {', '.join(lacking)}")
-    return content
+    try:
+        return files.of_kind(kind, content)
+    except ValueError as error:
+        raise unknown_content(path, str(error)) from None
 
 
-def damaged(path: Path, error: ValueError) -> RunError:
+@contextmanager
+def understood(folder: object) -> Iterator[None]:
+    """What the figures in a run folder's files make this version of distmeta stumble over, in the block, is said of the folder."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError, UndefinedError) as error:
+        raise RunError(
+            f"{folder} holds something that distmeta {version('distmeta')} does not understand: {' '.join(str(error).split())[:300]!r}",
+            "update distmeta if a newer one wrote it; else restore it from a copy",
+        ) from error
+
+
+def damaged(path: Path, error: Exception) -> RunError:
     return RunError(f"{path} is damaged: {error}", "restore it from a copy, or begin the run again in a new run_folder")
 
 
@@ -134,7 +147,7 @@ def appending(path: Path) -> Iterator[IO[bytes]]:
     """A file of this machine whose bytes stand at the end of `path` when the block has ended."""
     if on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
+        with path.open("a+b") as file:
             yield file
         return
     with tempfile.TemporaryFile() as file:

@@ -17,8 +17,10 @@ from distmeta.data.sources import SourceImage
 from distmeta.data.splits import SPLITS
 from distmeta.data.tars import AGAIN, content_of, members
 from distmeta.errors import DataError
+from distmeta.files import read_bytes
 
 _log = logging.getLogger(__name__)
+_LONGEST_LIST = 1 << 26  # bytes; ImageNet's 14 million images are never listed
 WNID = re.compile(r"n\d{8}")
 _LAYOUT = "give ILSVRC2012_img_train.tar, or a folder that holds n01443537/*.JPEG or n01443537.tar for each class"
 
@@ -93,9 +95,20 @@ def rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
     """(line number, line, its fields) of every line of a CSV file that is not empty. Raises DataError if there is no such file."""
     if not path.is_file():
         raise DataError(f"{path} is not a file; a class split is train.csv, val.csv and test.csv", "give the folder that holds them")
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
-            yield number, line, [field.strip() for field in next(csv.reader([line]))]
+            try:
+                fields = next(csv.reader([line]))
+            except csv.Error as error:
+                raise DataError(f"{path} line {number} is {line[:60]!r}…: {error}", "write one row of a CSV file on each line") from None
+            yield number, line, [field.strip() for field in fields]
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, _LONGEST_LIST).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}", "give the folder that holds the class split") from None
 
 
 def _read_splits(folder: Path) -> dict[str, Class]:

@@ -13,6 +13,7 @@ from distmeta.seeds import generator
 
 BACKGROUND = "images_background"
 EVALUATION = "images_evaluation"
+_LARGEST = 1 << 20  # bytes of a drawing: they have some 200
 IMAGES = 32460  # 1623 characters by 20 hands
 _REMEDY = "download images_background.zip and images_evaluation.zip again from https://github.com/brendenlake/omniglot"
 
@@ -80,8 +81,8 @@ def _members(archive: zipfile.ZipFile, stem: str) -> list[_Member]:
 def _choose_val(alphabets: list[str], seed: int, count: int) -> set[str]:
     if not 1 <= count < len(alphabets):
         raise DataError(
-            f"{count} val alphabets asked of {len(alphabets)} background alphabets; val and train need at least one each",
-            f"ask for 1 to {len(alphabets) - 1} val alphabets",
+            f"{count} val alphabets asked of {len(alphabets)} in {BACKGROUND}.zip; val and train need at least one each",
+            _REMEDY,
         )
     order = generator(seed, "omniglot val alphabets").permutation(len(alphabets))
     return {alphabets[index] for index in order[:count]}
@@ -89,6 +90,9 @@ def _choose_val(alphabets: list[str], seed: int, count: int) -> set[str]:
 
 def _image(archive: zipfile.ZipFile, member: _Member, split: str) -> SourceImage:
     origin = f"{archive.filename}:{member.name}"
+    size = archive.getinfo(member.name).file_size
+    if size > _LARGEST:
+        raise DataError(f"{origin} has {size:,} bytes; a drawing has {_LARGEST:,} at most", _REMEDY)
     try:
         image = archive.read(member.name)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:

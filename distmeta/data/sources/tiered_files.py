@@ -20,6 +20,7 @@ from distmeta.data.splits import SPLITS
 from distmeta.errors import DataError
 
 _FILES = "give the folder with {train,val,test}_labels.pkl and _images_png.pkl or _images.npz, as they were published"
+_LARGEST = 4096  # pixels of a side
 
 
 def holds(folder: Path) -> bool:
@@ -63,6 +64,13 @@ def _labels(path: Path) -> tuple[list[str], list[str]]:
     content = _load(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no table of labels", _FILES)
+    try:
+        return _classes(content, split, path)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(f"{path} holds labels of another form: {error}", _FILES) from error
+
+
+def _classes(content: dict[Any, Any], split: str, path: Path) -> tuple[list[str], list[str]]:
     table = {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
     specific = table.get("label_specific", table.get("labels"))
     if specific is None or not len(specific):
@@ -117,8 +125,10 @@ def _shape(file: IO[bytes], path: Path) -> tuple[int, ...]:
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns_first, dtype = read_header(file)
-    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or columns_first:
-        raise DataError(f"{path}: images are {dtype} of shape {shape}; they should be uint8 (n, height, width, 3)", _FILES)
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or columns_first or not all(1 <= side <= _LARGEST for side in shape[1:]):
+        raise DataError(
+            f"{path}: images are {dtype} of shape {shape}; they should be uint8 (n, height, width, 3), sides up to {_LARGEST}", _FILES
+        )
     return shape
 
 
@@ -126,8 +136,8 @@ def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _DataUnpickler(file, encoding="latin1").load()  # as arrays and text from Python 2 need
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{path} cannot be read: {error.message}", error.remedy) from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         reason = "not enough memory" if isinstance(error, MemoryError) else error
         raise DataError(f"{path} cannot be read: {reason}", _FILES) from error

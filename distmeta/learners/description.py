@@ -1,0 +1,41 @@
+"""What a model's description may hold, which anybody may have written: a type and a range for all that is used of it."""
+
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from distmeta.data.images import Preprocessing
+
+_Name = Annotated[str, Field(min_length=1, max_length=1000)]
+_Size = Annotated[int, Field(ge=1, le=10**6)]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Built(TypedDict):
+    """A network or a learner: its name, and beside it the arguments of its constructor."""
+
+    name: _Name
+
+
+class TaskSize(TypedDict):
+    way: _Size
+    shot: _Size
+
+
+@with_config(ConfigDict(extra="allow"))
+class Description(TypedDict):
+    """What says how to build a network and its learner, and what they were trained on. A later version may have stored more."""
+
+    model: Built
+    learner: Built
+    norm: str
+    preprocessing: NotRequired[Annotated[Preprocessing, Field(strict=False)] | None]
+    task: NotRequired[TaskSize]
+    frozen: NotRequired[list[str]]
+    notes: NotRequired[list[str]]
+    dataset: NotRequired[_Name]
+    fingerprint: NotRequired[Annotated[str, Field(max_length=200)]]
+    step: NotRequired[Annotated[int, Field(ge=0, le=10**9)]]
+    validation: NotRequired[dict[str, Any]]
+    test: NotRequired[dict[str, Any]]

@@ -64,7 +64,10 @@ def test_a_disk_that_is_full_is_said_at_the_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "distmeta", "--help"]
     with Path("/dev/full").open("w") as full:
         found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert (found.returncode, found.stderr) == (1, "distmeta: standard output could not be written: No space left on device\n")
+    assert (found.returncode, found.stderr) == (
+        1,
+        "distmeta: standard output could not be written: No space left on device\n  give the same command again where there is room\n",
+    )
 
 
 @pytest.mark.parametrize(

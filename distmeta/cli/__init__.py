@@ -86,7 +86,10 @@ def _report_lost() -> None:
     """Say that results could not be printed. Exit code 1 if they are kept nowhere else."""
     lost = terminal.lost_output()
     if lost is not None:
-        print(f"distmeta: standard output could not be written: {lost.strerror}", file=sys.stderr)
+        print(
+            f"distmeta: standard output could not be written: {lost.strerror}\n  give the same command again where there is room",
+            file=sys.stderr,
+        )
         if not _KEPT.intersection(sys.argv[1:2]) or "--json" in sys.argv:
             sys.exit(1)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 from markupsafe import Markup
 
 from distmeta.report.adaptation import adaptation_curves
@@ -34,22 +34,26 @@ def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: st
     records = list(run_folder.metrics.read())
     checkpoint = run_folder.newest_checkpoint()
     environment = Environment(loader=PackageLoader("distmeta.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True)
-    page = environment.get_template("page.html").render(
-        run=run_folder.name,
-        test=result["test"],
-        result=result,
-        best=best,
-        dataset=run_folder.read_dataset(),
-        summary=_summary(result["test"]),
-        cards=_cards(result["test"]),
-        facts=_page(run_folder) + _facts(records, best, run_folder.restarts()),
-        learning=list(_learning(records)),
-        sections=[section for section in (_adaptation(result["test"]), *sections) if section],
-        why_not=why_not,
-        time=_time(records),
-        machine=checkpoint.written_on() if checkpoint else {},
-        config=run_folder.config_text(),
-    )
+    shown = {
+        "run": run_folder.name,
+        "test": result["test"],
+        "result": result,
+        "best": best,
+        "dataset": run_folder.read_dataset(),
+        "summary": _summary(result["test"]),
+        "cards": _cards(result["test"]),
+        "facts": _page(run_folder) + _facts(records, best, run_folder.restarts()),
+        "learning": list(_learning(records)),
+        "sections": [section for section in (_adaptation(result["test"]), *sections) if section],
+        "why_not": why_not,
+        "time": _time(records),
+        "machine": checkpoint.written_on() if checkpoint else {},
+        "config": run_folder.config_text(),
+    }
+    try:
+        page = environment.get_template("page.html").render(shown)
+    except UndefinedError as error:
+        raise ValueError(str(error)) from None  # a figure that the page shows is not stored
     write_whole(run_folder.report, page)
 
 

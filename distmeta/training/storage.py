@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
-from jinja2 import UndefinedError
 from upath import UPath
 
 from distmeta import files
@@ -91,7 +90,7 @@ def understood(folder: object) -> Iterator[None]:
     """What the figures in a run folder's files make this version of distmeta stumble over, in the block, is said of the folder."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError, UndefinedError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise RunError(
             f"{folder} holds something that distmeta {version('distmeta')} does not understand: {' '.join(str(error).split())[:300]!r}",
             "update distmeta if a newer one wrote it; else restore it from a copy",

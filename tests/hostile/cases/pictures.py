@@ -170,10 +170,10 @@ def _cases() -> Iterator[Case]:
         0,
     )
     yield Case("pack 8 bits in 16", _dark, "none above [0-9]+ of 65535.*\n.*--value-range")
-    yield Case("pack only black", partial(_of_a_kind, _black()), "standard deviation")
+    yield Case("pack only black", partial(_of_a_kind, _black(), "--allow-copies"), "standard deviation")
     yield Case(
         "pack floats of a range that does not fit",
-        partial(_of_a_kind, _values("f4", 0.0, 0.5, 1.0), "--value-range", "100,200"),
+        partial(_of_a_kind, _values("f4", 0.0, 0.5, 1.0), "--value-range", "100,200", "--allow-copies"),
         "--value-range",
     )
     for text in ("1", "1,2,3", "2,1", "nan,1", "0,inf", "a,b", "", "1e999,2"):

@@ -3,10 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
-
-from pydantic import Field
-from typing_extensions import TypedDict
+from typing import Any
 
 from distmeta import files
 from distmeta.config import Config, parse

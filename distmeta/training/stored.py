@@ -1,9 +1,9 @@
 """The types and ranges of what a run folder's files hold, checked once on reading: somebody else may have written them."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 _Step = Annotated[int, Field(ge=0, le=10**9)]
 

@@ -129,6 +129,9 @@ def summary_of(manifest: Manifest) -> dict[Split, dict[str, int]]:
     return summary
 
 
+_OWN = {"lock", "spool", "journal", "whole"}  # what a work folder holds
+
+
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
     """A hidden folder beside `out`, locked against other packs. If the block ends well, its folder `whole` becomes `out`.
@@ -139,6 +142,9 @@ def _work_folder(out: Path) -> Iterator[Path]:
     lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        foreign = sorted({path.name for path in folder.iterdir()} - _OWN)
+        if foreign:  # the folder is removed in the end
+            raise DataError(f"{folder}, where pack works, holds {foreign[0]}, which is not pack's", "move it away, or choose another --out")
         lock.acquire(timeout=0)
     except Timeout:
         raise DataError(f"{folder} is locked: another pack into {out} runs", "wait for it, or choose another --out") from None

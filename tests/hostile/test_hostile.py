@@ -10,7 +10,8 @@ from cases import CASES, REAL
 from forks import Forks
 
 LANES = 2
-_REFUSAL = re.compile(r"^distmeta: \S.*\n  \S.*$", re.MULTILINE)
+# verify names each finding on a line of its own, and counts them
+_REFUSAL = re.compile(r"^(distmeta: \S.*\n  \S.*|\d+ shards, [1-9]\d* findings)$", re.MULTILINE)
 _AGAIN = re.compile(r"started os.exec /\S*python")  # it begins again in Python's UTF-8 mode
 
 Outcomes = dict[str, "Future[Outcome]"]

@@ -99,8 +99,8 @@ def _registries() -> Iterator[Case]:
         yield Case(
             f"publish --name {name[:10]!r}",
             lambda name=name: ("publish", "run", "--name", name),
-            "is not a model name",
-            (0, 2) if not name else 2,
+            "is not a model name" if name else "published",
+            2 if name else 0,
         )
     for alias in ("latest", "v1", "V2", "a b", "../x", "x" * 200):
         yield Case(

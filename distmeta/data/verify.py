@@ -14,10 +14,11 @@ from distmeta.data.copies import SeenPictures
 from distmeta.data.encode import pixels_digest
 from distmeta.data.images import decode_packed
 from distmeta.data.shards import Dataset, Shard, ShardInfo
-from distmeta.data.tars import members
+from distmeta.data.tars import content_of, members
 from distmeta.data.workers import usable_cpus
 from distmeta.errors import DataError
 
+_LONGEST_LABEL = 20  # digits
 _THREADS = 8  # each holds one shard in memory
 
 
@@ -110,7 +111,8 @@ def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:
                 yield Finding(shard.info.name, member.name, "names a place outside the shard")
             if member.name in found:
                 yield Finding(shard.info.name, member.name, "appears twice")
-            found[member.name] = _Member(member.offset_data, member.size, content.read() if member.name.endswith(".cls") else b"")
+            label = content_of(member, content, "the shard") if member.name.endswith(".cls") else b""
+            found[member.name] = _Member(member.offset_data, member.size, label)
     except DataError as error:
         yield Finding(shard.info.name, "", error.message)
 
@@ -118,7 +120,7 @@ def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:
 def _label_problem(member: _Member | None, class_id: int, classes: int) -> str:
     if member is None:
         return "the label (.cls) is missing"
-    if not member.label.isdigit():
+    if not member.label.isdigit() or len(member.label) > _LONGEST_LABEL:
         return f"label {member.label[:20]!r} is not a number"
     if int(member.label) >= classes:
         return f"label {int(member.label)} is out of range; the manifest has {classes} classes"

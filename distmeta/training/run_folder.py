@@ -298,7 +298,7 @@ class RunFolder:
     def read_table(self) -> dict[str, Any] | None:
         """What the sweep came to; None if it has not ended."""
         path = self.path / _TABLE
-        return read_json(path, stored.Table) if path.exists() else None
+        return read_json(path, stored.SweepTable) if path.exists() else None
 
     @property
     def tune(self) -> Path:

@@ -34,7 +34,7 @@ class Failure(TypedDict):
     message: str
 
 
-class Table(TypedDict):
+class SweepTable(TypedDict):
     trials: list[dict[str, Any]]
     best: Any
 

@@ -110,6 +110,9 @@ def pack(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         infos = _class_infos(spool)
+        lacking = [split for split in SPLITS if not any(info.split == split for info in infos)]
+        if lacking:
+            raise DataError(f"the source has no image of split {lacking[0]!r}", f"add a class to it, then remove {work} to start again")
         copies = _copies(spool, infos, options.allow_copies)
         preprocessing = _preprocessing(spool, options)
         plans = [plan for split in SPLITS for plan in _plans(split, infos, spool, folder, options)]

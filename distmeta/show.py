@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,7 +25,7 @@ from rich.text import Text
 
 from distmeta.errors import RunError
 from distmeta.masking import masked_tree, printable
-from distmeta.terminal import console
+from distmeta.terminal import Display, console
 from distmeta.training.measurement import KEY, Measurement, baseline_name, baseline_of, measurement_of
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from distmeta.inference.predict import FileReader, Prediction, Score, Support
 
 T = TypeVar("T")
-
-_LINE_S = 10.0  # seconds between progress lines where there is no terminal
 
 
 def say(text: str) -> None:
@@ -181,28 +178,26 @@ class _Speed(ProgressColumn):
 
 def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Pass items through, with count, rate and time left: a bar on a terminal, elsewhere a line every ten seconds."""
-    there = console(sys.stderr)
-    if there.is_terminal:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Speed(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=there, transient=True) as progress:
-            yield from progress.track(items, description=what, total=total)
-        return
-    since, before = time.monotonic(), 0
-    for count, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - since >= _LINE_S:
-            rate = (count - before) / (now - since)  # the last seconds': a resumed pack passes quickly over what it has
-            of = f" of {total:,}, {max(0, total - count) / rate:,.0f} s left" if total else ""
-            say(f"{what}: {count:,}{of}, {rate:,.0f}/s")
-            since, before = now, count
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Speed(),
+        TimeRemainingColumn(),
+    )
+    with Display(sys.stderr, lambda console: Progress(*columns, console=console, transient=True)) as display:
+        if display.console.is_terminal:
+            yield from display.live.track(items, description=what, total=total)
+            return
+        before = 0
+        for count, item in enumerate(items, 1):
+            yield item
+            if (seconds := display.line_due()) is not None:
+                rate = (count - before) / seconds  # the last seconds': a resumed pack passes quickly over what it has
+                of = f" of {total:,}, {max(0, total - count) / rate:,.0f} s left" if total else ""
+                say(f"{what}: {count:,}{of}, {rate:,.0f}/s")
+                before = count
 
 
 def next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None) -> None:

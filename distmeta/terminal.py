@@ -11,12 +11,19 @@ import os
 import select
 import signal
 import sys
-from typing import Any, TextIO
+import time
+from collections.abc import Callable
+from typing import Any, Generic, Self, TextIO, TypeVar
 
 from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress
+
+from distmeta.masking import printable
 
 _DEGRADE = "distmeta-degrade"
 _WIDTH = 200  # columns where there is no terminal to fit into
+_LINE_EVERY_S = 10.0
 _READER_LEFT = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more, a terminal that was closed
 
 
@@ -121,3 +128,38 @@ def console(file: TextIO) -> Console:
     """A console that prints data as it is: brackets are no markup, and :smile: is no picture."""
     width = None if file.isatty() else _WIDTH
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
+
+
+L = TypeVar("L", Live, Progress)
+
+
+class Display(Generic[L]):
+    """Something that is redrawn in place on a terminal. Elsewhere it is a plain line now and then: see `line_due`."""
+
+    def __init__(self, file: TextIO, live: Callable[[Console], L]) -> None:
+        """`live` makes what is redrawn, on the console that it is given."""
+        self.console = console(file)
+        self.live: L = live(self.console)
+        self._line_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def say(self, text: str) -> None:
+        """Lines of text, above what is redrawn."""
+        self.console.print("\n".join(map(printable, text.splitlines())), soft_wrap=True)
+
+    def line_due(self, news: bool = False) -> float | None:
+        """Seconds since the last plain line if another is due now: never on a terminal, elsewhere with news or after ten seconds."""
+        now = time.monotonic()
+        seconds = now - self._line_at
+        if self.console.is_terminal or not (news or seconds >= _LINE_EVERY_S):
+            return None
+        self._line_at = now
+        return seconds

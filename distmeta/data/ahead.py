@@ -1,26 +1,31 @@
-"""Making things before they are asked for, in a thread of their own."""
+"""Making things before they are asked for, a few at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
 _AHEAD = 2  # things made before they are asked for
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(pool: Executor, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
+    """function(item) for every item, in order, computed by `pool`; `most` of them are under way or wait to be taken, at most."""
+    remaining = iter(items)
+    pending: deque[Future[R]] = deque(pool.submit(function, item) for item in islice(remaining, most))
+    while pending:
+        result = pending.popleft().result()
+        pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+        yield result
 
 
 def ahead(make: Callable[[int], T], indices: Iterable[int]) -> Iterator[T]:
     """make(i) for every index, computed by one thread up to `_AHEAD` calls before they are asked for."""
-    remaining = iter(indices)
-    pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
         try:
-            pending.extend(thread.submit(make, i) for i in islice(remaining, _AHEAD))
-            while pending:
-                made = pending.popleft().result()
-                pending.extend(thread.submit(make, i) for i in islice(remaining, 1))
-                yield made
+            yield from in_order(thread, make, indices, _AHEAD)
         finally:
             thread.shutdown(wait=False, cancel_futures=True)

@@ -2,14 +2,13 @@
 
 import hashlib
 import io
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from distmeta.data.ahead import in_order
 from distmeta.data.copies import SeenPictures
 from distmeta.data.encode import pixels_digest
 from distmeta.data.images import decode_packed
@@ -44,14 +43,10 @@ def verify(dataset: Dataset, quick: bool = False, seen: SeenPictures | None = No
     Sizes; unless `quick` also SHA-256, the tar's members and their names, labels, and that every image decodes, and `seen` hears of every
     picture.
     """
-    remaining = iter(dataset.manifest.shards)
     threads = min(_THREADS, usable_cpus())
     check = partial(_check, dataset, quick, seen)
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
-        pending: deque[Future[list[Finding]]] = deque(pool.submit(check, info) for info in islice(remaining, 2 * threads))
-        while pending:
-            yield pending.popleft().result()
-            pending.extend(pool.submit(check, info) for info in islice(remaining, 1))
+        yield from in_order(pool, check, dataset.manifest.shards, 2 * threads)
 
 
 def _check(dataset: Dataset, quick: bool, seen: SeenPictures | None, info: ShardInfo) -> list[Finding]:

@@ -6,15 +6,14 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from distmeta.data.ahead import in_order
 from distmeta.errors import DataError
 
 T = TypeVar("T")
@@ -80,13 +79,8 @@ class Workers:
         if self._pool is None:
             yield from map(function, items)
             return
-        remaining = iter(items)
         try:
-            pending: deque[Future[R]] = deque(self._pool.submit(function, item) for item in islice(remaining, 2 * self._processes))
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(self._pool.submit(function, item) for item in islice(remaining, 1))
-                yield result
+            yield from in_order(self._pool, function, items, 2 * self._processes)
         except BrokenProcessPool:
             raise DataError(
                 "a packing process was killed, as a system does that is out of memory",

@@ -1,37 +1,62 @@
-"""Ray Train's blocking call, in a thread; and what it ended with."""
+"""Ray Train's or Ray Tune's blocking call, in a thread; how it is watched, and what it ended with."""
 
 import errno
+import signal
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.train import ControllerError, TrainingFailedError
+from ray.train import ControllerError
 
 from distmeta.config import Config
 from distmeta.errors import ClusterError, DistmetaError, Overtaken, RunError
 from distmeta.scale.progress import raised
 from distmeta.training.run_folder import RunFolder
 
+_POLL_S = 0.5
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody fixes it
 
 
 class Fit:
-    """Ray Train's blocking fit() in a thread, so that the calling one can watch."""
+    """The blocking fit() of a Ray Trainer or Tuner in a thread, so that the calling one can watch. `error` is what it raised."""
 
-    def __init__(self, ray_trainer: Any) -> None:
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(ray_trainer,), name="ray train", daemon=True)
+    def __init__(self, trainer: Any) -> None:
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(trainer,), name="ray fit", daemon=True)
         self._thread.start()
 
-    def _run(self, ray_trainer: Any) -> None:
+    def _run(self, trainer: Any) -> None:
         try:
-            ray_trainer.fit()
-        except (TrainingFailedError, RayError, RuntimeError) as error:
+            trainer.fit()
+        except Exception as error:  # whatever it is, the thread that watches must hear of it
             self.error = error
 
     @property
     def going(self) -> bool:
         return self._thread.is_alive()
+
+
+def watch(fit: Fit, look: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Call `look` every half second until `fit` ends. The first Ctrl-C (or SIGTERM) calls `stop`; a second one raises KeyboardInterrupt."""
+    asked, stopping = threading.Event(), False
+
+    def on_signal(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while fit.going:
+            if asked.is_set() and not stopping:
+                stopping = True
+                stop()
+            look()
+            time.sleep(_POLL_S)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:

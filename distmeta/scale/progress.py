@@ -4,20 +4,19 @@ import time
 from typing import Any, TextIO
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distmeta import errors
-from distmeta.masking import printable
-from distmeta.terminal import console
+from distmeta.terminal import Display
 
 STARTING = "starting workers"
 _UPDATE_EVERY_S = 0.25
-_LINE_EVERY_S = 10.0
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_task_retries=-1)  # under load its process may not answer for a while; every call may be made twice
 class Board:
     """Holds the latest status, whether to stop, and the failure if a worker had one."""
 
@@ -47,6 +46,16 @@ def new_board(name: str | None = None) -> Any:
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return Board.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+def read(board: Any) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
+    """The status and the failure that a board holds. Raises ClusterError if its process is gone."""
+    try:
+        return ray.get(board.snapshot.remote())
+    except RayActorError:
+        raise errors.ClusterError(
+            "the process that collects the run's progress was lost", "run it again with --resume: it continues from its last checkpoint"
+        ) from None
 
 
 class Restarts(UserCallback):
@@ -83,7 +92,7 @@ class Reporter:
 
     def failed(self) -> bool:
         """Whether some worker has told a failure, be it one that is no more."""
-        return ray.get(self._board.snapshot.remote())[1] is not None
+        return read(self._board)[1] is not None
 
     def fail(self, error: errors.DistmetaError) -> None:
         ray.get(self._board.fail.remote(type(error).__name__, error.message, error.remedy))
@@ -95,13 +104,11 @@ def raised(failure: tuple[str, str, str]) -> errors.DistmetaError:
     return getattr(errors, kind, errors.RunError)(message, remedy)
 
 
-class Display:
-    """A progress bar on a terminal, a plain line every ten seconds elsewhere."""
+class RunDisplay(Display[Progress]):
+    """A run's progress: a bar on a terminal, elsewhere a line every ten seconds and at each new phase."""
 
     def __init__(self, terminal: TextIO, steps: int) -> None:
-        self._console = console(terminal)
         self._steps = steps
-        self._line_at = 0.0
         self._phase = ""
         self._warning: str | None = None
         columns = (
@@ -112,19 +119,8 @@ class Display:
             TimeRemainingColumn(),
         )
         # Not redirecting: what Ray prints belongs in the log, and rich would bring it here.
-        hidden = not self._console.is_terminal
-        self._bar = Progress(*columns, console=self._console, redirect_stdout=False, redirect_stderr=False, disable=hidden)
-        self._task: TaskID = self._bar.add_task("", total=steps, phase="", figures="")
-
-    def __enter__(self) -> "Display":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def say(self, text: str) -> None:
-        self._console.print("\n".join(map(printable, text.splitlines())), soft_wrap=True)
+        super().__init__(terminal, lambda console: Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False))
+        self._task = self.live.add_task("", total=steps, phase="", figures="")
 
     def show(self, status: dict[str, Any]) -> None:
         """Draw `status`; its "warning", if it has one, is said whenever it changes."""
@@ -132,11 +128,10 @@ class Display:
             self._warning = warning
             self.say(warning or "the last warning no longer holds")
         figures = "  ".join(f"{name} {value}" for name, value in status.get("figures", {}).items())
-        self._bar.update(self._task, completed=status["step"], phase=status["phase"], figures=figures)
-        due = time.monotonic() - self._line_at > _LINE_EVERY_S or status["phase"] != self._phase
-        if due and not self._console.is_terminal:
+        self.live.update(self._task, completed=status["step"], phase=status["phase"], figures=figures)
+        if self.line_due(news=status["phase"] != self._phase) is not None:
             self.say(f"{status['phase']}  step {status['step']}/{self._steps}  {figures}{_time_left(status, self._steps)}".rstrip())
-            self._line_at, self._phase = time.monotonic(), status["phase"]
+            self._phase = status["phase"]
 
 
 def _time_left(status: dict[str, Any], steps: int) -> str:

@@ -2,16 +2,11 @@
 
 import math
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import ray
 
 from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
@@ -19,14 +14,12 @@ from distmeta.config import Change, Config, change_of, flat, is_registered
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
-from distmeta.scale.fit import Fit, failure
+from distmeta.scale.fit import Fit, failure, watch
 from distmeta.scale.kernels import settled
-from distmeta.scale.progress import Display, new_board
+from distmeta.scale.progress import RunDisplay, new_board, read
 from distmeta.scale.worker import trainer
 from distmeta.training.lease import Lease
 from distmeta.training.run_folder import RunFolder
-
-_POLL_S = 0.5
 
 
 def run(
@@ -44,7 +37,7 @@ def run(
     this = Run.of(absolute(config).model_copy(update={"sweep": None}))
     this.check()
     config, run_folder = this.config, this.folder
-    with opened(this, resume) as lease, quiet(run_folder.log) as terminal, Display(terminal, config.outer.steps) as display:
+    with opened(this, resume) as lease, quiet(run_folder.log) as terminal, RunDisplay(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = ask_mlflow(this, display.say)
         this.fetch_models(uri)
@@ -144,7 +137,7 @@ def opened(this: Run, resume: bool, several_seeds: bool = False) -> Iterator[Lea
 
 
 def _train(
-    this: Run, uri: str, address: str | None, allow_other_hardware: bool, lease: Lease, display: Display, tags: dict[str, str]
+    this: Run, uri: str, address: str | None, allow_other_hardware: bool, lease: Lease, display: RunDisplay, tags: dict[str, str]
 ) -> None:
     config, run_folder = this.config, this.folder
     display.show({"phase": "starting Ray", "step": 0})
@@ -166,10 +159,11 @@ def _train(
         with tracking.Mirror(uri, run_id, run_folder):
             fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd(), lease.claim))
             _watch(fit, board, display)
-            used = ray.get(board.snapshot.remote())[0].get("memory_used")
+            status, reported = read(board)
+            used = status.get("memory_used")
             if used is not None:
                 display.say(f"its first step took {used / 1e9:.2f} GB")
-        error = _failure(fit, ray.get(board.snapshot.remote())[1], config)
+        error = _failure(fit, reported, config)
         if error is not None:
             try:
                 tracking.send_metrics(uri, run_id, run_folder)
@@ -190,28 +184,14 @@ def begin(this: Run, tags: dict[str, str]) -> str:
         raise
 
 
-def _watch(fit: Fit, board: Any, display: Display) -> None:
-    """Draw progress until training ends. The first Ctrl-C (or SIGTERM) asks for a last checkpoint, a second one ends at once."""
-    asked = threading.Event()
+def _watch(fit: Fit, board: Any, display: RunDisplay) -> None:
+    """Draw progress until training ends. The first Ctrl-C (or SIGTERM) asks for a last checkpoint."""
 
-    def on_signal(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+    def stop() -> None:
+        board.request_stop.remote()
+        display.say("stopping after this step, with a checkpoint; Ctrl-C again to stop at once")
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    told = False
-    try:
-        while fit.going:
-            if asked.is_set() and not told:
-                told = True
-                board.request_stop.remote()
-                display.say("stopping after this step, with a checkpoint; Ctrl-C again to stop at once")
-            display.show(ray.get(board.snapshot.remote())[0])
-            time.sleep(_POLL_S)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    watch(fit, lambda: display.show(read(board)[0]), stop)
 
 
 def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:

@@ -1,16 +1,12 @@
 """A sweep from the driver's side: trials proposed, placed by Ray Tune as distributed runs, stopped early, ranked; the winner promoted."""
 
 import os
-import signal
-import threading
-import time
 from collections import Counter
 from typing import Any
 
 import torch
 from ray import tune
-from ray.exceptions import RayError
-from ray.tune import FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from distmeta.assembly.run import Run
@@ -18,6 +14,7 @@ from distmeta.config import Config, SweepConfig, secrets_of
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
+from distmeta.scale.fit import Fit, watch
 from distmeta.scale.kernels import settled
 from distmeta.scale.run import absolute, opened, run
 from distmeta.sweep.mirror import SweepMirror
@@ -30,7 +27,6 @@ from distmeta.sweep.watchdog import Watchdog
 from distmeta.training.evaluate import Evaluation, evaluate, paired_difference
 from distmeta.training.lease import Claim
 
-_POLL_S = 0.5
 _DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: with one it could wait for ever for its own workers
 
 
@@ -168,37 +164,25 @@ def _tuner(config: Config, records: Records, source: Source, interrupt: Interrup
 
 def _watch(tuner: Tuner, source: Source, interrupt: Interrupt, watchdog: Watchdog, view: TrialTable) -> Exception | None:
     """Draw the trials until Ray Tune ends. Ctrl-C (or SIGTERM) ends them where they are, at their last checkpoint."""
-    failed: list[Exception] = []
 
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except (TuneError, RayError, RuntimeError, ValueError, OSError) as error:
-            failed.append(error)
-
-    def on_signal(*_: object) -> None:
-        if interrupt.asked.is_set():
-            raise KeyboardInterrupt
+    def stop() -> None:
         source.stopping = True
         interrupt.asked.set()
-        view.say("stopping; Ctrl-C again to stop at once")
 
-    thread = threading.Thread(target=fit, name="ray tune", daemon=True)
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with view:
-            thread.start()
-            while thread.is_alive():
-                if watchdog.error is not None and not interrupt.asked.is_set():
-                    source.stopping = True
-                    interrupt.asked.set()
-                view.show(watchdog.records.trials, watchdog.waiting)
-                time.sleep(_POLL_S)
-            view.show(watchdog.records.trials, {})
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return failed[0] if failed else None
+    def stop_as_asked() -> None:
+        view.say("stopping; Ctrl-C again to stop at once")
+        stop()
+
+    def look() -> None:
+        if watchdog.error is not None:
+            stop()
+        view.show(watchdog.records.trials, watchdog.waiting)
+
+    with view:
+        fit = Fit(tuner)
+        watch(fit, look, stop_as_asked)
+        view.show(watchdog.records.trials, {})
+    return fit.error
 
 
 def _winner(records: Records) -> Trial:

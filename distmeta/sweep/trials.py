@@ -14,7 +14,7 @@ from ray import tune
 from distmeta.config import Config, with_values
 from distmeta.errors import Overtaken
 from distmeta.scale.fit import Fit, failure
-from distmeta.scale.progress import STARTING
+from distmeta.scale.progress import STARTING, read
 from distmeta.scale.worker import trainer
 from distmeta.training.lease import Claim
 from distmeta.training.measurement import Measurement, measurement_of, score_of
@@ -110,7 +110,7 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
         time.sleep(_POLL_S)
         # The last validation waits for its checkpoint: the scheduler may end this process when it hears of it.
         told = _tell([found for found in validations(folder, told) if found["step"] < last_step], told)
-    error = failure(fit, ray.get(board.snapshot.remote())[1], config)
+    error = failure(fit, read(board)[1], config)
     if error is None:
         _tell(validations(folder, told), told)
     elif isinstance(error, Overtaken):  # the folder is no longer ours to write

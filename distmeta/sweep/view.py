@@ -1,7 +1,6 @@
 """What a person sees of a sweep: a live table of its trials, and pictures of what they came to."""
 
 import math
-import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,13 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from distmeta.config import SweepConfig
-from distmeta.masking import printable
 from distmeta.sweep.trials import Trial
-from distmeta.terminal import console
+from distmeta.terminal import Display
 from distmeta.training.measurement import Measurement
 from distmeta.training.run_folder import RunFolder
 
-_LINE_EVERY_S = 10.0
 _COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "running": "#5b6770"}
 
 
@@ -46,27 +43,14 @@ def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
     } | ({"history": trial.history} if trial.history else {})
 
 
-class TrialTable:
-    """A table that is drawn at random on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
+class TrialTable(Display[Live]):
+    """A table that is redrawn on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
 
     def __init__(self, terminal: TextIO, sweep_folder: RunFolder, settings: SweepConfig) -> None:
-        self._console = console(terminal)
+        super().__init__(terminal, lambda console: Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False))
         self._folder = sweep_folder
         self._settings = settings
         self._rows: dict[int, dict[str, Any]] = {}
-        self._line_at = time.monotonic()
-        self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-
-    def __enter__(self) -> "TrialTable":
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def say(self, text: str) -> None:
-        self._console.print("\n".join(map(printable, text.splitlines())), soft_wrap=True)
 
     def show(self, trials: list[Trial], waiting: dict[int, str]) -> None:
         """`waiting`: number of each running trial that does not train yet → what it waits for."""
@@ -76,12 +60,11 @@ class TrialTable:
                 self._rows[trial.number] = row = parameters(trial, self._folder)
                 if row["state"] == "running":
                     row["reason"] = waiting.get(trial.number, "")
-        if self._console.is_terminal:
-            self._live.update(trial_table(list(self._rows.values()), self._settings), refresh=True)
+        if self.console.is_terminal:
+            self.live.update(trial_table(list(self._rows.values()), self._settings), refresh=True)
             return
-        if self._line_at == 0 or time.monotonic() - self._line_at > _LINE_EVERY_S:
+        if self.line_due() is not None:
             self.say(self._count())
-            self._line_at = time.monotonic()
         for number, row in self._rows.items():
             if number not in before and row["state"] != "running":
                 self.say(f"trial {number} {row['state']}: {row['reason']}; {_score(row)}  {_params(row)}")

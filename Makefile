@@ -33,7 +33,7 @@ slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy distmeta
+	$(BIN)/mypy distmeta tests/bench
 	$(BIN)/codespell distmeta docs tests configs cluster *.md *.cff
 
 docs: $(READY)

@@ -42,7 +42,8 @@ def network(filters: int, params: Params) -> nn.Module:
     for channels in (3, filters, filters, filters):
         norm = nn.BatchNorm2d(filters, momentum=1.0)
         layers += [nn.Conv2d(channels, filters, 3, padding=1, bias=False), norm, nn.ReLU(), nn.MaxPool2d(2)]
-    bare = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * (SIZE // 16) ** 2, WAY)).to(memory_format=torch.channels_last)
+    bare = nn.Sequential(*layers, nn.Flatten(), nn.Linear(filters * (SIZE // 16) ** 2, WAY))
+    bare.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         for parameter, value in zip(bare.parameters(), params.values(), strict=True):
             parameter.copy_(value)

@@ -63,7 +63,7 @@ def learner_of(work: Work) -> Learner:
     model = build_model(work.network, shape, outputs, norm, **work.own).to(getattr(torch, work.dtype))
     objective = SquaredError() if work.regression else CrossEntropy()
     if work.kernels == "native" and native.serves(model):
-        native.use(model, library(work.dtype))  # type: ignore[arg-type]
+        native.use(model, library(work.dtype))
     return build_learner(work.learner, model, objective=objective, inner_lr=INNER_LR, inner_steps=work.inner_steps, **work.settings)
 
 
@@ -93,7 +93,7 @@ def tasks_of(work: Work) -> Iterator[tuple[Tensor, ...]]:
 def plain_network(work: Work) -> nn.Module:
     """The work's network in torch's own modules, contiguous, with the values that distmeta's has."""
     if work.regression:
-        layers = [layer for ins, outs in pairwise([1, *work.own["widths"]]) for layer in (nn.Linear(ins, outs), nn.ReLU())]
+        layers: list[nn.Module] = [layer for ins, outs in pairwise([1, *work.own["widths"]]) for layer in (nn.Linear(ins, outs), nn.ReLU())]
         network = nn.Sequential(*layers, nn.Linear(work.own["widths"][-1], 1))
     else:
         filters = work.own["filters"]

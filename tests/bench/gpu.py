@@ -69,7 +69,7 @@ def made(work: Work, device: torch.device, **settings: Any) -> tuple[Learner, Pa
     """A learner, its meta_params and a batch of the work's tasks, on `device`."""
     learner = learner_of(replace(work, kernels="torch", settings=work.settings | settings))
     learner.model.to(device)
-    params = learner.initial_params(0)
+    params = learner.initial_params()
     batch = episodes(work).like(next(iter(params.values())))
     return learner, params, batch
 

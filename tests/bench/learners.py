@@ -44,7 +44,7 @@ def step_seconds(config: Config) -> float:
     torch.set_num_threads(1)
     run = Run.of(config)
     domain, learner, params = run.domain, run.learner, run.start()
-    batches = domain.training(range(config.outer.meta_batch_size // config.train.workers), 0)
+    batches = domain.training(range(config.outer.meta_batch_size // config.train.most), 0)
     times = []
     for _ in range(12):
         batch = next(batches)
@@ -88,7 +88,9 @@ def show(names: list[str], out: Path) -> None:
         if place + 1 < len(ranking):
             difference = 100 * (episodes[name] - episodes[ranking[place + 1]])
             mean, half = mean_and_ci95(difference.numpy())
-            order = f"{mean:+.2f} ± {half:.2f}" + (" (not separable)" if abs(mean) <= half else "")
+            assert mean is not None
+            assert half is not None
+            order = f"{mean:+.2f} ± {half:.2f}" + ("" if abs(mean) > half else " (not separable)")
         print(f"| {name} | {results[name]['steps']} | {seconds(out / name):.0f} s | {' | '.join(figures)} | {order} |")
 
 

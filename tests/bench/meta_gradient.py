@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from json import dumps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from contenders import CONTENDERS, SINUSOID, W, Work, episodes, learner_of
@@ -58,7 +58,7 @@ class Contender:
 
     processor_time = False
 
-    def __init__(self, name: str, work: Work, threads: int, allocator: Mapping[str, str]) -> None:
+    def __init__(self, name: str, work: Work, threads: int, allocator: dict[str, str]) -> None:
         plain = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
         program = [sys.executable, str(Path(__file__).with_name("contenders.py")), name, dumps(asdict(work)), str(threads)]
         environment = plain | {"OMP_NUM_THREADS": str(threads)} | allocator
@@ -169,7 +169,8 @@ def ray_workers(work: Work, count: int) -> Iterator[Callable[..., float]]:
     environment = ALLOCATOR | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with connected(None):
         options = {"num_cpus": min(1, (os.cpu_count() or 1) / count), "runtime_env": {"env_vars": environment}}
-        workers = [ray.remote(RayWorker).options(**options).remote(work, rank, count) for rank in range(count)]
+        remote: Any = ray.remote(RayWorker)
+        workers = [remote.options(**options).remote(work, rank, count) for rank in range(count)]
         address = ray.get(workers[0].address.remote())
         ray.get([worker.join.remote(address) for worker in workers])
         yield lambda reduction="exact": max(ray.get([worker.step.remote(reduction) for worker in workers]))

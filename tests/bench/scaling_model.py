@@ -115,22 +115,20 @@ def collectives(params: Params, reduction: Reduction) -> list[tuple[float, float
 
     def counted(tasks: int) -> list[int]:
         sent: list[int] = []
-        with (
-            patch.object(dist, "is_initialized", lambda: True),
-            patch.object(dist, "all_reduce", lambda v, *_, **__: sent.append(v.nbytes)),
-        ):
-            reduced(params, tasks, reduction)
+        with patch.object(dist, "all_reduce", lambda v, *_, **__: sent.append(v.nbytes)):
+            reduced(params, tasks, reduction, workers=2)
+        assert sent, "a reduction makes collectives"
         return sent
 
     return [(2 * one - two, two - one) for one, two in zip(counted(1), counted(2), strict=True)]
 
 
-def reduced(params: Params, tasks: int, reduction: Reduction) -> None:
-    """The reduction of a worker with `tasks` slots, as if there were no other."""
+def reduced(params: Params, tasks: int, reduction: Reduction, workers: int = 1) -> None:
+    """The reduction of a worker that has all `tasks` slots, alone or (with all_reduce replaced) as if there were others without any."""
     flat, one = flatten(params), torch.ones(1)
     found = ((torch.ones_like(flat).unsqueeze(0), SlotMetrics(one, one.double(), one.double()[:, None][:, :0])) for _ in range(tasks))
     into = slot_sum(reduction, tasks, len(flat), flat, before=1.0)
-    reduce(Contribution.of(list(range(tasks)), found, into), params, tasks, 0, 1, Request.NOTHING)
+    reduce(Contribution.of(list(range(tasks)), found, into), params, tasks, 0, workers, Request.NOTHING)
 
 
 def own_part(params: Params, reduction: Reduction, clock: Callable[[], float]) -> tuple[float, float]:

@@ -12,17 +12,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from distmeta import yaml12
+from distmeta.bounds import Count, Fraction, Positive, PositiveFloat
 from distmeta.errors import ConfigError
 from distmeta.files import read_text
 from distmeta.masking import masked, masked_tree, printable
 
-Positive = Annotated[int, Field(ge=1, le=10**6)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, le=10**7)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 _LONGEST_TEXT = 4096
 _LONGEST_VALUE = 300  # characters shown of a value that is refused
@@ -461,14 +458,14 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def locations(section: Section, prefix: str = "") -> dict[str, str]:
     """The paths and URLs that a config names, by dotted key; keys without a value are left out."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
-            found |= locations(value, f"{prefix}{name}.")
+            result |= locations(value, f"{prefix}{name}.")
         elif value is not None and isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("location"):
-            found[prefix + name] = value
-    return found
+            result[prefix + name] = value
+    return result
 
 
 def is_relative(location: str) -> bool:

@@ -60,7 +60,7 @@ def masked_tree(value: Any) -> Any:
 
 def printable(text: str) -> str:
     """`text` masked, and with escapes (\\x1b) for what a terminal would obey instead of show."""
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), masked(text))
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), masked(text))
 
 
 def printable_lines(text: str) -> str:

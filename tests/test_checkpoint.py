@@ -13,7 +13,7 @@ from distmeta.learners.params import trainable, weights_sha256
 from distmeta.models import build_model, redraw
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training.checkpoint import Checkpoint, CheckpointFolder
-from distmeta.training.metrics import MetricsFolder, MetricsWriter
+from distmeta.training.metrics_folder import MetricsFolder, MetricsWriter
 from distmeta.training.outer import OuterUpdate, schedule
 from distmeta.training.run_folder import RunFolder
 

@@ -75,7 +75,7 @@ def test_the_config_is_opened_where_objects_are_built_from_it_only() -> None:
 
 
 # They hold what they name: a folder's own class in each.
-OWNERS = {"run_folder", "checkpoint", "model_folder", "metrics", "sealed"}
+OWNERS = {"run_folder", "checkpoint", "model_folder", "metrics_folder", "sealed"}
 
 
 def _names_in_a_run_folder() -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 from conftest import options, patterns
 from test_cli import call
 
-from distmeta.data.datasets import Request, open_source
+from distmeta.data.datasets import PackRequest, open_source
 from distmeta.data.inspect import overview
 from distmeta.data.pack import pack
 from distmeta.data.shards import Dataset
@@ -55,7 +55,7 @@ no_origin = listed(("train", "a", "b", IMAGE, None))
 
 @pytest.mark.parametrize(("function", "source"), [("four_fields", Path("there")), ("five_fields", None)])
 def test_what_it_yields_is_packed_like_any_other_source(function: str, source: Path | None, packed: Path, tmp_path: Path) -> None:
-    opened = open_source(Request(f"{__name__}.{function}", source), pytest.fail)
+    opened = open_source(PackRequest(f"{__name__}.{function}", source), pytest.fail)
     pack(opened.images, tmp_path / "out", options())
     assert Dataset(str(tmp_path / "out")).manifest == Dataset(str(packed)).manifest
 
@@ -98,16 +98,16 @@ def test_sources_that_break_their_contract_are_refused(
 
 def test_a_source_that_was_mended_goes_on(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Exception, match="failed after 70 items"):
-        pack(open_source(Request(f"{__name__}.fails"), pytest.fail).images, tmp_path / "out", options())
+        pack(open_source(PackRequest(f"{__name__}.fails"), pytest.fail).images, tmp_path / "out", options())
     assert (tmp_path / ".out.packing" / "spool").stat().st_size > 0
     monkeypatch.setattr(sys.modules[__name__], "fails", five_fields)
-    pack(open_source(Request(f"{__name__}.fails"), pytest.fail).images, tmp_path / "out", options())
+    pack(open_source(PackRequest(f"{__name__}.fails"), pytest.fail).images, tmp_path / "out", options())
     assert Dataset(str(tmp_path / "out")).manifest.fingerprint == Dataset(str(packed)).manifest.fingerprint
 
 
 def test_fields_of_other_datasets_have_no_meaning() -> None:
     with pytest.raises(ConfigError, match=r"--split has no meaning for my_package\.photos"):
-        open_source(Request("my_package.photos", Path(), split="0.6/0.2/0.2"), pytest.fail)
+        open_source(PackRequest("my_package.photos", Path(), split="0.6/0.2/0.2"), pytest.fail)
 
 
 def test_an_import_path_in_a_manifest_is_a_name_and_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from distmeta.training.accuracy import Accuracy
 from distmeta.training.checkpoint import Checkpoint, CheckpointFolder, save
 from distmeta.training.evaluate import Evaluation, Setting, block, evaluate
 from distmeta.training.loop import Plan, Progress, train
-from distmeta.training.metrics import Record
+from distmeta.training.metrics_folder import Record
 from distmeta.training.outer import OuterUpdate, schedule
 from distmeta.training.reduce import Request
 

@@ -33,7 +33,7 @@ from distmeta.errors import ClusterError, ConfigError, DataError, Overtaken, Reg
 from distmeta.learners.params import weights_sha256
 from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.registry.versions import load_model, publish
-from distmeta.scale.evaluate import Asked, evaluate
+from distmeta.scale.evaluate import EpisodeSource, evaluate
 from distmeta.scale.run import run
 from distmeta.scale.worker import check_machine
 from distmeta.training.checkpoint import machine
@@ -252,7 +252,7 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
         load_model(uri, "models:/own@champion", ["another.Net"])
     found = evaluate(
         load_model(uri, "models:/own@champion", ["own_network.Net"]),
-        Asked(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0),
+        EpisodeSource(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0),
         20,
         address,
         ["own_network.Net"],
@@ -419,11 +419,11 @@ def test_evaluate_over_the_cluster_gives_the_runs_own_figures(
 ) -> None:
     monkeypatch.setattr("distmeta.scale.evaluate.PART", 7)  # parts that do not divide the 20 episodes
     model = load_model(f"sqlite:///{home / 'mlflow.db'}", alone["model"])
-    *parts, found = evaluate(model, Asked(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0), 20, address)
+    *parts, found = evaluate(model, EpisodeSource(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0), 20, address)
     assert parts == [{}, {}, {}]
     assert found == alone["test"]
     with pytest.raises(DataError, match="has 4 classes but the model was trained for 3-way"):
-        list(evaluate(model, Asked(shards=str(packed), split="test", way=4, shot=None, queries=3, seed=0), 20, address))
+        list(evaluate(model, EpisodeSource(shards=str(packed), split="test", way=4, shot=None, queries=3, seed=0), 20, address))
 
 
 def test_what_cannot_be_placed_is_refused_with_the_arithmetic(home: Path, packed: Path, address: str) -> None:

@@ -20,7 +20,7 @@ from distmeta.config import validate
 from distmeta.errors import ClusterError, ConfigError, RunError
 from distmeta.scale.fit import Fit, failure
 from distmeta.training import checkpoint as checkpoints
-from distmeta.training.metrics import MetricsWriter
+from distmeta.training.metrics_folder import MetricsWriter
 from distmeta.training.model_folder import ModelFolder
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import SEAL, SealedFolder

@@ -22,7 +22,7 @@ from distmeta.learners.params import Params, flatten, unflatten
 from distmeta.models import build_model
 from distmeta.models.spiking import LeakyIntegrateAndFire, arctangent, spike
 from distmeta.registry.versions import load_model
-from distmeta.scale.progress import Display
+from distmeta.scale.progress import RunDisplay
 from distmeta.scale.run import run
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.spike_rates import spike_rates, warning
@@ -178,7 +178,7 @@ def test_silent_and_saturated_layers_are_warned_of() -> None:
 
 def test_a_warning_is_said_whenever_it_changes() -> None:
     terminal, status = io.StringIO(), {"phase": "training", "step": 1}
-    with Display(terminal, 9) as display:
+    with RunDisplay(terminal, 9) as display:
         for found in (None, "silent", "silent", "saturated", None, None):
             display.show(status | {"warning": found})
     said = [line for line in terminal.getvalue().splitlines() if not line.startswith("training")]

@@ -22,7 +22,7 @@ from distmeta.config import Config
 from distmeta.errors import RegistryError, RunError, Unanswered
 from distmeta.registry import store, tracking
 from distmeta.scale.run import run
-from distmeta.training.metrics import MetricsWriter
+from distmeta.training.metrics_folder import MetricsWriter
 from distmeta.training.run_folder import RunFolder
 
 EACH = 5  # steps in a metrics file

@@ -153,13 +153,13 @@ def preprocessing_of(config: Config, packed: Preprocessing) -> Preprocessing:
     """
     data = config.data
     channels = data.channels or packed.channels
-    found: dict[str, Any] = {"image_size": data.image_size or packed.image_size, "channels": channels}
+    settings: dict[str, Any] = {"image_size": data.image_size or packed.image_size, "channels": channels}
     for key in ("mean", "std"):
         given, kept = getattr(data, key), getattr(packed, key)
         if given is not None and len(given) != channels:
             raise ConfigError(f"data.{key}={given} has {len(given)} numbers for {channels} channels", "give one number for each channel")
-        found[key] = given or (kept if len(kept) == channels else [sum(kept) / len(kept)] * channels)
-    return packed.model_copy(update=found)
+        settings[key] = given or (kept if len(kept) == channels else [sum(kept) / len(kept)] * channels)
+    return packed.model_copy(update=settings)
 
 
 def open_dataset(config: Config) -> Dataset:

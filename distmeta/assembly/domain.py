@@ -148,12 +148,12 @@ def domain_of(config: Config) -> Domain:
 
 def _own(name: str, config: Config) -> Domain:
     """The user's domain at the import path `name`. Raises ConfigError if it is none, or lacks a part."""
-    found = imported("data.domain", name)
-    if not (isinstance(found, type) and issubclass(found, Domain)):
-        raise ConfigError(f"data.domain={name} is {type(found).__name__}, not a Domain", "derive it from distmeta.assembly.domain.Domain")
-    missing = sorted(found.__abstractmethods__)
+    chosen = imported("data.domain", name)
+    if not (isinstance(chosen, type) and issubclass(chosen, Domain)):
+        raise ConfigError(f"data.domain={name} is {type(chosen).__name__}, not a Domain", "derive it from distmeta.assembly.domain.Domain")
+    missing = sorted(chosen.__abstractmethods__)
     try:
-        domain = None if missing else found(config)
+        domain = None if missing else chosen(config)
         missing += [part for part in Domain.__annotations__ if domain is not None and not hasattr(domain, part)]
     except DistmetaError:
         raise

@@ -33,8 +33,8 @@ def _imported(config: Config) -> dict[str, str]:
     """What building the run would import beside distmeta: key → name."""
     names = {"model.name": config.model.name, "learner.name": config.learner.name, "data.domain": config.data.domain}
     ours = {*MODELS, *LEARNERS, *DOMAINS}
-    found = {key: name for key, name in names.items() if name is not None and name not in ours}
+    foreign = {key: name for key, name in names.items() if name is not None and name not in ours}
     options = config.data.settings.get("options")
     if isinstance(options, dict) and "id" in options:  # Gymnasium imports the module that an id names
-        found["data.settings.options.id"] = str(options["id"])
-    return found
+        foreign["data.settings.options.id"] = str(options["id"])
+    return foreign

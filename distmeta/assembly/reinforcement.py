@@ -7,7 +7,8 @@ from markupsafe import Markup
 from pydantic import Field
 
 from distmeta.assembly.domain import Domain, Settings
-from distmeta.config import AugmentConfig, Config, Fraction, PositiveFloat
+from distmeta.bounds import Fraction, PositiveFloat
+from distmeta.config import AugmentConfig, Config
 from distmeta.data.episodes import Batch, Task
 from distmeta.data.splits import Split
 from distmeta.envs import build_environment

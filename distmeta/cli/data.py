@@ -78,13 +78,13 @@ def pack(
 
     Example: distmeta pack --dataset omniglot downloads/omniglot --out data/omniglot
     """
-    from distmeta.data.datasets import Request, open_source, pack_options
+    from distmeta.data.datasets import PackRequest, open_source, pack_options
     from distmeta.data.pack import pack as write
     from distmeta.data.pack import summary_of
     from distmeta.data.workers import usable_cpus
 
     import_from_here()  # for a source of the user's own, given by import path
-    request = Request(
+    request = PackRequest(
         dataset=dataset,
         source=source,
         splits=splits,
@@ -150,12 +150,12 @@ def verify(
     say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
     classes = dataset.manifest.classes
     copies = None if quick else seen.copies([info.split for info in classes]).copies
-    found = copies.sentences([info.name for info in classes]) if copies else []
-    for sentence in found:
+    sentences = copies.sentences([info.name for info in classes]) if copies else []
+    for sentence in sentences:
         say(sentence)
     if as_json:
         answer = {"ok": not bad, "bad": [finding._asdict() for finding in bad]}
-        print_json(answer | {"copies": copies.model_dump()} if copies and found else answer)
+        print_json(answer | {"copies": copies.model_dump()} if copies and sentences else answer)
     if bad:
         raise typer.Exit(1)
 

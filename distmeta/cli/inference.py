@@ -109,9 +109,9 @@ def rollout(
     else:
         draw_adaptation(adapted.environment, adapted.task, adapted.played, out)
     say(f"drew {out}")
-    found = {"environment": adapted.environment.name, "task": adapted.task, "returns": adapted.returns, "picture": str(out)}
+    answer = {"environment": adapted.environment.name, "task": adapted.task, "returns": adapted.returns, "picture": str(out)}
     if as_json:
-        print_json(found)
+        print_json(answer)
         return
     show_table(["inner steps", "mean return"], [[str(step), f"{value:.2f}"] for step, value in enumerate(adapted.returns)])
 
@@ -141,10 +141,10 @@ def evaluate(
     own = own_classes(network, learner)
     loaded = load_model(resolve(tracking_uri), model, own)
     say(f"evaluating {model}")  # before Ray is imported: that takes seconds
-    from distmeta.scale.evaluate import PART, Asked
+    from distmeta.scale.evaluate import PART, EpisodeSource
     from distmeta.scale.evaluate import evaluate as start
 
-    parts = start(loaded, Asked(shards=shards, split=split, way=way, shot=shot, queries=queries, seed=seed), episodes, address, own)
+    parts = start(loaded, EpisodeSource(shards=shards, split=split, way=way, shot=shot, queries=queries, seed=seed), episodes, address, own)
     *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
     if as_json:
         print_json(test)

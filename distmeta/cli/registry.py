@@ -116,10 +116,10 @@ def compare(
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.training.measurement import quantity
 
-    found = paired(resolve(tracking_uri), a, b)
+    comparison = paired(resolve(tracking_uri), a, b)
     if as_json:
-        print_json(found)
+        print_json(comparison)
         return
-    means = [quantity(found[side], None, found["scale"], found["digits"] + 1, found["unit"]) for side in ("a", "b")]
-    show_table(["model", found["figure"]], [[a, means[0]], [b, means[1]]])
-    print(verdict(found))
+    means = [quantity(comparison[side], None, comparison["scale"], comparison["digits"] + 1, comparison["unit"]) for side in ("a", "b")]
+    show_table(["model", comparison["figure"]], [[a, means[0]], [b, means[1]]])
+    print(verdict(comparison))

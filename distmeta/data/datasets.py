@@ -15,7 +15,7 @@ IMAGES_PER_CLASS = 32  # of each class in a shard, if nobody says otherwise
 QUALITY = 95
 
 
-class Request(NamedTuple):
+class PackRequest(NamedTuple):
     """What a user asked to pack; None where the dataset's default counts or where it has no such thing.
 
     `dataset` is a name in DATASETS or the import path of a function that yields images; it is imported, so it is never one received.
@@ -46,32 +46,32 @@ class Request(NamedTuple):
     seed: int = 0
 
 
-class Known(NamedTuple):
+class DatasetKind(NamedTuple):
     """A dataset's defaults, how it is opened (the function hears of what is left out), and which of the special fields it understands."""
 
     image_size: int
     channels: Literal[1, 3]
     image_format: Literal["png", "jpg"]
-    open: Callable[[Request, Path, Callable[[str], None]], Source]
+    open: Callable[[PackRequest, Path, Callable[[str], None]], Source]
     fields: tuple[str, ...] = ()
 
 
-def _glyphs(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+def _glyphs(request: PackRequest, source: Path, report: Callable[[str], None]) -> Source:
     images = glyphs.read(request.seed, image_size=request.image_size or DATASETS["glyphs"].image_size)
     return Source(images, glyphs.classes() * glyphs.IMAGES_PER_CLASS)
 
 
-def _omniglot(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+def _omniglot(request: PackRequest, source: Path, report: Callable[[str], None]) -> Source:
     split = request.omniglot_split or "alphabets"
     read = omniglot.read if split == "alphabets" else omniglot.read_random_characters
     return Source(read(source, request.seed), omniglot.IMAGES, {"omniglot_split": split})
 
 
-def _mini_imagenet(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+def _mini_imagenet(request: PackRequest, source: Path, report: Callable[[str], None]) -> Source:
     return mini_imagenet.read(source, request.splits or source, request.allow_missing, report)
 
 
-def _tiered_imagenet(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+def _tiered_imagenet(request: PackRequest, source: Path, report: Callable[[str], None]) -> Source:
     if tiered_files.holds(source):
         return tiered_files.read(source)
     if request.splits is None:
@@ -81,7 +81,7 @@ def _tiered_imagenet(request: Request, source: Path, report: Callable[[str], Non
     return Source(imagenet.read(source, request.splits, request.allow_missing, report), imagenet.estimate(source, request.splits))
 
 
-def _folder(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+def _folder(request: PackRequest, source: Path, report: Callable[[str], None]) -> Source:
     if request.split is None and request.split_by is not None:
         raise ConfigError("--split-by says how --split cuts, but there is no --split", "add --split 0.7/0.15/0.15")
     by = request.split_by or "class"
@@ -89,22 +89,24 @@ def _folder(request: Request, source: Path, report: Callable[[str], None]) -> So
     return opened._replace(facts={"split": request.split, "split_by": by}) if request.split else opened
 
 
-def _imported(request: Request, source: Path, report: Callable[[str], None]) -> Source:
+def _imported(request: PackRequest, source: Path, report: Callable[[str], None]) -> Source:
     return Source(imported.read(request.dataset, request.source))
 
 
 DATASETS = {
-    "glyphs": Known(28, 1, "png", _glyphs),
-    "omniglot": Known(image_size=28, channels=1, image_format="png", open=_omniglot, fields=("omniglot_split",)),
-    "mini-imagenet": Known(image_size=84, channels=3, image_format="jpg", open=_mini_imagenet, fields=("splits", "allow_missing")),
-    "tiered-imagenet": Known(image_size=84, channels=3, image_format="jpg", open=_tiered_imagenet, fields=("splits", "allow_missing")),
-    "folder": Known(image_size=84, channels=3, image_format="jpg", open=_folder, fields=("split", "split_by", "allow_copies")),
+    "glyphs": DatasetKind(28, 1, "png", _glyphs),
+    "omniglot": DatasetKind(image_size=28, channels=1, image_format="png", open=_omniglot, fields=("omniglot_split",)),
+    "mini-imagenet": DatasetKind(image_size=84, channels=3, image_format="jpg", open=_mini_imagenet, fields=("splits", "allow_missing")),
+    "tiered-imagenet": DatasetKind(
+        image_size=84, channels=3, image_format="jpg", open=_tiered_imagenet, fields=("splits", "allow_missing")
+    ),
+    "folder": DatasetKind(image_size=84, channels=3, image_format="jpg", open=_folder, fields=("split", "split_by", "allow_copies")),
 }
-_BY_IMPORT_PATH = Known(84, 3, "jpg", _imported)
+_BY_IMPORT_PATH = DatasetKind(84, 3, "jpg", _imported)
 _OWN_FIELDS = ("splits", "allow_missing", "omniglot_split", "split", "split_by", "allow_copies")
 
 
-def _known(dataset: str) -> Known:
+def _kind_of(dataset: str) -> DatasetKind:
     if dataset in DATASETS:
         return DATASETS[dataset]
     if "." in dataset:
@@ -113,33 +115,33 @@ def _known(dataset: str) -> Known:
     raise ConfigError(f"--dataset {dataset} is none of {choices}", "choose one, or give your own function: my_package.my_source")
 
 
-def open_source(request: Request, report: Callable[[str], None]) -> Source:
+def open_source(request: PackRequest, report: Callable[[str], None]) -> Source:
     """The images that `request` asks for. Raises ConfigError where it does not fit its dataset; `report` hears of what is left out."""
-    known = _known(request.dataset)
+    kind = _kind_of(request.dataset)
     for field in _OWN_FIELDS:
-        if getattr(request, field) and field not in known.fields:
+        if getattr(request, field) and field not in kind.fields:
             flag = "--" + field.replace("_", "-")
             raise ConfigError(f"{flag} has no meaning for {request.dataset}", f"leave {flag} out")
     if request.dataset == "glyphs":
         if request.source is not None:
             raise ConfigError(f"glyphs are drawn from fonts, not read from {request.source}", "leave the path out")
-    elif request.source is None and known is not _BY_IMPORT_PATH:
+    elif request.source is None and kind is not _BY_IMPORT_PATH:
         raise ConfigError(f"{request.dataset} needs the path of its images", f"distmeta pack --dataset {request.dataset} PATH --out FOLDER")
-    return known.open(request, request.source or Path(), report)
+    return kind.open(request, request.source or Path(), report)
 
 
-def pack_options(request: Request, source: Source) -> PackOptions:
+def pack_options(request: PackRequest, source: Source) -> PackOptions:
     """How the images of `request` are packed; what the manifest says of their source names no path."""
-    known = _known(request.dataset)
-    image_format = request.image_format or known.image_format
+    kind = _kind_of(request.dataset)
+    image_format = request.image_format or kind.image_format
     if request.quality is not None and image_format == "png":
         raise ConfigError("--quality is JPEG's, but the images become PNG", "leave --quality out, or give --format jpg")
     quality = request.quality or QUALITY
     task = _task(request)
     return PackOptions(
         dataset=_name(request),
-        image_size=request.image_size or known.image_size,
-        channels=known.channels,
+        image_size=request.image_size or kind.image_size,
+        channels=kind.channels,
         image_format=image_format,
         resize=request.resize,
         images_per_class=request.images_per_class or IMAGES_PER_CLASS,
@@ -159,14 +161,14 @@ def pack_options(request: Request, source: Source) -> PackOptions:
     )
 
 
-def _name(request: Request) -> str:
+def _name(request: PackRequest) -> str:
     """What the dataset is called: a folder of images by its own name, so that two of them do not meet under one model's name."""
     if request.dataset != "folder" or request.source is None:
         return request.dataset
     return re.sub(r"[^A-Za-z0-9_-]+", "-", request.source.absolute().name).strip("-") or request.dataset
 
 
-def _task(request: Request) -> Task | None:
+def _task(request: PackRequest) -> Task | None:
     sizes = [request.way, request.shot, request.queries]
     if all(size is None for size in sizes):
         return None

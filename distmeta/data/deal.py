@@ -16,17 +16,17 @@ from distmeta.seeds import generator
 Integers = NDArray[np.int64]
 
 
-class Dealt(NamedTuple):
+class ShardContents(NamedTuple):
     """One shard's samples in order: `classes` (n,) positions in the list of sizes, `images` (n,) positions in the class."""
 
     classes: Integers
     images: Integers
 
 
-def deal(sizes: list[int], chunks: int, groups: int, seed: int, split: str, first_id: int = 0) -> list[Dealt]:
+def deal(sizes: list[int], chunks: int, groups: int, seed: int, split: str, first_id: int = 0) -> list[ShardContents]:
     """`chunks` × `groups` shards of classes with `sizes` images. `first_id` is the class_id of the first class, `split` names the draw."""
     cut = [_cut(size, chunks, seed, first_id + position) for position, size in enumerate(sizes)]
-    shards: list[Dealt] = []
+    shards: list[ShardContents] = []
     for chunk in range(chunks):
         order = np.arange(len(sizes)) if groups == 1 else generator(seed, f"pack {split} partition", chunk).permutation(len(sizes))
         for group in np.array_split(order, groups):
@@ -41,8 +41,8 @@ def _cut(size: int, chunks: int, seed: int, class_id: int) -> list[Integers]:
     return [part for _, part in sorted(zip(random.permutation(chunks).tolist(), parts, strict=True), key=lambda pair: pair[0])]
 
 
-def _shuffled(parts: list[tuple[int, Integers]], seed: int, split: str, number: int) -> Dealt:
+def _shuffled(parts: list[tuple[int, Integers]], seed: int, split: str, number: int) -> ShardContents:
     classes = np.repeat([position for position, _ in parts], [len(part) for _, part in parts])
     images = np.concatenate([part for _, part in parts])
     order = generator(seed, f"pack {split} shard", number).permutation(len(images))
-    return Dealt(classes[order], images[order])
+    return ShardContents(classes[order], images[order])

@@ -105,9 +105,9 @@ class Fetcher:
             self._compare(name, (len(content), content.sha256() if len(content) == size else ""), (size, sha256))
             self._whole.add(signature)
 
-    def _compare(self, name: str, found: tuple[int, str], wanted: tuple[int, str]) -> None:
+    def _compare(self, name: str, actual: tuple[int, str], wanted: tuple[int, str]) -> None:
         path, remedy = self._location.path(name), "copy it again or pack again"
-        if found[0] != wanted[0]:
-            raise DataError(f"shard {path} has {found[0]} bytes; the manifest says {wanted[0]}", remedy)
-        if found != wanted:
+        if actual[0] != wanted[0]:
+            raise DataError(f"shard {path} has {actual[0]} bytes; the manifest says {wanted[0]}", remedy)
+        if actual != wanted:
             raise DataError(f"shard {path} does not match its SHA-256 in the manifest", remedy)

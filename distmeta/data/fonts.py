@@ -51,12 +51,12 @@ def _covers(font: Path, letter: str) -> bool:
 @cache
 def _of_this_system() -> tuple[Path, ...]:
     """The system's fonts that both Pillow and matplotlib can draw with."""
-    found = []
+    fonts = []
     for path in sorted({entry.fname for entry in font_manager.fontManager.ttflist if _BOXES not in entry.name}):
         try:
             ImageFont.truetype(path, _PROBE)
             _face(Path(path))
         except (OSError, RuntimeError):
             continue
-        found.append(Path(path))
-    return tuple(found)
+        fonts.append(Path(path))
+    return tuple(fonts)

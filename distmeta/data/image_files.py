@@ -69,8 +69,8 @@ def is_image_name(name: str) -> bool:
 def entries(folder: Path) -> list["os.DirEntry[str]"]:
     """What a folder holds, sorted by name. Raises DataError if it cannot be read."""
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as scanned:
+            return sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}", "check its permissions, or take it out") from None
 
@@ -99,14 +99,14 @@ def class_name(entry: "os.DirEntry[str]") -> str:
 
 def folders(folder: Path, left_out: LeftOut) -> list["os.DirEntry[str]"]:
     """The folders in a folder; everything else is left out."""
-    found = []
+    inner = []
     for entry in entries(folder):
         kind = kind_of(entry)
         if kind == FOLDER:
-            found.append(entry)
+            inner.append(entry)
         else:
             left_out.add(OUTSIDE if kind in (IMAGE, OTHER) else kind, entry.path)
-    return found
+    return inner
 
 
 def class_folders(folder: Path | str, left_out: LeftOut | None = None) -> list[ClassFolder]:
@@ -118,13 +118,13 @@ def class_folders(folder: Path | str, left_out: LeftOut | None = None) -> list[C
     folder, left_out = Path(folder), left_out if left_out is not None else LeftOut()
     outer = folders(folder, left_out)
     if any(kind_of(file) == IMAGE for entry in outer for file in entries(Path(entry.path))):
-        found = [_class_folder("", entry, left_out) for entry in outer]
+        classes = [_class_folder("", entry, left_out) for entry in outer]
     else:
-        found = [_class_folder(class_name(entry), inner, left_out) for entry in outer for inner in folders(Path(entry.path), left_out)]
-    if not found:
+        classes = [_class_folder(class_name(entry), inner, left_out) for entry in outer for inner in folders(Path(entry.path), left_out)]
+    if not classes:
         raise DataError(f"{folder} holds no class folder with images", LAYOUT)
-    check_twice(found)
-    return found
+    check_twice(classes)
+    return classes
 
 
 def _class_folder(category: str, entry: "os.DirEntry[str]", left_out: LeftOut) -> ClassFolder:
@@ -144,10 +144,10 @@ def check_twice(classes: Iterable[ClassFolder]) -> None:
     """Raises DataError for a class that is there twice, by its name or by a link: the same images would be in a task twice."""
     names: dict[str, Path] = {}
     places: dict[Path, Path] = {}
-    for found in classes:
-        for known in (names.setdefault(found.full_name, found.path), places.setdefault(found.path.resolve(), found.path)):
-            if known != found.path:
-                raise DataError(f"{found.path} and {known} are one class; each must be there once", "remove or rename one of the two")
+    for folder in classes:
+        for known in (names.setdefault(folder.full_name, folder.path), places.setdefault(folder.path.resolve(), folder.path)):
+            if known != folder.path:
+                raise DataError(f"{folder.path} and {known} are one class; each must be there once", "remove or rename one of the two")
 
 
 def images_under(folder: Path, left_out: LeftOut, _above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:

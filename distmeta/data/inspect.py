@@ -73,10 +73,10 @@ def pair_overview(dataset: Dataset) -> list[list[str]]:
         classes = len(dataset.class_ids(split))
         if all(len(set(shard.class_ids.tolist())) == classes for shard in dataset.shards(split)):
             continue
-        found = pairs(dataset, split)
-        names = " and ".join(dataset.manifest.classes[class_id].name for class_id in found.rarest)
-        numbers = [str(found.total), f"{found.mean:.1f}", f"{found.variation:.3f}", str(found.never)]
-        rows.append([split, *numbers, f"{names}: {found.fewest} shards"])
+        meetings = pairs(dataset, split)
+        names = " and ".join(dataset.manifest.classes[class_id].name for class_id in meetings.rarest)
+        numbers = [str(meetings.total), f"{meetings.mean:.1f}", f"{meetings.variation:.3f}", str(meetings.never)]
+        rows.append([split, *numbers, f"{names}: {meetings.fewest} shards"])
     return rows
 
 

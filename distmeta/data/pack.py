@@ -197,8 +197,8 @@ def _check_images(spool: Spool, max_bad_fraction: float) -> None:
 
 def _class_infos(spool: Spool) -> list[ClassInfo]:
     """The classes in the order of their class_ids: by split, then by name."""
-    found = sorted(spool.classes.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
-    return [ClassInfo(name=name, category=one.category, split=split, images=len(one.sizes)) for (split, name), one in found]  # type: ignore[arg-type]
+    in_order = sorted(spool.classes.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
+    return [ClassInfo(name=name, category=one.category, split=split, images=len(one.sizes)) for (split, name), one in in_order]  # type: ignore[arg-type]
 
 
 def _copies(spool: Spool, infos: list[ClassInfo], allow: bool) -> Copies:

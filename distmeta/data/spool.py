@@ -127,16 +127,16 @@ class Spool:
 
     def origins(self, wanted: set[tuple[str, str, int]]) -> dict[tuple[str, str, int], str]:
         """Where images lay in the source, each given as (split, class name, position in the class); read from the journal."""
-        found, seen = {}, Counter[tuple[str, str]]()
+        origins, seen = {}, Counter[tuple[str, str]]()
         for entry, _ in islice(_entries(self._journal_path), 1, None):
             for _, split, name, _, origin, _, problem in entry["images"]:
                 if problem:
                     continue
                 image = (split, name, seen[split, name])
                 if image in wanted:
-                    found[image] = origin
+                    origins[image] = origin
                 seen[split, name] += 1
-        return found
+        return origins
 
 
 def _bytes(entry: dict[str, Any]) -> int:

@@ -66,18 +66,18 @@ def _check_content(dataset: Dataset, shard: Shard, seen: SeenPictures | None) ->
     info = shard.info
     if hashlib.sha256(shard.content[:]).hexdigest() != info.sha256:
         yield Finding(info.name, "", "does not match its SHA-256")
-    found: dict[str, _Member] = {}
-    yield from _read_members(shard, found)
+    files: dict[str, _Member] = {}
+    yield from _read_members(shard, files)
     suffix = dataset.manifest.image_format
     expected = {f"{member:08d}.{kind}" for member in range(len(info.class_ids)) for kind in (suffix, "cls")}
-    for name in found.keys() - expected:
+    for name in files.keys() - expected:
         yield Finding(info.name, name, "is not in the manifest")
     for member, class_id in enumerate(info.class_ids):
         key = f"{member:08d}"
-        reason = _label_problem(found.get(f"{key}.cls"), class_id, len(dataset.manifest.classes))
+        reason = _label_problem(files.get(f"{key}.cls"), class_id, len(dataset.manifest.classes))
         if reason:
             yield Finding(info.name, key, reason)
-        image = found.get(f"{key}.{suffix}")
+        image = files.get(f"{key}.{suffix}")
         if image and image[:2] != (info.offsets[member], info.sizes[member]):
             yield Finding(info.name, key, f"the image does not lie at byte {info.offsets[member]}, where the manifest says it does")
     yield from _check_pictures(dataset, shard, seen)
@@ -97,17 +97,17 @@ def _check_pictures(dataset: Dataset, shard: Shard, seen: SeenPictures | None) -
         seen.add(shard.info.class_ids[whole], digests)
 
 
-def _read_members(shard: Shard, found: dict[str, _Member]) -> Iterator[Finding]:
+def _read_members(shard: Shard, files: dict[str, _Member]) -> Iterator[Finding]:
     """Fill `found` with the tar's files as far as it can be read."""
     try:
         for member, content in members(io.BytesIO(shard.content[:]), "r:", "the shard"):
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts:
                 yield Finding(shard.info.name, member.name, "names a place outside the shard")
-            if member.name in found:
+            if member.name in files:
                 yield Finding(shard.info.name, member.name, "appears twice")
             label = content_of(member, content, "the shard") if member.name.endswith(".cls") else b""
-            found[member.name] = _Member(member.offset_data, member.size, label)
+            files[member.name] = _Member(member.offset_data, member.size, label)
     except DataError as error:
         yield Finding(shard.info.name, "", error.message)
 

@@ -17,10 +17,10 @@ def evaluation_stream(model: Model, shards: str, split: Split, way: int | None, 
     task = Task(way or trained_for["way"], shot or trained_for["shot"], queries)
     model.check_classes(task.way, f"an episode of {shards}")
     dataset, wanted = Dataset(shards), model.preprocessing
-    found = dataset.preprocessing(wanted.image_size)
-    if found.resize != wanted.resize:
+    packed = dataset.preprocessing(wanted.image_size)
+    if packed.resize != wanted.resize:
         raise ConfigError(
-            f"{shards} holds images resized by {found.resize}; the model reads {wanted.resize}",
+            f"{shards} holds images resized by {packed.resize}; the model reads {wanted.resize}",
             "pack the images as the model's dataset was",
         )
     return EpisodeStream(dataset=dataset, split=split, task=task, seed=seed, section="evaluate", preprocessing=wanted)

@@ -76,10 +76,10 @@ class PolicyModel(NamedTuple):
         )
 
     def _check(self, environment: Environment, objective: PolicyGradient) -> None:
-        wanted, found = [(like.observation_size, like.actions) for like in (objective.environment, environment)]
-        if wanted != found:
+        wanted, given = [(like.observation_size, like.actions) for like in (objective.environment, environment)]
+        if wanted != given:
             raise ConfigError(
-                f"{environment.name} has observations and actions {found}; {self.uri} was trained with {wanted}",
+                f"{environment.name} has observations and actions {given}; {self.uri} was trained with {wanted}",
                 "choose an environment like the one it was trained in",
             )
 

@@ -51,7 +51,7 @@ def support_set(folder: Path, left_out: LeftOut | None = None) -> dict[str, list
     """class name → image files, as `class_folders` finds them. Raises DataError unless two or more classes have an image each."""
     if not folder.is_dir():
         raise DataError(f"support folder {folder} does not exist", "give a folder that holds a folder of images for each class")
-    classes = {found.full_name: found.files() for found in class_folders(folder, left_out)}
+    classes = {labelled.full_name: labelled.files() for labelled in class_folders(folder, left_out)}
     if len(classes) < 2:
         raise DataError(f"support folder {folder} has one class folder, {next(iter(classes))!r}; at least two are needed", LAYOUT)
     return classes

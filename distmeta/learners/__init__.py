@@ -44,18 +44,18 @@ def learner_class(name: str, allow_import: bool = False) -> type[Learner]:
         raise ConfigError(
             f"learner.name={name!r} is not a learner of distmeta", f"choose one of {near}; or the import path of your own Learner"
         )
-    found = imported("learner.name", name)
-    if not (isinstance(found, type) and issubclass(found, Learner)):
+    learner = imported("learner.name", name)
+    if not (isinstance(learner, type) and issubclass(learner, Learner)):
         raise ConfigError(f"learner.name={name!r} is not a subclass of distmeta.Learner", "give the path of one, my_module.MyLearner")
-    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    missing = sorted(getattr(learner, "__abstractmethods__", ()))
     if missing:
         raise ConfigError(f"learner.name={name!r} does not define {', '.join(missing)}", "write it; docs/extending.md says what it returns")
-    return found
+    return learner
 
 
 def settings_of(learner: str | type[Learner]) -> dict[str, inspect.Parameter]:
     """The settings that a learner takes: the arguments of its constructor, and of its bases' as far as it passes them on (**kwargs)."""
-    found: dict[str, inspect.Parameter] = {}
+    settings: dict[str, inspect.Parameter] = {}
     for base in (LEARNERS[learner] if isinstance(learner, str) else learner).__mro__:
         constructor: Any = vars(base).get("__init__")
         if constructor is None or base is object:
@@ -64,10 +64,10 @@ def settings_of(learner: str | type[Learner]) -> dict[str, inspect.Parameter]:
         parameters = list(inspect.signature(constructor).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and parameter.name not in ("model", "objective"):
-                found.setdefault(parameter.name, parameter.replace(annotation=hints.get(parameter.name, Any)))
+                settings.setdefault(parameter.name, parameter.replace(annotation=hints.get(parameter.name, Any)))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return settings
 
 
 def check_settings(name: str, settings: dict[str, Any], allow_import: bool = False) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from distmeta.bounds import Positive, PositiveFloat
 from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, Head, Network, frozen
@@ -17,7 +18,6 @@ from distmeta.learners.objective import Supervised
 from distmeta.learners.params import Params, detached, leaves
 from distmeta.models.call import places
 from distmeta.models.head import is_head
-from distmeta.models.layers import Positive, PositiveFloat
 
 INNER_STEPS = 5  # where learner.inner_steps is not set
 

@@ -122,8 +122,8 @@ class Forward:
     def _seen(self) -> Params:
         """The statistics of each running norm that normalised by its batch, over all its calls in this forward."""
         seen = {name: pooled(norm.seen) for name, norm in self._running.items() if norm.seen}
-        means = {f"{name}.running_mean": found.mean for name, found in seen.items()}
-        return means | {f"{name}.running_var": found.var for name, found in seen.items()}
+        means = {f"{name}.running_mean": statistic.mean for name, statistic in seen.items()}
+        return means | {f"{name}.running_var": statistic.var for name, statistic in seen.items()}
 
 
 class Network(NamedTuple):
@@ -188,5 +188,5 @@ def support_statistics(forward: Forward, adapted: Params, inputs: Tensor) -> Par
         for hook in hooks:
             hook.remove()
     statistics = {name: pooled(parts) for name, parts in seen.items() if parts}
-    means = {f"{name}.running_mean": found.mean for name, found in statistics.items()}
-    return means | {f"{name}.running_var": found.var for name, found in statistics.items()}
+    means = {f"{name}.running_mean": statistic.mean for name, statistic in statistics.items()}
+    return means | {f"{name}.running_var": statistic.var for name, statistic in statistics.items()}

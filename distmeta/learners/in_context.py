@@ -36,8 +36,8 @@ class InContext(Learner):
 
         head = head_of(model)
         if not isinstance(head, nn.Linear):
-            found = f"{head_name(model)} is {type(head).__name__}"
-            raise ConfigError(f"learner in-context needs a linear head; {found}", "choose another network, such as transformer")
+            problem = f"{head_name(model)} is {type(head).__name__}"
+            raise ConfigError(f"learner in-context needs a linear head; {problem}", "choose another network, such as transformer")
         self._targets = head.out_features
 
     @classmethod

@@ -99,13 +99,13 @@ class InnerLoop(NamedTuple):
 
 def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> Params:
     """Each task's gradient of its own loss, by name. Raises ConfigError naming a parameter that the loss does not depend on."""
-    found = torch.autograd.grad(losses.sum(), list(wanted.values()), create_graph=create_graph, allow_unused=True)
-    for name, gradient in zip(wanted, found, strict=True):
+    derivatives = torch.autograd.grad(losses.sum(), list(wanted.values()), create_graph=create_graph, allow_unused=True)
+    for name, gradient in zip(wanted, derivatives, strict=True):
         if gradient is None:
             raise ConfigError(
                 f"parameter {name} of the network does not reach the loss", "remove it from the network, or use it in forward"
             )
-    return dict(zip(wanted, found, strict=True))
+    return dict(zip(wanted, derivatives, strict=True))
 
 
 class MetaGradients(NamedTuple):
@@ -160,8 +160,8 @@ def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: 
             last_scores = scores if last_scores is None else last_scores
             ends, cotangents = [*ends, weight * losses.sum()], [*cotangents, losses.new_ones(())]
         inputs = fast | others
-        found = torch.autograd.grad(ends, list(inputs.values()), cotangents, allow_unused=True, materialize_grads=True)
-        gradients = dict(zip(inputs, found, strict=True))
+        derivatives = torch.autograd.grad(ends, list(inputs.values()), cotangents, allow_unused=True, materialize_grads=True)
+        gradients = dict(zip(inputs, derivatives, strict=True))
         cotangents = [gradients[name] for name in fast]
         total = {name: value + gradients[name] for name, value in total.items()}
     assert isinstance(meta_losses, Tensor)

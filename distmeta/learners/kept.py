@@ -27,8 +27,8 @@ class KeptFeatures:
         for start in range(0, len(missing), _TOGETHER):
             some = list(missing.items())[start : start + _TOGETHER]
             places = [place for _, place in some]
-            found = compute(inputs[places + places[:1] * (_TOGETHER - len(some))])
-            rows |= {key: row.clone() for (key, _), row in zip(some, found, strict=False)}
+            computed = compute(inputs[places + places[:1] * (_TOGETHER - len(some))])
+            rows |= {key: row.clone() for (key, _), row in zip(some, computed, strict=False)}
         for key in missing:
             self._rows[key] = rows[key]
         return torch.stack([rows[key] for key in keys])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distmeta.bounds import Positive
 from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, Method, Noise, frozen, support_statistics
@@ -18,7 +19,6 @@ from distmeta.learners.params import Params, constants, leaves, trainable, weigh
 from distmeta.models.contract import draws
 from distmeta.models.convert import batch_norms, statistics
 from distmeta.models.head import has_head, is_head
-from distmeta.models.layers import Positive
 from distmeta.models.norm import RunningBatchNorm2d
 from distmeta.models.patterns import matching
 from distmeta.models.pretrained import Loaded, load_into

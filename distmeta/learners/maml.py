@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from distmeta.bounds import Count, Positive
 from distmeta.data.episodes import Batch, EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners.finetune import FineTuning
@@ -14,7 +15,6 @@ from distmeta.learners.forward import Forward, Head
 from distmeta.learners.inner import InnerLoop, MetaGradients, checkpointed, unrolled
 from distmeta.learners.params import Params, leaves
 from distmeta.models.head import head_of, is_head
-from distmeta.models.layers import Count, Positive
 
 _ENGINES = {"unrolled": unrolled, "checkpointed": checkpointed}
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from distmeta.bounds import Positive, PositiveFloat
 from distmeta.data.episodes import EpisodeBatch, LabelledBatch
 from distmeta.learners.forward import Forward, Method, frozen
 from distmeta.learners.inner import MetaGradients, gradients_of
@@ -15,7 +16,6 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Cost, Supervised
 from distmeta.learners.params import Params
 from distmeta.models.head import head_of, is_head
-from distmeta.models.layers import Positive, PositiveFloat
 
 IMAGES_PER_SLOT = 32  # of Classifier-Baseline, unless told otherwise
 _CENTROIDS = "centroids"

@@ -91,8 +91,8 @@ class PolicyGradient(Objective):
         sizes = [value.numel() for value in like.values()]
         old = dict(zip(like, held.own.split(sizes, 1), strict=True)) if like else {}
         outputs = self.outputs(network, held.trajectories)
-        found = self.policy.divergence(old, held.outputs.flatten(1, 2), network.params, outputs).view(lived.shape)
-        return (found * lived).sum((1, 2)) / lived.sum((1, 2))
+        divergence = self.policy.divergence(old, held.outputs.flatten(1, 2), network.params, outputs).view(lived.shape)
+        return (divergence * lived).sum((1, 2)) / lived.sum((1, 2))
 
     def outputs(self, network: Network, trajectories: Trajectories) -> Tensor:
         """The network's outputs (T, N·H, K) for each observation that was acted on."""

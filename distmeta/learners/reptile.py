@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from distmeta.bounds import Positive
 from distmeta.data.episodes import Batch
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Forward, Network
 from distmeta.learners.inner import InnerLoop, MetaGradients
 from distmeta.learners.params import Params, detached, leaves
-from distmeta.models.layers import Positive
 
 
 class Reptile(FineTuning):

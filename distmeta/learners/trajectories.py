@@ -90,12 +90,12 @@ def advantages(trajectories: Trajectories, discount: float, gae_decay: float, no
     values = baseline_values(trajectories, discount)
     arrives = torch.cat([lived[..., 1:], torch.zeros_like(lived[..., :1])], -1) + bootstrapped
     surprise = (rewards + discount * values[..., 1:] * arrives - values[..., :-1]) * lived
-    found = surprise @ decay_matrix(discount * gae_decay, surprise).T * lived
+    advantages = surprise @ decay_matrix(discount * gae_decay, surprise).T * lived
     if normalise:
         count = lived.sum((1, 2), keepdim=True)
-        centred = (found - found.sum((1, 2), keepdim=True) / count) * lived
-        found = centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + _EPSILON)
-    return found.to(trajectories.rewards.dtype)
+        centred = (advantages - advantages.sum((1, 2), keepdim=True) / count) * lived
+        advantages = centred / ((centred.square().sum((1, 2), keepdim=True) / count).sqrt() + _EPSILON)
+    return advantages.to(trajectories.rewards.dtype)
 
 
 def baseline_values(trajectories: Trajectories, discount: float) -> Tensor:

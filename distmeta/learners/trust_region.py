@@ -68,8 +68,8 @@ class Curvature(NamedTuple):
         along = unflatten(vector, self.meta_params)
         for wanted, gradients, (_, _, tasks, places) in self.chunks:
             slope = torch.stack([(gradient * along[name]).sum() for name, gradient in zip(wanted, gradients, strict=True)]).sum()
-            found = torch.autograd.grad(slope, list(wanted.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
-            products = dict(zip(wanted, found, strict=True))
+            derivatives = torch.autograd.grad(slope, list(wanted.values()), retain_graph=True, allow_unused=True, materialize_grads=True)
+            products = dict(zip(wanted, derivatives, strict=True))
             flat = torch.cat([products[name].reshape(len(tasks), -1) for name in self.meta_params], 1)
             yield flat[places], _metrics(flat.new_zeros(len(places)))
 

@@ -103,13 +103,13 @@ def redraw(model: nn.Module, seed: int) -> nn.Module:
 def _imported(name: str, allowed: bool) -> Any:
     if "." not in name or not allowed:
         raise ConfigError(f"model.name={name!r} is not a backbone of distmeta", f"choose one of {', '.join(MODELS)}")
-    found = imported("model.name", name)
-    if not callable(found) or (isinstance(found, type) and not issubclass(found, nn.Module)):
+    network = imported("model.name", name)
+    if not callable(network) or (isinstance(network, type) and not issubclass(network, nn.Module)):
         raise ConfigError(
             f"model.name={name!r} is neither a torch.nn.Module's class nor a function that returns one",
             "give the path of one, my_package.my_module.Net",
         )
-    return found
+    return network
 
 
 def _arguments(name: str, make: Any, common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,14 @@ def places(model: nn.Module) -> dict[str, list[str]]:
     put back what it put in itself.
     """
     first: dict[int, str] = {}
-    found: dict[str, list[str]] = {}
+    uses: dict[str, list[str]] = {}
     for prefix, module in model.named_modules():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is not None:
                     full = f"{prefix}.{name}" if prefix else name
-                    found.setdefault(first.setdefault(id(tensor), full), []).append(full)
-    return found
+                    uses.setdefault(first.setdefault(id(tensor), full), []).append(full)
+    return uses
 
 
 def call(model: nn.Module, held: Mapping[str, list[str]], params: Mapping[str, Tensor], map_: Map, inputs: Tensor) -> Any:

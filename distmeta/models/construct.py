@@ -26,10 +26,10 @@ def imported(key: str, path: str) -> Any:
         for count in range(len(parts) - 1, 0, -1):
             module = ".".join(parts[:count])
             try:
-                found = importlib.import_module(module)
+                target = importlib.import_module(module)
                 for name in parts[count:]:
-                    found = getattr(found, name)
-                return found
+                    target = getattr(target, name)
+                return target
             except ModuleNotFoundError as missing:
                 error = error or missing
                 if missing.name is None or not module.startswith(missing.name):

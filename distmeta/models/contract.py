@@ -25,7 +25,7 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
     try:
         set_training(model, True)
         with torch.random.fork_rng(devices=[]):
-            found: Any = model(inputs)
+            answer: Any = model(inputs)
     except DistmetaError:
         raise
     except Exception as error:  # whatever the user's own forward raises
@@ -36,19 +36,19 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
         ) from error
     finally:
         set_training(model, False)
-    if not isinstance(found, Tensor):
+    if not isinstance(answer, Tensor):
         raise ConfigError(
-            f"model.name={name} returns a {type(found).__name__}; a tensor of outputs is needed", "let its forward return the tensor alone"
+            f"model.name={name} returns a {type(answer).__name__}; a tensor of outputs is needed", "let its forward return the tensor alone"
         )
     wanted = (len(inputs), outputs)
-    if tuple(found.shape) != wanted:
+    if tuple(answer.shape) != wanted:
         raise ConfigError(
-            f"model.name={name} gives {tuple(found.shape)} for {len(inputs)} inputs; {wanted} is needed: a row of {outputs} for each",
+            f"model.name={name} gives {tuple(answer.shape)} for {len(inputs)} inputs; {wanted} is needed: a row of {outputs} for each",
             "make its last layer as wide as `outputs`, or name a linear last layer by model.head, which is then replaced",
         )
-    if not found.is_floating_point():
-        raise ConfigError(f"model.name={name} returns {found.dtype}; floating point is needed", "return scores, not the predicted classes")
-    if not found.requires_grad:
+    if not answer.is_floating_point():
+        raise ConfigError(f"model.name={name} returns {answer.dtype}; floating point is needed", "return scores, not the predicted classes")
+    if not answer.requires_grad:
         raise ConfigError(
             f"the outputs of model.name={name} do not depend on a trainable parameter",
             "remove detach and no_grad from its forward, and leave requires_grad of some parameters on",

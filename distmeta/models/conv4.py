@@ -5,8 +5,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from distmeta.bounds import Positive, PositiveFloat
 from distmeta.models import native
-from distmeta.models.layers import Positive, PositiveFloat, XavierConv2d, XavierLinear, image_shape
+from distmeta.models.layers import XavierConv2d, XavierLinear, image_shape
 from distmeta.models.norm import has_bias, make_norm
 
 

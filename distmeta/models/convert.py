@@ -23,14 +23,14 @@ def convert_norms(model: nn.Module, norm: str) -> list[str]:
     Raises ConfigError, naming the layer, where that is not possible: for another `norm`, for a subclass unless its statistics are frozen,
     and for a frozen layer without statistics.
     """
-    found = [name for name, module in model.named_modules() if type(module) in _BATCH_NORMS]
-    if found and norm not in _OURS:
+    layers = [name for name, module in model.named_modules() if type(module) in _BATCH_NORMS]
+    if layers and norm not in _OURS:
         raise ConfigError(
-            f"model.norm={norm}, but {found[0]} of {type(model).__name__} is a {type(model.get_submodule(found[0])).__name__}",
+            f"model.norm={norm}, but {layers[0]} of {type(model).__name__} is a {type(model.get_submodule(layers[0])).__name__}",
             "set model.norm to batch, running or frozen",
         )
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm) or name in found:
+        if not isinstance(module, _BatchNorm) or name in layers:
             continue
         module.eval()
         if norm != "frozen":
@@ -38,8 +38,8 @@ def convert_norms(model: nn.Module, norm: str) -> list[str]:
                 f"model.norm={norm}, but {name} of {type(model).__name__} is a {type(module).__name__}, a subclass of batch norm",
                 "set model.norm=frozen, or use torch's own BatchNorm1d, BatchNorm2d or BatchNorm3d",
             )
-    _replace(model, {id(model.get_submodule(name)): _norm_for(model, name, norm) for name in found})
-    return found
+    _replace(model, {id(model.get_submodule(name)): _norm_for(model, name, norm) for name in layers})
+    return layers
 
 
 def _norm_for(model: nn.Module, name: str, norm: str) -> nn.Module:
@@ -67,13 +67,13 @@ def convert_dropout(model: nn.Module) -> list[str]:
         nn.AlphaDropout: lambda rate: SeededDropout(rate, alpha=True),
         nn.FeatureAlphaDropout: lambda rate: SeededDropout(rate, whole=2, alpha=True),
     }
-    found = {name: module for name, module in model.named_modules() if type(module) in makers}
+    layers = {name: module for name, module in model.named_modules() if type(module) in makers}
     made: dict[int, nn.Module] = {}
-    for module in found.values():
+    for module in layers.values():
         assert isinstance(module, _DropoutNd)
         made[id(module)] = makers[type(module)](module.p)
     _replace(model, made)
-    return list(found)
+    return list(layers)
 
 
 def convert_weight_norm(model: nn.Module) -> None:

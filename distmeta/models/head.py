@@ -66,9 +66,9 @@ def features(model: nn.Module, inputs: Tensor) -> Tensor:
     with head_of(model).register_forward_pre_hook(lambda _module, given: held.append(given[0])):
         model(inputs)
     if len(held) != 1 or held[0].dim() != 2:
-        found = f"is called {len(held)} times" if len(held) != 1 else f"reads {tuple(held[0].shape)}"
+        problem = f"is called {len(held)} times" if len(held) != 1 else f"reads {tuple(held[0].shape)}"
         raise ConfigError(
-            f"layer {head_name(model)} of {type(model).__name__} {found}; one row of features for each input is needed",
+            f"layer {head_name(model)} of {type(model).__name__} {problem}; one row of features for each input is needed",
             "set model.head to the layer that maps features (M, D) to outputs, or choose a learner that adapts the whole network",
         )
     return held[0]

@@ -5,11 +5,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from distmeta.bounds import Positive
 from distmeta.errors import ConfigError
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 

@@ -4,8 +4,8 @@ import math
 
 from torch import Tensor, nn
 
+from distmeta.bounds import Positive
 from distmeta.errors import ConfigError
-from distmeta.models.layers import Positive
 
 
 def sequence_shape(name: str, input_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from distmeta.models.layers import Positive
+from distmeta.bounds import Positive
 from distmeta.models.norm import has_bias, make_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}

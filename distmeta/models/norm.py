@@ -101,9 +101,9 @@ class RunningBatchNorm2d(BatchNorm2d):
     persistent = True
 
     def normalise(self, images: Tensor) -> Gradients:
-        found = super().normalise(images)
-        self.tell(images.numel() // images.shape[1], *found[1:])
-        return found
+        normalised = super().normalise(images)
+        self.tell(images.numel() // images.shape[1], *normalised[1:])
+        return normalised
 
     def tell(self, values: int, mean: Tensor, inverse_std: Tensor) -> None:
         """Set `batch_mean` and `batch_var` from what images, of so many values a channel, were normalised by."""

@@ -80,12 +80,12 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
         if value is not None and value.shape != held[name].shape and not is_head(model, name)
     ]
     if missing or other:
-        found = [f"missing there: {_listed(missing)}"] if missing else []
-        found += [f"of another shape: {_listed(other)}"] if other else []
+        problems = [f"missing there: {_listed(missing)}"] if missing else []
+        problems += [f"of another shape: {_listed(other)}"] if other else []
         left = [name for name in given if name not in held]
         hint = f"; names there: {_listed(left)}" if left and missing else ""
         raise ConfigError(
-            f"init_from={origin} does not fit {type(model).__name__}: {'; '.join(found)}{hint}",
+            f"init_from={origin} does not fit {type(model).__name__}: {'; '.join(problems)}{hint}",
             "set init_prefix to the prefix of the names, or model.* as in the network that was saved",
         )
     taken = {name: value for name, value in places.items() if value is not None and value.shape == held[name].shape}

@@ -7,8 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, max_pool2d
 
+from distmeta.bounds import Positive
 from distmeta.models.dropblock import DropBlock
-from distmeta.models.layers import KaimingConv2d, Positive, image_shape
+from distmeta.models.layers import KaimingConv2d, image_shape
 from distmeta.models.norm import has_bias, make_norm
 
 SLOPE = 0.1

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distmeta.models.layers import Positive, image_shape
+from distmeta.bounds import Positive
+from distmeta.models.layers import image_shape
 from distmeta.models.norm import has_bias, make_norm
 
 Leak = Annotated[float, Field(ge=0, le=1)]

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from distmeta.bounds import Positive
 from distmeta.errors import ConfigError
-from distmeta.models.layers import Positive
 from distmeta.models.lstm import sequence_shape
 
 _LONGEST_WAVE = 1000.0

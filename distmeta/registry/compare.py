@@ -28,9 +28,9 @@ def compare(uri: str, a: str, b: str) -> dict[str, Any]:
     (about_a, measured, figures_a), (about_b, _, figures_b) = _tested(uri, a), _tested(uri, b)
     differing = [key for key in about_a if about_a[key] != about_b[key]]
     if differing:
-        found = ", ".join(f"{key} {about_a[key]} and {about_b[key]}" for key in differing)
+        differences = ", ".join(f"{key} {about_a[key]} and {about_b[key]}" for key in differing)
         raise RegistryError(
-            f"{a} and {b} were not tested on the same episodes: {found}", "train or evaluate both with the same data.eval.*"
+            f"{a} and {b} were not tested on the same episodes: {differences}", "train or evaluate both with the same data.eval.*"
         )
     shown = {key: getattr(measured, key) for key in ("unit", "scale", "digits", "more_is_better")}
     return {"figure": about_a["figure"]} | _paired(figures_a, figures_b, measured.more_is_better) | {"episodes": len(figures_a)} | shown
@@ -54,21 +54,21 @@ def _numbers(figures: list[float | None]) -> NDArray[np.float64]:
     return np.array([math.nan if figure is None else figure for figure in figures])
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(comparison: dict[str, Any]) -> str:
     """What `compare` found, in a sentence."""
-    over = f"over {found['episodes']} paired episodes"
-    if found["difference"] is None:
-        worse = {"a": "B's", "b": "A's", None: "both models'"}[found["better"]]
-        end = "no difference is shown" if found["better"] is None else f"{found['better'].upper()} is better"
-        return f"{end} {over}: {worse} {found['figure']} is not finite on some of them"
-    unit = " points" if found["unit"] == "%" else f" {found['unit']}".rstrip()
-    ends = (found[key] for key in ("difference", "low", "high"))
-    difference, low, high = ("" if end is None else f"{found['scale'] * end:+.{found['digits'] + 1}f}" for end in ends)
+    over = f"over {comparison['episodes']} paired episodes"
+    if comparison["difference"] is None:
+        worse = {"a": "B's", "b": "A's", None: "both models'"}[comparison["better"]]
+        end = "no difference is shown" if comparison["better"] is None else f"{comparison['better'].upper()} is better"
+        return f"{end} {over}: {worse} {comparison['figure']} is not finite on some of them"
+    unit = " points" if comparison["unit"] == "%" else f" {comparison['unit']}".rstrip()
+    ends = (comparison[key] for key in ("difference", "low", "high"))
+    difference, low, high = ("" if end is None else f"{comparison['scale'] * end:+.{comparison['digits'] + 1}f}" for end in ends)
     interval = f"95% interval {low} to {high}, " if low else ""
-    by = f"{difference}{unit} ({interval}p = {found['p']:.2g})"
-    if found["better"] is None:
+    by = f"{difference}{unit} ({interval}p = {comparison['p']:.2g})"
+    if comparison["better"] is None:
         return f"no difference is shown {over}: B - A = {by}"
-    return f"B is {'better' if found['better'] == 'b' else 'worse'} than A {over}: {by}"
+    return f"B is {'better' if comparison['better'] == 'b' else 'worse'} than A {over}: {by}"
 
 
 def _tested(uri: str, model_uri: str) -> tuple[dict[str, Any], Measurement, list[float | None]]:

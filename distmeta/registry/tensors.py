@@ -26,8 +26,8 @@ def load_tensor_model(uri: str, model_uri: str, own: Collection[str] = (), objec
             raise RegistryError(f"{model_uri} is a policy", "load it with distmeta.registry.policies.load_policy")
         check_known(model_uri, description, own)
         try:
-            found = build_tensor_model(model_uri, description, ModelFolder(Path(scratch)).load_params(), own, objective)
+            loaded = build_tensor_model(model_uri, description, ModelFolder(Path(scratch)).load_params(), own, objective)
         except (KeyError, TypeError, ValueError, RuntimeError, RunError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error!r}", "was it published by a newer distmeta? update distmeta") from None
-    check_weights(found.learner, found.meta_params, model_uri)
-    return found
+    check_weights(loaded.learner, loaded.meta_params, model_uri)
+    return loaded

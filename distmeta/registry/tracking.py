@@ -30,7 +30,7 @@ from distmeta.masking import masked
 from distmeta.registry import store
 from distmeta.registry.context import EXPERIMENT_TAGS, dataset_inputs, page_of, source_tags
 from distmeta.training.measurement import BASELINE_KEY, KEY
-from distmeta.training.metrics import Record
+from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints a traceback of what it raises as well

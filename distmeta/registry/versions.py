@@ -228,10 +228,10 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
         for file in PUBLISHED:
             with answers(uri):
                 address = f"{version.source}/{ARTIFACTS}/{file}"
-                found = mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=uri)
-            if sha256(Path(found)) != version.tags.get(f"sha256:{file}"):
+                path = mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=uri)
+            if sha256(Path(path)) != version.tags.get(f"sha256:{file}"):
                 raise RegistryError(f"{file} of {model_uri} is not what was published (SHA-256 differs)", _PUBLISH_AGAIN)
-            shutil.copy(found, folder / file)
+            shutil.copy(path, folder / file)
     try:
         return ModelFolder(folder).read_description()
     except RunError as error:
@@ -319,17 +319,17 @@ def look_up(uri: str, model_uri: str) -> ModelVersion:
             aliases = _listed(held.aliases)
             raise RegistryError(f"model {name!r} has no alias {alias!r} (it has: {aliases})", "distmeta models lists them")
         try:
-            found = mlflow_client.get_model_version(name, number or held.aliases[alias])
+            version = mlflow_client.get_model_version(name, number or held.aliases[alias])
         except MlflowException:
             raise RegistryError(f"model {name!r} has no version {number}", "distmeta models lists them") from None
-        if found.name != name or not re.fullmatch(r"[0-9]{1,9}", str(found.version)):
-            raise RegistryError(f"MLflow answered with version {found.version!r} of {found.name!r} for {model_uri}", "check its server")
-        return found
+        if version.name != name or not re.fullmatch(r"[0-9]{1,9}", str(version.version)):
+            raise RegistryError(f"MLflow answered with version {version.version!r} of {version.name!r} for {model_uri}", "check its server")
+        return version
 
 
 def _listed(names: Iterable[str]) -> str:
-    found = sorted(names)
-    return ", ".join(found[:_NAMED]) + (f", … {len(found)} in all" if len(found) > _NAMED else "") or "none"
+    ordered = sorted(names)
+    return ", ".join(ordered[:_NAMED]) + (f", … {len(ordered)} in all" if len(ordered) > _NAMED else "") or "none"
 
 
 def _of_run(mlflow_client: MlflowClient, run_id: str) -> ModelVersion:

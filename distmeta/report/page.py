@@ -10,7 +10,7 @@ from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines
 from distmeta.report.section import Plot, Section
 from distmeta.training.measurement import Measurement, baseline_of, measurement_of, quantity, score_of
-from distmeta.training.metrics import OWN_METRICS, Record
+from distmeta.training.metrics_folder import OWN_METRICS, Record
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import write_whole
 

@@ -118,7 +118,10 @@ def _process_setup() -> Callable[[], None]:
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
         own = ray.util.get_node_ip_address()
         for interface, addresses in psutil.net_if_addrs().items():
-            if any(found.family in (socket.AF_INET, socket.AF_INET6) and found.address.partition("%")[0] == own for found in addresses):
+            if any(
+                candidate.family in (socket.AF_INET, socket.AF_INET6) and candidate.address.partition("%")[0] == own
+                for candidate in addresses
+            ):
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
     return set_up

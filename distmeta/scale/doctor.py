@@ -69,12 +69,12 @@ def _package(requirement: Requirement) -> Finding:
     wanted = f"{requirement.name}{requirement.specifier}"
     remedy = f"pip install --constraint constraints.txt '{wanted}'"
     try:
-        found = version(requirement.name)
+        installed = version(requirement.name)
     except PackageNotFoundError:
         return Finding(requirement.name, f"not installed; {wanted} is needed", remedy)
-    if not requirement.specifier.contains(found, prereleases=True):
-        return Finding(requirement.name, f"{found}; {wanted} is needed", remedy)
-    return Finding(requirement.name, found)
+    if not requirement.specifier.contains(installed, prereleases=True):
+        return Finding(requirement.name, f"{installed}; {wanted} is needed", remedy)
+    return Finding(requirement.name, installed)
 
 
 def _accelerator() -> Finding:
@@ -92,10 +92,10 @@ def _accelerator() -> Finding:
 def _kernels() -> Finding:
     """Compiles them if this machine has not done so before. A run does without them, so their lack is no fault."""
     try:
-        found = library("float32")
+        kernels = library("float32")
     except KernelsUnavailable as error:
         return Finding("native kernels", f"none: {error.message}; training uses torch's, which are slower ({error.remedy})")
-    return Finding("native kernels", f"{found.level}, probe {found.digest}, by {find_compiler()}")
+    return Finding("native kernels", f"{kernels.level}, probe {kernels.digest}, by {find_compiler()}")
 
 
 def _allocator() -> Finding:
@@ -122,8 +122,8 @@ def _cluster(address: str | None) -> str:
 
 def _registry(uri: str) -> str:
     with answers(uri):
-        found = sum(1 for _ in registered_models(client(uri)))
-    return f"{masked(uri)}: {found} registered models"
+        count = sum(1 for _ in registered_models(client(uri)))
+    return f"{masked(uri)}: {count} registered models"
 
 
 def _dataset(location: str) -> str:

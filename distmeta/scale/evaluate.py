@@ -27,7 +27,7 @@ from distmeta.training.evaluate import evaluation_of, scores
 PART = 25  # episodes of a task: some seconds of work, which is what is done again if a worker is lost
 
 
-class Asked(NamedTuple):
+class EpisodeSource(NamedTuple):
     """Which episodes: of a packed dataset's split, drawn from `seed`. `way` and `shot` are those the model was trained for, if None."""
 
     shards: str
@@ -38,21 +38,22 @@ class Asked(NamedTuple):
     seed: int
 
 
-def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+def evaluate(
+    model: Model, source: EpisodeSource, episodes: int, address: str | None, own: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the network's random initialisation beside it.
 
     `own` holds the import paths of the network's and the learner's class, if they are the user's own. Yields an empty dictionary for each
-    part that
-    is done, and at last the figures: the same from any cluster of one kind of machine.
+    part that is done, and at last the figures: the same from any cluster of one kind of machine.
     Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
     """
-    stream = evaluation_stream(model, *asked)
+    stream = evaluation_stream(model, *source)
     parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]
     with connected(address):
         on_gpu = bool(ray.cluster_resources().get("GPU"))
         task = _score.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
         weights, places = ray.put(model.meta_params), (tuple(own), os.getcwd())
-        going = {task.remote(model.uri, model.description, weights, asked, indices, places): indices for indices in parts}
+        going = {task.remote(model.uri, model.description, weights, source, indices, places): indices for indices in parts}
         by_episode = torch.zeros(episodes, 4, dtype=torch.float64)
         while going:
             (done, *_), _ = ray.wait(list(going))
@@ -65,7 +66,7 @@ def evaluate(model: Model, asked: Asked, episodes: int, address: str | None, own
 
 @ray.remote
 def _score(
-    uri: str, description: dict[str, Any], weights: Params, asked: Asked, indices: list[int], places: tuple[tuple[str, ...], str]
+    uri: str, description: dict[str, Any], weights: Params, source: EpisodeSource, indices: list[int], places: tuple[tuple[str, ...], str]
 ) -> Tensor:
     """Scores of these episodes (len(indices), 4): by the model, and by its random initialisation.
 
@@ -78,9 +79,9 @@ def _score(
     device_of(device).choose(tf32=False)
     weights = {name: value.to(device) for name, value in weights.items()}
     model = Model(uri, description, build(description, weights, own), weights)
-    stream = evaluation_stream(model, *asked)
+    stream = evaluation_stream(model, *source)
     settings = description["model"]
-    drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(asked.seed, "initial weights"))
+    drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(source.seed, "initial weights"))
     learner = build_learner(model=drawn, allow_import=True, **description["learner"])
     random_init = weights | {name: value.to(weights[name]) for name, value in learner.initial_params().items()}
     return torch.cat([scores(Accuracy(), model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()

@@ -196,8 +196,8 @@ def _watch(fit: Fit, board: Any, display: RunDisplay) -> None:
 
 def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
     """What kept the run from its result, if anything did."""
-    found = failure(fit, reported, config)
+    error = failure(fit, reported, config)
     run_folder = RunFolder(config.run_folder)
-    if found is None and not run_folder.has_ended:
+    if error is None and not run_folder.has_ended:
         return Stopped(f"stopped as asked, at {run_folder.reached()} of {config.outer.steps}", "give --resume to continue")
-    return found
+    return error

@@ -40,8 +40,8 @@ def pack_job(folder: Path, config: Config | None, includes: list[Path], needs_tr
     _check_names(includes)
     files = {path: dict(_files(path)) for path in includes}
     _check_size(files)
-    for path, found in files.items():
-        for name, file in found.items():
+    for path, shipped in files.items():
+        for name, file in shipped.items():
             target = folder / shipped_name(path) / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
@@ -67,7 +67,7 @@ def _check_names(includes: list[Path]) -> None:
 
 
 def _check_size(files: dict[Path, dict[str, Path]]) -> None:
-    sizes = {str(path): sum(file.stat().st_size for file in found.values()) for path, found in files.items()}
+    sizes = {str(path): sum(file.stat().st_size for file in shipped.values()) for path, shipped in files.items()}
     if sum(sizes.values()) > LIMIT_BYTES:
         listed = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sorted(sizes.items(), key=lambda item: -item[1]))
         raise ConfigError(

@@ -217,10 +217,10 @@ def _details(jobs: JobSubmissionClient, address: str, job_id: str) -> JobDetails
 def list_jobs(address: str) -> list[dict[str, Any]]:
     """One row for each job that has an id: id, status, command, began (seconds since 1970)."""
     with _answers(address):
-        found = client(address).list_jobs()
+        listed = client(address).list_jobs()
     rows = [
         {"id": job.submission_id, "status": job.status.value, "command": job.entrypoint, "began": (job.start_time or 0) / 1000}
-        for job in found
+        for job in listed
         if job.submission_id
     ]
     return sorted(rows, key=lambda row: row["began"], reverse=True)

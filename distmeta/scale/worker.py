@@ -37,7 +37,7 @@ from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, pair
 from distmeta.training.lease import Claim
 from distmeta.training.loop import Plan, Progress, train
 from distmeta.training.measurement import measurement_of, quantity
-from distmeta.training.metrics import MetricsWriter, Record
+from distmeta.training.metrics_folder import MetricsWriter, Record
 from distmeta.training.reduce import PeerFailure, Request, agree
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.spike_rates import spike_rates, warning
@@ -85,10 +85,10 @@ class Worker:
             if folder is not None:
                 check_machine(self.machine, folder.written_on(), f"{folder} was written on another kind of machine")
         if folder is not None:
-            found = folder.load()
-            self.outer.load(found.meta_params, found.optimizer)
-            self.progress = Progress(found.step, **found.progress)
-            if since == found.step:
+            checkpoint = folder.load()
+            self.outer.load(checkpoint.meta_params, checkpoint.optimizer)
+            self.progress = Progress(checkpoint.step, **checkpoint.progress)
+            if since == checkpoint.step:
                 self.progress.best_step, self.progress.best_score = 0, None
         if self.rank == 0:
             self.run_folder.note_start(self.progress.step)
@@ -184,8 +184,8 @@ class Worker:
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:
             lease.check(self.claim)
-            found = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
-            self.run_folder.save_best(step, self.learner.whole(meta_params), self.run.description | found)
+            record = {"step": step, "validation": validation.as_dict(), "validation_score": validation.stored_score}
+            self.run_folder.save_best(step, self.learner.whole(meta_params), self.run.description | record)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
         """Metrics first, then the checkpoint: whoever finds a checkpoint finds the metrics up to it."""

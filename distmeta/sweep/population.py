@@ -146,10 +146,10 @@ def near(values: Values, value: Any, random: np.random.Generator) -> Any:
     low, high = values.extremes
     if anywhere or value is None:
         share = random.random()
-        found = low * (high / low) ** share if values.loguniform else low + (high - low) * share
+        drawn = low * (high / low) ** share if values.loguniform else low + (high - low) * share
     else:
-        found = value * _FACTORS[up]
-        if values.integers and round(found) == value:
-            found = value + (1 if up else -1)
-    found = min(max(found, low), high)
-    return round(found) if values.integers else float(found)
+        drawn = value * _FACTORS[up]
+        if values.integers and round(drawn) == value:
+            drawn = value + (1 if up else -1)
+    drawn = min(max(drawn, low), high)
+    return round(drawn) if values.integers else float(drawn)

@@ -40,9 +40,9 @@ class Search:
             return TPESampler(seed=seed, n_startup_trials=max(4, self._sweep.total // 4), constant_liar=True)
         return RandomSampler(seed)
 
-    def _value(self, key: str, found: Any) -> Any:
+    def _value(self, key: str, point: Any) -> Any:
         choice = self._sweep.space[key].choice
-        return found if choice is None else choice[found]
+        return point if choice is None else choice[point]
 
     def learn(self, number: int, params: dict[str, Any], curve: list[Point], failed: bool) -> None:
         """Take in what a trial came to; one that failed counts as a place not to look, and so does one without a figure."""
@@ -52,9 +52,9 @@ class Search:
         if number in self._asked:
             self._study.tell(self._asked.pop(number), value, state)
             return
-        found = {key: self._found(key, value) for key, value in params.items()}
-        if all(key in found and _contains(distribution, found[key]) for key, distribution in self._distributions.items()):
-            self._study.add_trial(create_trial(state=state, value=value, params=found, distributions=self._distributions))
+        values = {key: self._found(key, value) for key, value in params.items()}
+        if all(key in values and _contains(distribution, values[key]) for key, distribution in self._distributions.items()):
+            self._study.add_trial(create_trial(state=state, value=value, params=values, distributions=self._distributions))
 
     def _found(self, key: str, value: Any) -> Any:
         choice = self._sweep.space[key].choice

@@ -18,7 +18,7 @@ from distmeta.scale.progress import STARTING, read
 from distmeta.scale.worker import trainer
 from distmeta.training.lease import Claim
 from distmeta.training.measurement import Measurement, measurement_of, score_of
-from distmeta.training.metrics import Record
+from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import RunFolder
 
 _POLL_S = 0.5
@@ -109,7 +109,7 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     while fit.going:
         time.sleep(_POLL_S)
         # The last validation waits for its checkpoint: the scheduler may end this process when it hears of it.
-        told = _tell([found for found in validations(folder, told) if found["step"] < last_step], told)
+        told = _tell([validation for validation in validations(folder, told) if validation["step"] < last_step], told)
     error = failure(fit, read(board)[1], config)
     if error is None:
         _tell(validations(folder, told), told)
@@ -119,8 +119,8 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
         folder.write_failure(error)
 
 
-def _tell(found: list[Record], told: int) -> int:
-    for validation in found:
+def _tell(records: list[Record], told: int) -> int:
+    for validation in records:
         tune.report(Point.of(validation).reported)
         told = validation["step"]
     return told

@@ -106,7 +106,7 @@ def draw(trials: list[Trial], sweep_folder: RunFolder, settings: SweepConfig) ->
     """Write by_parameter.png, parallel.png and over_time.png into the sweep's folder."""
     matplotlib.use("agg")
     rows = [row for row in (parameters(trial, sweep_folder) for trial in trials) if row["score"] is not None]
-    measurement = next(found for trial in trials if (found := trial.measurement(sweep_folder)))
+    measurement = next(measured for trial in trials if (measured := trial.measurement(sweep_folder)))
     figures = {
         "by_parameter": _by_parameter(rows, settings, measurement),
         "parallel": _parallel(rows, settings, measurement),

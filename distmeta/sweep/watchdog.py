@@ -117,9 +117,9 @@ class Watchdog:
             if start.waited_s > self._limit_s:
                 self._expire(one, start, drivers[number])
 
-    def _record(self, found: set[str]) -> None:
-        if not found <= self._recorded:
-            self._recorded |= found
+    def _record(self, groups: set[str]) -> None:
+        if not groups <= self._recorded:
+            self._recorded |= groups
             self.records.folder.write_groups(sorted(self._recorded))
 
     def _look(self, starting: dict[int, Running], drivers: dict[int, Any], groups: list[Group]) -> dict[int, str]:

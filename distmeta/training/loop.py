@@ -13,7 +13,7 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, flatten
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation
-from distmeta.training.metrics import OWN_METRICS, Record
+from distmeta.training.metrics_folder import OWN_METRICS, Record
 from distmeta.training.outer import OuterUpdate
 from distmeta.training.reduce import Contribution, Found, Reduced, Reduction, Request, reduce, slot_sum
 

@@ -26,11 +26,11 @@ class MeanReturn(Metric):
         return self.scores(learner, meta_params, episode)[0]
 
     def scores(self, learner: Learner, meta_params: Params, batch: TaskBatch) -> Tensor:  # type: ignore[override]
-        found = []
+        scores = []
         for chunk, places in batch.chunks(_TOGETHER):
             returns = [played.returns.mean(1) for played in after_each_step(learner, meta_params, chunk)]
-            found.append(torch.stack(returns, 1).double()[places])
-        return torch.cat(found)
+            scores.append(torch.stack(returns, 1).double()[places])
+        return torch.cat(scores)
 
 
 def after_each_step(learner: Learner, meta_params: Params, batch: TaskBatch) -> list[Trajectories]:

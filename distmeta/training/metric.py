@@ -57,7 +57,7 @@ class Metric(ABC):
         The first key holds the value to quote, or all values by column; the second holds the interval.
         """
         name, suffix = self.name.replace(" ", "_"), "_by_step" if self.axis else ""
-        values, ci95 = (dict(zip(measurement.columns, found, strict=True)) for found in (measurement.values, measurement.ci95))
+        values, ci95 = (dict(zip(measurement.columns, numbers, strict=True)) for numbers in (measurement.values, measurement.ci95))
         return {f"{name}{suffix}": values, f"{name}_ci95{suffix}": ci95}
 
     def measure(self, learner: Learner, task: Task, by_episode: Tensor) -> Measurement:

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from distmeta.data.episodes import Batch
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, unflatten
-from distmeta.training.metrics import Record
+from distmeta.training.metrics_folder import Record
 from distmeta.training.reduce import Mean, Reduced
 
 Schedule = Callable[[int], float]

@@ -6,7 +6,7 @@ from distmeta.data.episodes import Batch
 from distmeta.learners.learner import Learner
 from distmeta.learners.maml import MAML
 from distmeta.learners.trust_region import hold
-from distmeta.training.metrics import Record
+from distmeta.training.metrics_folder import Record
 from distmeta.training.outer import OuterUpdate
 from distmeta.training.reduce import Mean, Reduced
 
@@ -28,10 +28,10 @@ class ProMP(OuterUpdate):
 
     def step(self, learner: Learner, batch: Batch, mean: Mean, step: int) -> tuple[Reduced, Record]:
         """Ends early, as a step that failed, if a meta-gradient is not finite; else what the first epoch found."""
-        first, found = super().step(learner, batch, mean, step)
+        first, figures = super().step(learner, batch, mean, step)
         last = first
         for _ in range(self.epochs - 1):
             if last.meta_gradient is None:
                 return last, {}
             last, _ = super().step(learner, batch, mean, step)
-        return (first, found) if last.meta_gradient is not None else (last, {})
+        return (first, figures) if last.meta_gradient is not None else (last, {})

@@ -176,11 +176,11 @@ class Contribution(NamedTuple):
     failure: DistmetaError | None = None
 
     @classmethod
-    def of(cls, slots: list[int], found: Iterable[tuple[Tensor, SlotMetrics]], into: SlotSum) -> "Contribution":
+    def of(cls, slots: list[int], computed: Iterable[tuple[Tensor, SlotMetrics]], into: SlotSum) -> "Contribution":
         """Adds up what `Learner.each_slot` finds; a DistmetaError on the way becomes the contribution's failure."""
         kept = []
         try:
-            for gradients, metrics in found:
+            for gradients, metrics in computed:
                 into.add(gradients)
                 kept.append(metrics)
         except DistmetaError as failure:
@@ -219,7 +219,7 @@ Found = Iterator[tuple[Tensor, SlotMetrics]]
 class Mean(Protocol):
     """How an outer update has slots' vectors averaged over all workers, once or several times a step."""
 
-    def __call__(self, meta_params: Params, found: Callable[[], Found], size: int | None = None) -> Reduced:
+    def __call__(self, meta_params: Params, computed: Callable[[], Found], size: int | None = None) -> Reduced:
         """The mean of what `found` gives in this worker's slots and the others'; vectors have `size` values (default: a meta-gradient's).
 
         `meta_params` are those that the vectors were computed with, which all workers must share. `found` may be called again.

@@ -11,7 +11,7 @@ from distmeta.errors import ConfigError, DistmetaError, RunError
 from distmeta.learners.params import Params
 from distmeta.training import storage, stored
 from distmeta.training.checkpoint import CheckpointFolder, folder_name
-from distmeta.training.metrics import MetricsFolder, read_lines
+from distmeta.training.metrics_folder import MetricsFolder, read_lines
 from distmeta.training.model_folder import STORED_ROWS, TEST_EPISODES, ModelFolder, Rows
 from distmeta.training.storage import read_json, unknown_content, write_whole
 

@@ -35,9 +35,9 @@ def warning(rates: dict[str, float]) -> str | None:
     shown = {name: f"{name} fires in {100 * rate:.1f} % of time steps" for name, rate in rates.items()}
     silent = [shown[name] for name, rate in rates.items() if rate < SILENT]
     saturated = [shown[name] for name, rate in rates.items() if rate > SATURATED]
-    found = []
+    warnings = []
     if silent:
-        found.append(f"silent layers: {', '.join(silent)}\nlower model.threshold, or raise model.beta")
+        warnings.append(f"silent layers: {', '.join(silent)}\nlower model.threshold, or raise model.beta")
     if saturated:
-        found.append(f"saturated layers: {', '.join(saturated)}\nraise model.threshold, or lower model.beta")
-    return "\n".join(found) or None
+        warnings.append(f"saturated layers: {', '.join(saturated)}\nraise model.threshold, or lower model.beta")
+    return "\n".join(warnings) or None

@@ -16,7 +16,7 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.maml import MAML
 from distmeta.learners.params import Params, flatten, unflatten
 from distmeta.learners.trust_region import Curvature, hold, loss_and_divergence
-from distmeta.training.metrics import Record
+from distmeta.training.metrics_folder import Record
 from distmeta.training.outer import OuterUpdate
 from distmeta.training.reduce import Found, Mean, Reduced
 
@@ -68,10 +68,10 @@ class TRPO(OuterUpdate):
             bend = direction.dot(product(direction)).item()
             curvature.clear()
             longest = direction * (2 * self.max_divergence / bend) ** 0.5 if bend > 0 else torch.zeros_like(direction)
-            found = self._search(learner, batch, mean, theta, longest)
+            searched = self._search(learner, batch, mean, theta, longest)
         except _NotFinite as error:
             return error.reduced, {}
-        return first, {"gradient_norm": gradient.norm().item()} | found
+        return first, {"gradient_norm": gradient.norm().item()} | searched
 
     def _search(self, learner: MAML, batch: HeldBatch, mean: Mean, theta: Params, longest: Tensor) -> Record:
         """Go as far along minus `longest` as the loss falls and the divergence allows."""
@@ -95,18 +95,18 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor) -> 
 
     Hestenes & Stiefel 1952, from x = 0, for at most 10 iterations.
     """
-    found, residual, direction = torch.zeros_like(target), target.clone(), target.clone()
+    solution, residual, direction = torch.zeros_like(target), target.clone(), target.clone()
     squared = residual.dot(residual)
     for _ in range(_ITERATIONS):
         if squared < _RESIDUAL:
             break
         bent = product(direction)
         length = squared / direction.dot(bent)
-        found = found + length * direction
+        solution = solution + length * direction
         residual = residual - length * bent
         squared, before = residual.dot(residual), squared
         direction = residual + squared / before * direction
-    return found
+    return solution
 
 
 def _finite(reduced: Reduced) -> Tensor:

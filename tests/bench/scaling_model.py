@@ -155,7 +155,7 @@ def operations(work: Work) -> int:
     """Floating-point operations of one task, counted on tensors without values."""
     learner, batch = learner_of(work), episodes(work)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
-        params = {name: mode.from_tensor(value) for name, value in learner.initial_params().items()}
+        params: Params = {name: mode.from_tensor(value) for name, value in learner.initial_params().items()}
         learner.slot_gradients(params, batch.map(mode.from_tensor))
     return counter.get_total_flops()
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distmeta.training.metrics import Record
+from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import RunFolder
 
 PARTS = {

@@ -47,16 +47,20 @@ def read(
     classes = _cut(class_folders(folder, left_out), split, split_by, seed) if split else _divided(folder, left_out)
     if left_out.counts:
         report(str(left_out))
-    return Source(_images(classes, max_pixels), sum(found.images for group in classes.values() for found in group))
+    return Source(_images(classes, max_pixels), sum(class_folder.images for group in classes.values() for class_folder in group))
 
 
 def _images(classes: dict[str, list[ClassFolder]], max_pixels: int) -> Iterator[SourceImage]:
     for split, group in classes.items():
-        for found in group:
-            name = found.full_name
-            for path in found.files():
+        for class_folder in group:
+            name = class_folder.full_name
+            for path in class_folder.files():
                 yield SourceImage(
-                    split=split, class_name=name, category=found.category or name, image=read_file(path, max_pixels), origin=str(path)
+                    split=split,
+                    class_name=name,
+                    category=class_folder.category or name,
+                    image=read_file(path, max_pixels),
+                    origin=str(path),
                 )
 
 
@@ -68,18 +72,18 @@ def _divided(folder: Path, left_out: LeftOut) -> dict[str, list[ClassFolder]]:
     classes: dict[str, list[ClassFolder]] = {split: class_folders(folder / split, left_out) for split in SPLITS if split in names}
     split_of: dict[str, str] = {}
     for split, group in classes.items():
-        for found in group:
-            other = split_of.setdefault(found.full_name, split)
+        for class_folder in group:
+            other = split_of.setdefault(class_folder.full_name, split)
             if other != split:
-                text = f"class '{found.full_name}' of {folder} is in {other} and {split}; splits share no class"
+                text = f"class '{class_folder.full_name}' of {folder} is in {other} and {split}; splits share no class"
                 raise DataError(text, "move or rename one of them")
-    check_twice(found for group in classes.values() for found in group)
+    check_twice(class_folder for group in classes.values() for class_folder in group)
     return classes
 
 
 def _cut(classes: list[ClassFolder], split: tuple[float, float, float], by: str, seed: int) -> dict[str, list[ClassFolder]]:
     """Classes, or whole categories, to splits at random by `seed`: numbers nearest to the fractions, one at least in each split."""
-    unit = [found.full_name if by == "class" else found.category or found.name for found in classes]
+    unit = [one.full_name if by == "class" else one.category or one.name for one in classes]
     units = sorted(set(unit))
     if len(units) < len(SPLITS):
         raise DataError(f"{len(units)} {by} folders cannot be divided into train, val and test", "give more of them, or --split-by class")
@@ -88,4 +92,4 @@ def _cut(classes: list[ClassFolder], split: tuple[float, float, float], by: str,
     test = min(max(bounds[1], val + 1), len(units) - 1)
     order = generator(seed, "folder split").permutation(len(units))
     split_of = {units[i]: SPLITS[int(place >= val) + int(place >= test)] for place, i in enumerate(order)}
-    return {name: [found for found, its in zip(classes, unit, strict=True) if split_of[its] == name] for name in SPLITS}
+    return {name: [one for one, its in zip(classes, unit, strict=True) if split_of[its] == name] for name in SPLITS}

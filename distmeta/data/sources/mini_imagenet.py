@@ -40,9 +40,9 @@ def read(source: Path, splits: Path, allow_missing: bool, report: Callable[[str]
     """
     with readable(source):
         lists = _read_lists(splits)
-        found = _find_files(source, {name for names in lists.files.values() for name in names}) if source.is_dir() else {}
-    if found:
-        return Source(_by_name(source, lists, found, allow_missing, report), lists.total, {"mini_imagenet_images": "by name"})
+        paths = _find_files(source, {name for names in lists.files.values() for name in names}) if source.is_dir() else {}
+    if paths:
+        return Source(_by_name(source, lists, paths, allow_missing, report), lists.total, {"mini_imagenet_images": "by name"})
     renamed = all(_RENAMED.fullmatch(name) for names in lists.files.values() for name in names)
     rule = "by number" if renamed else "by name"
     choose = (lambda wnid, names: _by_number(wnid, names, lists)) if renamed else (lambda wnid, names: _named(wnid, names, lists))
@@ -75,9 +75,9 @@ def _find_files(source: Path, wanted: set[str]) -> dict[str, Path]:
 
 
 def _by_name(
-    source: Path, lists: _Lists, found: dict[str, Path], allow_missing: bool, report: Callable[[str], None]
+    source: Path, lists: _Lists, paths: dict[str, Path], allow_missing: bool, report: Callable[[str], None]
 ) -> Iterator[SourceImage]:
-    missing = [name for names in lists.files.values() for name in names if name not in found]
+    missing = [name for names in lists.files.values() for name in names if name not in paths]
     if missing:
         text = (
             f"{source} lacks {len(missing)} of {lists.total} images of the lists ({', '.join(missing[:5])}{', ...' * (len(missing) > 5)})"
@@ -88,13 +88,13 @@ def _by_name(
     with readable(source):
         for wnid, names in lists.files.items():
             for name in names:
-                if name in found:
+                if name in paths:
                     yield SourceImage(
                         split=lists.classes[wnid].split,
                         class_name=wnid,
                         category=wnid,
-                        image=read_file(found[name]),
-                        origin=str(found[name]),
+                        image=read_file(paths[name]),
+                        origin=str(paths[name]),
                     )
 
 

@@ -86,8 +86,8 @@ class _BlockBackward(torch.autograd.Function):
         grad_x = torch.empty_like(x) if by_images else None
         grad_w, grad_gamma, grad_beta = torch.empty_like(w), torch.empty_like(mean), torch.empty_like(mean)
         kept = output, y_max, where, mean, inverse_std
-        found = grad_y, grad_x, grad_w, grad_gamma, grad_beta
-        library("block_backward", *_sizes(x, w), grad_output, grad_of_y, x, w, gamma, y, *kept, *found)
+        gradients = grad_y, grad_x, grad_w, grad_gamma, grad_beta
+        library("block_backward", *_sizes(x, w), grad_output, grad_of_y, x, w, gamma, y, *kept, *gradients)
         if again:
             ctx.save_for_backward(grad_output, x, w, gamma, y, grad_y, *kept, grad_gamma, grad_beta)
             ctx.library = library

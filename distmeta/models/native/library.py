@@ -99,10 +99,10 @@ def library(precision: Precision) -> Library:
 
 def find_compiler() -> str:
     """The path of the first C++ compiler. Raises KernelsUnavailable."""
-    found = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if found is None:
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
         raise KernelsUnavailable(f"native kernels need a C++ compiler; {' and '.join(COMPILERS)} are not installed", "install g++")
-    return found
+    return compiler
 
 
 def sources() -> list[Path]:

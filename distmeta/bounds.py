@@ -1,0 +1,10 @@
+"""Numbers within bounds, for settings of every kind: pydantic refuses others, naming the bound."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(ge=1, le=10**6)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -90,6 +90,22 @@ def dataset(packed: Path) -> Dataset:
     return Dataset(str(packed))
 
 
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray cluster of two CPUs for all runs of a module; it has no dashboard."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for all runs of a module."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """boto3's client of an S3 server on the loopback, which has one bucket, "bucket"; all programs started meanwhile find it."""

@@ -16,7 +16,6 @@ import torch
 from conftest import same
 from hypothesis import given
 from hypothesis import strategies as st
-from ray.cluster_utils import Cluster
 from registered import by_episode, finished_run
 from scipy import stats
 from torch import nn
@@ -94,13 +93,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.append(str(home))
     yield home
     sys.path.remove(str(home))
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
 
 
 @pytest.fixture

@@ -1,27 +1,13 @@
 """Whole runs of reinforcement learning on Ray workers, from the config to the report."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.cluster_utils import Cluster
 from test_reinforcement import config
 
 from distmeta.config import Config, validate
 from distmeta.scale.run import run
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
 
 
 def small(home: Path, name: str, **train: Any) -> Config:

@@ -40,11 +40,6 @@ def publish(home: Path, name: str, **sections: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
 def policy(home: Path) -> PolicyModel:
     return load_policy(f"sqlite:///{home / 'mlflow.db'}", publish(home, "walker"))
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from conftest import free_port, png
 from failures import at_checkpoint, workers_of
 from mlflow import MlflowClient
 from mlflow_http import flaky_server, start_server, stop_server
-from ray.cluster_utils import Cluster
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 from safetensors.torch import load_file
 from test_library import examples
@@ -41,19 +39,6 @@ from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import LEASE, write_whole
 
 STEPS, SLOTS = 40, 8
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """One Ray cluster for all runs of this module."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
 
 
 def config(home: Path, packed: Path, name: str, **train: Any) -> Config:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from ray.cluster_utils import Cluster
 
 from distmeta import cli
 from distmeta.assembly.domain import Domain, domain_of
@@ -58,13 +57,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path.append(str(home))
     yield home
     sys.path.remove(str(home))
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
-from ray.cluster_utils import Cluster
 from torch import Tensor
 
 from distmeta.assembly.run import Run
@@ -194,13 +192,6 @@ def test_the_remedies_for_silent_neurons_work() -> None:
         model(images)
         rates[name] = model.blocks[0].neurons.spike_rate.item()
     assert rates["silent"] < 0.02 < min(rates["threshold"], rates["beta"])
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
 
 
 def test_any_number_of_workers_ends_in_the_same_weights_and_rates(packed: Path, tmp_path: Path, address: str) -> None:

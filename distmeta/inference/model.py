@@ -22,6 +22,7 @@ from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.images import Preprocessing, channels_last
 from distmeta.errors import ConfigError, DataError
 from distmeta.files import of_kind, parse_json, read_bytes
+from distmeta.inference.inputs import Picture as Picture  # the code of models published before imports it from here
 from distmeta.inference.inputs import Pictures, class_labels, network_input
 from distmeta.inference.limits import limits
 from distmeta.learners import build_learner

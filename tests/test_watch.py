@@ -65,12 +65,30 @@ def test_whatever_ends_the_thread_is_kept_for_the_watcher(error: Exception) -> N
     assert watched.error is error
 
 
-@pytest.mark.parametrize("error", [ActorDiedError(), ActorUnavailableError("no answer", None)])
-def test_a_board_whose_process_is_gone_is_an_error_of_ours_with_a_remedy(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def get(_: object) -> None:
-        raise error
+BOARD = SimpleNamespace(snapshot=SimpleNamespace(remote=lambda: None))
+
+
+def answers(monkeypatch: pytest.MonkeyPatch, *in_turn: Any) -> None:
+    """Let a board give these answers, or raise them."""
+    left = iter(in_turn)
+
+    def get(_: object) -> Any:
+        answer = next(left)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     monkeypatch.setattr(ray, "get", get)
-    board = SimpleNamespace(snapshot=SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr("distmeta.scale.progress._UPDATE_EVERY_S", 0.0)
+
+
+def test_a_board_that_does_not_answer_for_a_while_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = ActorUnavailableError("no answer", None)
+    answers(monkeypatch, busy, busy, ({"step": 3}, None))
+    assert read(BOARD) == ({"step": 3}, None)
+
+
+def test_a_board_whose_process_is_gone_is_an_error_of_ours_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers(monkeypatch, ActorUnavailableError("no answer", None), ActorDiedError())
     with pytest.raises(ClusterError, match=r"progress was lost\n.*--resume"):
-        read(board)
+        read(BOARD)

@@ -1,10 +1,11 @@
 """What a person sees of a run while it goes: worker 0 tells a named actor, the driver asks that actor and draws."""
 
+import contextlib
 import time
 from typing import Any, TextIO
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,7 +17,7 @@ STARTING = "starting workers"
 _UPDATE_EVERY_S = 0.25
 
 
-@ray.remote(num_cpus=0, max_task_retries=-1)  # under load its process may not answer for a while; every call may be made twice
+@ray.remote(num_cpus=0)
 class Board:
     """Holds the latest status, whether to stop, and the failure if a worker had one."""
 
@@ -48,14 +49,23 @@ def new_board(name: str | None = None) -> Any:
     return Board.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
-def read(board: Any) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
-    """The status and the failure that a board holds. Raises ClusterError if its process is gone."""
+def ask(method: Any, *arguments: Any) -> Any:
+    """What a board's method answers, asked again while its process does not answer, as under load. Raises ClusterError if it is gone."""
     try:
-        return ray.get(board.snapshot.remote())
+        while True:
+            try:
+                return ray.get(method.remote(*arguments))
+            except ActorUnavailableError:
+                time.sleep(_UPDATE_EVERY_S)
     except RayActorError:
         raise errors.ClusterError(
             "the process that collects the run's progress was lost", "run it again with --resume: it continues from its last checkpoint"
         ) from None
+
+
+def read(board: Any) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
+    """The status and the failure that a board holds. Raises ClusterError if its process is gone."""
+    return ask(board.snapshot)
 
 
 class Restarts(UserCallback):
@@ -86,7 +96,8 @@ class Reporter:
 
     def stop_requested(self) -> bool:
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self._stop = self._stop or ray.get(self._answer)
+            with contextlib.suppress(ActorUnavailableError):  # the next update asks again
+                self._stop = self._stop or ray.get(self._answer)
             self._answer = None
         return self._stop
 
@@ -95,7 +106,7 @@ class Reporter:
         return read(self._board)[1] is not None
 
     def fail(self, error: errors.DistmetaError) -> None:
-        ray.get(self._board.fail.remote(type(error).__name__, error.message, error.remedy))
+        ask(self._board.fail, type(error).__name__, error.message, error.remedy)
 
 
 def raised(failure: tuple[str, str, str]) -> errors.DistmetaError:

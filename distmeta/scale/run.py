@@ -16,7 +16,7 @@ from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
 from distmeta.scale.fit import Fit, failure, watch
 from distmeta.scale.kernels import settled
-from distmeta.scale.progress import RunDisplay, new_board, read
+from distmeta.scale.progress import RunDisplay, ask, new_board, read
 from distmeta.scale.worker import trainer
 from distmeta.training.lease import Lease
 from distmeta.training.run_folder import RunFolder
@@ -188,7 +188,7 @@ def _watch(fit: Fit, board: Any, display: RunDisplay) -> None:
     """Draw progress until training ends. The first Ctrl-C (or SIGTERM) asks for a last checkpoint."""
 
     def stop() -> None:
-        board.request_stop.remote()
+        ask(board.request_stop)
         display.say("stopping after this step, with a checkpoint; Ctrl-C again to stop at once")
 
     watch(fit, lambda: display.show(read(board)[0]), stop)

@@ -487,7 +487,9 @@ def test_what_a_learner_cannot_use_is_refused() -> None:
             learner(name, headless)
     with pytest.raises(ConfigError, match="0 inner steps: at least one"):
         learner("maml", network(), inner_steps=0)
-    with pytest.raises(ConfigError, match=r"learner.inner_lr is not a setting of learner protonet\nleave it out, or choose from: task_"):
+    with pytest.raises(
+        ConfigError, match=r"learner.inner_lr is not a setting of learner protonet\nleave it out, or choose from: normalisation, task_"
+    ):
         check_settings("protonet", {"inner_lr": 0.1})
     with pytest.raises(ConfigError, match=r"learner.iner_lr is not a setting of learner maml\nleave it out, or choose from: inner_lr"):
         check_settings("maml", {"iner_lr": 0.1})

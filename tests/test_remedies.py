@@ -17,7 +17,7 @@ from PIL import Image
 import distmeta
 from distmeta import cli, errors
 from distmeta.config import known_keys, load_config, validate
-from distmeta.data.datasets import Request, open_source, pack_options
+from distmeta.data.datasets import PackRequest, open_source, pack_options
 from distmeta.data.pack import pack
 from distmeta.errors import ConfigError, DistmetaError
 from distmeta.training.checkpoint import CheckpointFolder
@@ -71,7 +71,7 @@ def folder_of(tmp_path: Path, content: Callable[[bytes], bytes] = lambda image: 
 
 
 def packed(source: Path, out: Path, **options: Any) -> None:
-    request = Request("folder", source, **{"images_per_class": 2, "image_size": 16} | options)
+    request = PackRequest("folder", source, **{"images_per_class": 2, "image_size": 16} | options)
     opened = open_source(request, lambda text: None)
     pack(opened.images, out, pack_options(request, opened), 1, opened.total)
 

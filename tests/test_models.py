@@ -241,7 +241,7 @@ def test_predictions_by_buffers_do_not_depend_on_company() -> None:
 
 
 REFUSED = [
-    ({"filter": 32}, r"model.filter is not an argument of conv4\nits arguments: filters, downsample$"),
+    ({"filter": 32}, r"model.filter is not an argument of conv4\nits arguments: filters, downsample, "),
     ({"filters": 0}, r"model.filters=0: input should be greater than or equal to 1\nfix model.filters"),
     ({"filters": "many"}, r"model.filters='many': input should be a valid integer"),
     ({"downsample": "mean"}, r"model.downsample='mean': input should be 'max-pool' or 'stride'"),

@@ -37,9 +37,14 @@ def _write(name: str, text: str = "x") -> Callable[[Path], object]:
     return act
 
 
+def _climbing(folder: Path) -> None:
+    (folder.parent / "outside").write_text("x")
+    (folder / "x").symlink_to("../outside")
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link out of it": (lambda folder: (folder / "passwd").symlink_to("/etc/passwd"), "holds .*passwd, a link out of that folder"),
-    "a link that climbs": (lambda folder: (folder / "x").symlink_to("../../x"), "a link out of that folder"),
+    "a link that climbs": (_climbing, "a link out of that folder"),
     "a link to a folder": (lambda folder: (folder / "home").symlink_to("/root"), "holds .*home, a link to a folder"),
     "a link to itself": (lambda folder: (folder / "up").symlink_to("."), "a link to a folder"),
     "a file that is a link to itself": (lambda folder: (folder / "loop").symlink_to("loop"), "holds .*loop, which is not a file"),

@@ -1,5 +1,6 @@
 """Who is champion, decided on what the registry holds at that moment, and looked at again afterwards."""
 
+import json
 import math
 import random
 import re
@@ -28,7 +29,7 @@ def crown(mlflow_client: MlflowClient, name: str, before: int, new: ModelVersion
         best = next((version for version in versions if str(version.version) == holder), None)
         for version in versions:
             stands = int(version.version) > before or str(version.version) == str(new.version)
-            if stands and _score(version) is not None and (best is None or _beats(version, best)):
+            if stands and _score(version) not in (None, -math.inf) and (best is None or _beats(version, best)):
                 best = version
         if best is None or str(best.version) == holder:
             return holder or None
@@ -42,16 +43,20 @@ def crown(mlflow_client: MlflowClient, name: str, before: int, new: ModelVersion
 
 
 def _score(version: ModelVersion) -> float | None:
-    """Its validation score, None if its tags, which anybody may write, hold none."""
+    """Its validation score, the worst there is (-∞) if that is not finite; None if its tags, which anybody may write, hold none."""
     try:
-        score = float(version.tags.get(SCORE, "nan"))
+        score = json.loads(version.tags.get(SCORE, ""))
     except ValueError:
         return None
-    return score if math.isfinite(score) else None
+    if score is None:  # JSON's form of what is not finite
+        return -math.inf
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        return None
+    return float(score) if math.isfinite(score) else -math.inf
 
 
 def _beats(new: ModelVersion, old: ModelVersion) -> bool:
-    """Whether `new` scored higher on the same validation episodes, or `old` has no score; not comparable is not better."""
+    """Whether `new` scored higher on the same validation episodes; not comparable is not better."""
     mine, theirs = _score(new), _score(old)
     same_episodes = old.tags.get("validation_episodes") == new.tags.get("validation_episodes")
-    return mine is not None and (theirs is None or (same_episodes and mine > theirs))
+    return same_episodes and mine is not None and theirs is not None and mine > theirs

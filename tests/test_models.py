@@ -121,8 +121,10 @@ def test_the_linear_sigmoid_network() -> None:
     torch.testing.assert_close(model(inputs), torch.sigmoid(inputs @ linear.weight.T + linear.bias))
 
 
-def test_a_policys_weights_fill_their_bounds_and_its_biases_are_zero() -> None:
-    model = build("mlp", "none", widths=[200, 100], weights="policy")
+@pytest.mark.parametrize("seed", [None, 0, 1], ids=lambda seed: "as constructed" if seed is None else f"drawn from {seed}")
+def test_a_policys_weights_fill_their_bounds_and_its_biases_are_zero(seed: int | None) -> None:
+    """A run draws the weights anew from its seed: that, too, follows the rule."""
+    model = build_model("mlp", (3,), 5, norm="none", widths=[200, 100], weights="policy", seed=seed)
     for linear in (module for module in model.modules() if isinstance(module, nn.Linear)):
         bound = (6 / (linear.in_features + linear.out_features)) ** 0.5 * (0.1 if linear is model.head else 1.0)
         assert 0.9 * bound < linear.weight.abs().max() <= bound

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from distmeta.bounds import Positive
+from distmeta.models.layers import XavierLinear
 from distmeta.models.norm import has_bias, make_norm
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
@@ -36,13 +37,12 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [prod(input_shape), *widths]
-        self.layers = nn.Sequential(*(HiddenLayer(ins, outs, norm, activation) for ins, outs in pairwise(sizes)))
-        linear = nn.Linear(sizes[-1], outputs)
+        # A layer's rule stands in its reset_parameters, because a run draws the weights by calling it.
+        hidden, last = (XavierLinear, _PolicyHead) if weights == "policy" else (nn.Linear, nn.Linear)
+        self.layers = nn.Sequential(*(HiddenLayer(ins, outs, norm, activation, hidden) for ins, outs in pairwise(sizes)))
+        linear = last(sizes[-1], outputs)
         # In the head, so that whoever computes features and head by themselves has it too.
         self.head = linear if output_activation == "none" else nn.Sequential(linear, ACTIVATIONS[output_activation]())
-        if weights == "policy":
-            self.apply(_draw_glorot)
-            linear.weight.data.mul_(_POLICY_HEAD)
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.layers(inputs.flatten(1))
@@ -51,17 +51,16 @@ class MLP(nn.Module):
         return self.head(self.features(inputs))
 
 
-def _draw_glorot(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+class _PolicyHead(XavierLinear):
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.weight.data.mul_(_POLICY_HEAD)
 
 
 class HiddenLayer(nn.Module):
-    def __init__(self, inputs: int, outputs: int, norm: str, activation: str) -> None:
+    def __init__(self, inputs: int, outputs: int, norm: str, activation: str, linear: type[nn.Linear]) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, outputs, bias=has_bias(norm))
+        self.linear = linear(inputs, outputs, bias=has_bias(norm))
         self.norm = make_norm(norm, outputs)
         self.activation = ACTIVATIONS[activation]()
 

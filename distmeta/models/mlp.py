@@ -39,7 +39,7 @@ class MLP(nn.Module):
         sizes = [prod(input_shape), *widths]
         # A layer's rule stands in its reset_parameters, because a run draws the weights by calling it.
         hidden, last = (XavierLinear, _PolicyHead) if weights == "policy" else (nn.Linear, nn.Linear)
-        self.layers = nn.Sequential(*(HiddenLayer(ins, outs, norm, activation, hidden) for ins, outs in pairwise(sizes)))
+        self.layers = nn.Sequential(*(HiddenLayer(ins, outs, norm, activation, linear=hidden) for ins, outs in pairwise(sizes)))
         linear = last(sizes[-1], outputs)
         # In the head, so that whoever computes features and head by themselves has it too.
         self.head = linear if output_activation == "none" else nn.Sequential(linear, ACTIVATIONS[output_activation]())

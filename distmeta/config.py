@@ -494,17 +494,16 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     return validate(content, str(path))
 
 
-def origins(path: Path, overrides: list[str] | None = None) -> dict[str, str]:
-    """Where each value of `load_config(path, overrides)` comes from, by dotted key: the file, --set, or the default."""
-    written = flat(_sections(read_text(path), str(path)))
-    by_set = [override.partition("=")[0].strip() for override in overrides or []]
-
-    def origin(key: str) -> str:
-        if any(key == name or key.startswith(f"{name}.") for name in by_set):
-            return "--set"
-        return path.name if any(key == name or key.startswith(f"{name}.") for name in written) else "default"
-
-    return {key: origin(key) for key in flat(load_config(path, overrides).shown())}
+def origins(config: Config, path: Path, overrides: list[str] | None = None) -> dict[str, str]:
+    """Where each value of `config`, as `load_config(path, overrides)` read it, comes from, by dotted key."""
+    given = {path.name: flat(_sections(read_text(path), str(path)))}
+    given["--set"] = dict.fromkeys(override.partition("=")[0].strip() for override in overrides or [])
+    sources = dict.fromkeys(flat(config.shown()), "default")
+    for source, names in given.items():  # --set comes last, because it overrides the file
+        for key in sources:
+            if any(key == name or key.startswith(f"{name}.") for name in names):
+                sources[key] = source
+    return sources
 
 
 def parse(text: str, origin: str) -> Config:
@@ -531,10 +530,10 @@ def _fields(key: Iterable[str]) -> Iterator[FieldInfo]:
         if field is None:
             return
         yield field
-        section = _section_in(field.annotation)
+        section = section_in(field.annotation)
 
 
-def _section_in(annotation: Any) -> type[Section] | None:
+def section_in(annotation: Any) -> type[Section] | None:
     """The section that a key of this type holds, if it holds one."""
     return next((kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section)), None)
 
@@ -638,7 +637,7 @@ def known_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        inner = _section_in(field.annotation)
+        inner = section_in(field.annotation)
         if inner and get_origin(field.annotation) is not dict:
             keys += known_keys(inner, f"{prefix}{name}.")
     return keys

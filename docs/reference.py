@@ -11,12 +11,11 @@ from typing import Any
 
 import click
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import distmeta
 from distmeta.cli import app
-from distmeta.config import Config
+from distmeta.config import Config, Section, section_in
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -33,26 +32,17 @@ def config_page() -> str:
     for section, model in _sections(Config, ""):
         lines += [f"## {section or 'top level'}", "", inspect.cleandoc(model.__doc__ or ""), ""]
         lines += ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
-        lines += [_row(section, name, field) for name, field in model.model_fields.items() if not _is_section(field)]
+        lines += [_row(section, name, field) for name, field in model.model_fields.items() if section_in(field.annotation) is None]
         lines += [""]
     return "\n".join(lines)
 
 
-def _sections(model: type[BaseModel], name: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def _sections(model: type[Section], name: str) -> Iterator[tuple[str, type[Section]]]:
     yield name, model
     for key, field in model.model_fields.items():
-        if _is_section(field):
-            yield from _sections(_section_of(field), f"{name}.{key}" if name else key)
-
-
-def _section_of(field: FieldInfo) -> type[BaseModel]:
-    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
-    return next(one for one in candidates if inspect.isclass(one) and issubclass(one, BaseModel))
-
-
-def _is_section(field: FieldInfo) -> bool:
-    candidates = (field.annotation, *getattr(field.annotation, "__args__", ()))
-    return any(inspect.isclass(one) and issubclass(one, BaseModel) for one in candidates)
+        inner = section_in(field.annotation)
+        if inner is not None:
+            yield from _sections(inner, f"{name}.{key}" if name else key)
 
 
 def _type(annotation: Any) -> str:

@@ -53,6 +53,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_config_says_where_each_value_comes_from() -> None:
     path = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-    sources = origins(path, ["outer.lr=0.002", "data.augment={flip: 0.5}"])
+    overrides = ["outer.lr=0.002", "data.augment={flip: 0.5}"]
+    sources = origins(load_config(path, overrides), path, overrides)
     expected = {"outer.lr": "--set", "data.augment.flip": "--set", "data.way": "quickstart.yaml", "train.max_failures": "default"}
     assert {key: sources[key] for key in expected} == expected

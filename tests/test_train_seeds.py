@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import registered
 from mlflow import MlflowClient
-from ray.cluster_utils import Cluster
 
 from distmeta import cli
 from distmeta.assembly.sync import sync
@@ -106,13 +104,6 @@ def test_a_seed_that_fails_is_named_and_the_parent_ends_as_failed(packed: Path, 
         train_seeds(made, [4, 5], False, None, False, quiet)
     run_id = RunFolder(made.run_folder).read_mlflow()["run_id"]
     assert MlflowClient(made.tracking.uri).get_run(run_id).info.status == "FAILED"
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": False})
-    yield cluster.address
-    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as outer.lr=0.002. Can be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line of standard output.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster, HOST:PORT (default: RAY_ADDRESS, else a local instance that distmeta starts).")

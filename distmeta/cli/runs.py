@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from distmeta.cli.options import Address, Json, OtherHardware, Seeds, TrackingUri, import_from_here
+from distmeta.cli.options import Address, Json, OtherHardware, Seeds, Sets, TrackingUri, import_from_here
 from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_seeds, show_table, show_test
 
 
@@ -31,7 +31,7 @@ def init(
 
 def config(
     config: Annotated[Path, typer.Argument(help="YAML file. See configs/ for examples.")],
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as outer.lr=0.002. Can be repeated.")] = None,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Print every key of a config with its value and where the value comes from: the file, --set or the default.
@@ -40,7 +40,8 @@ def config(
     """
     from distmeta.config import flat, load_config, origins
 
-    values, sources = flat(load_config(config, sets).shown()), origins(config, sets)
+    settings = load_config(config, sets)
+    values, sources = flat(settings.shown()), origins(settings, config, sets)
     if as_json:
         print_json({key: {"value": value, "from": sources[key]} for key, value in values.items()})
         return
@@ -49,7 +50,7 @@ def config(
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file. See configs/ for examples.")],
-    sets: Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as outer.lr=0.002. Can be repeated.")] = None,
+    sets: Sets = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run folder, or start if there is none.")
     ] = False,

@@ -237,7 +237,7 @@ def _manifest(
 
 _LOOK = "look at the source's images"
 _OTHER_RANGE = "give the values that are black and white in the source as --value-range LOW,HIGH"
-_DARKEST = 1 / 32  # a mean below, or that far from white, is no set of photographs or drawings
+_DARKEST = 1 / 32  # photographs and drawings have a mean above this, and as far from white
 
 
 def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:

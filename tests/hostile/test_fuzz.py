@@ -3,8 +3,8 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,16 @@ EXAMPLES, FEWER = 100, 25  # a dataset takes longer
 _QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
+@contextmanager
+def restored(path: Path) -> Iterator[None]:
+    """The file's content comes back when the block ends."""
+    content = path.read_bytes()
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_of_ours_whose_bytes_changed_is_refused_or_read(name: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
@@ -165,10 +175,8 @@ def test_a_file_of_ours_whose_bytes_changed_is_refused_or_read(name: str, world:
         with suppress(DistmetaError):
             FILES[name]()
 
-    try:
+    with restored(path):
         law()
-    finally:
-        path.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".json", ".jsonl"))])
@@ -189,10 +197,8 @@ def test_a_file_of_ours_with_another_value_is_refused_or_read(name: str, world: 
         with suppress(DistmetaError):
             FILES[name]()
 
-    try:
+    with restored(path):
         law()
-    finally:
-        path.write_bytes(content)
 
 
 PICTURES: dict[str, bytes] = {form: stored(picture(16), form) for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")}

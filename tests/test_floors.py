@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,3 +143,10 @@ def test_what_the_page_names_is_there() -> None:
     assert len(laws) > 10
     for file, name in laws:
         assert f"def {name}(" in (TESTS / file).read_text(), f"{file}::{name}"
+
+
+def test_the_processes_that_ray_starts_import_little() -> None:
+    """Every worker and every driver of a trial imports these first: each second there is paid by each of them at each start."""
+    heavy = "{'mlflow', 'scipy.stats', 'matplotlib', 'optuna'}"
+    code = f"import sys, distmeta.scale.worker, distmeta.sweep.trials; print(*{heavy} & {{*sys.modules}})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -96,8 +96,12 @@ class Board:
     """Answers as a board does, without a process."""
 
     def __init__(self) -> None:
-        self.status: dict[str, Any] = {"phase": STARTING, "step": 0, "driver": None}
+        self.status: dict[str, Any] = {"phase": STARTING, "step": 0}
         self.snapshot = SimpleNamespace(remote=lambda: (self.status, None))
+
+
+def sent_driver(number: int) -> bytes:
+    return ray.cloudpickle.dumps(SimpleNamespace(_actor_id=bytes([number])))
 
 
 @pytest.fixture
@@ -112,7 +116,7 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         assert trial is not None
         trial.save(records.folder)
         running.append(Running(trial, Board()))
-        running[-1].board.status["driver"] = SimpleNamespace(_actor_id=bytes([number]))
+        running[-1].board.status["driver"] = sent_driver(number)
     found = SimpleNamespace(groups=[], killed=[], said=[], removed=[], free=0, records=records, running=running)
     monkeypatch.setattr(places, "own_job", lambda: "01")
     monkeypatch.setattr(places, "groups", lambda: found.groups)
@@ -141,10 +145,10 @@ def group(number: int, placed: bool, job: str = "01", orphaned: bool = False) ->
 
 
 def test_what_a_trial_waits_for_is_said_with_who_holds_it(watched: Any) -> None:
-    watched.running[0].board.status["driver"] = None
+    del watched.running[0].board.status["driver"]
     watched.watchdog._turn(1)
     assert watched.watchdog.waiting == {0: "waits for its process", 1: "waits for Ray Train"}
-    watched.running[0].board.status.update(driver=SimpleNamespace(_actor_id=bytes([0])), phase="training")
+    watched.running[0].board.status.update(driver=sent_driver(0), phase="training")
     watched.groups = [group(0, placed=True), group(1, placed=False), group(5, placed=True, job="02")]
     watched.watchdog._turn(1)
     assert watched.watchdog.waiting == {1: "waits for 1 CPU (trial 0 holds 1 CPU, job 02 (process 7 on host) holds 1 CPU)"}
@@ -159,7 +163,7 @@ def test_what_a_trial_waits_for_is_said_with_who_holds_it(watched: Any) -> None:
 def test_a_trial_that_does_not_start_is_restarted_once_and_then_fails_alone(watched: Any) -> None:
     watched.running[0].board.status["phase"] = "training"
     watched.groups, watched.free = [group(0, placed=True), group(1, placed=False)], 1
-    driver = watched.running[1].board.status["driver"]
+    driver = ray.cloudpickle.loads(watched.running[1].board.status["driver"])
     folder = watched.running[1].trial.folder(watched.records.folder)
     watched.groups[1:] = []
     watched.watchdog._turn(9)
@@ -193,7 +197,7 @@ def test_a_trial_waits_for_as_long_as_another_of_its_sweep_trains_in_its_place(w
 
 
 def test_a_sweep_ends_if_ray_starts_no_process_for_a_trial(watched: Any) -> None:
-    watched.running[0].board.status["driver"] = None
+    del watched.running[0].board.status["driver"]
     watched.watchdog._turn(11)
     assert watched.watchdog.error.message == "Ray has not started a process for trial 0 in 11 s"
 

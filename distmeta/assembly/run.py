@@ -1,4 +1,4 @@
-"""A run as one object: its config, and what is built from it."""
+"""A run as one object: its config, and what is built from it. Workers import this, so nothing here imports MLflow."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,6 @@ import torch
 from distmeta.assembly.build import (
     SOURCE,
     check_outputs,
-    fetch_weights,
     learner_of,
     model_description,
     outer_of,
@@ -20,14 +19,13 @@ from distmeta.assembly.build import (
 )
 from distmeta.assembly.domain import Domain, domain_of
 from distmeta.assembly.received import followed
-from distmeta.config import Config, is_registered
-from distmeta.data.location import Reading
+from distmeta.config import Config
 from distmeta.errors import ConfigError
+from distmeta.learners.description import default_name
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, fill
 from distmeta.masking import masked
 from distmeta.models import MODELS
-from distmeta.registry import versions
 from distmeta.training.checkpoint import machine
 from distmeta.training.outer import OuterUpdate
 from distmeta.training.run_folder import RunFolder
@@ -101,7 +99,7 @@ class Run:
     @property
     def model_name(self) -> str:
         """The name in the model registry."""
-        return self.config.tracking.model or versions.default_name(self.description)
+        return self.config.tracking.model or default_name(self.description)
 
     def start(self) -> Params:
         """meta_params at step 0: those of the folder's `initial`, once it is there; else as the constructor and init_from leave them.
@@ -145,28 +143,6 @@ class Run:
     def worker_bytes(self, device: str, slots: int) -> int | None:
         """Predicted peak memory in bytes of a worker's step with `slots` slots; None if the domain has no example to predict it by."""
         return worker_bytes(self.config, self.domain, device, slots)
-
-    def fetch_models(self, uri: str) -> None:
-        """Put the registered models that the run starts from or is tested beside into its folder, once, because aliases may move.
-
-        Raises RegistryError if one is not there, ConfigError if it does not fit.
-        """
-        beside = self.config.data.eval.beside
-        wanted = [(self.folder.beside(number), origin) for number, origin in enumerate(beside)]
-        if self.config.init_from is not None:
-            wanted.append((self.folder.init_from, self.config.init_from))
-        for folder, origin in wanted:
-            if not folder.is_whole:
-                with folder.filling() as new:
-                    if is_registered(origin):
-                        versions.download(uri, origin, new)
-                    else:
-                        fetch_weights(origin, new, Reading(self.config.data.read_timeout_s, self.config.data.read_attempts))
-        if not self.folder.initial.is_whole:
-            start = self.start()
-            self.folder.initial.save(self.learner.whole(start), self.description)
-        for number in range(len(beside)):
-            self.beside(number)
 
     def write_description(self) -> None:
         """Write what the run is into its folder."""

@@ -39,3 +39,10 @@ class Description(TypedDict):
     step: NotRequired[Annotated[int, Field(ge=0, le=10**9)]]
     validation: NotRequired[dict[str, Any]]
     test: NotRequired[dict[str, Any]]
+
+
+def default_name(description: dict[str, Any]) -> str:
+    """The model's name in the registry where nobody gives one."""
+    task = description["task"]
+    way = f"-{task['way']}way" if task["way"] > 1 else ""
+    return f"{description['dataset']}{way}-{task['shot']}shot"

@@ -20,6 +20,7 @@ from torch import Tensor
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.inference.model import Model, build
 from distmeta.learners import LEARNERS
+from distmeta.learners.description import default_name
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, unusable
 from distmeta.models import MODELS
@@ -166,13 +167,6 @@ def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[st
             f"{run_folder} holds no finished run: it lacks {error}", "give the run_folder of a run that ended with its test"
         ) from None
     return description, by_episode, run_folder.read_mlflow()["run_id"], tags
-
-
-def default_name(description: dict[str, Any]) -> str:
-    """The model's name where nobody gives one."""
-    task = description["task"]
-    way = f"-{task['way']}way" if task["way"] > 1 else ""
-    return f"{description['dataset']}{way}-{task['shot']}shot"
 
 
 def promote(uri: str, model_uri: str, alias: str) -> str:

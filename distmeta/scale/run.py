@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distmeta.assembly.origins import fetch_models
 from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
 from distmeta.config import Change, Config, change_of, flat, is_registered
@@ -40,7 +41,7 @@ def run(
     with opened(this, resume) as lease, quiet(run_folder.log) as terminal, RunDisplay(terminal, config.outer.steps) as display:
         display.show({"phase": "asking MLflow", "step": 0})
         uri = ask_mlflow(this, display.say)
-        this.fetch_models(uri)
+        fetch_models(this, uri)
         for note in this.notes():
             display.say(note)
         if not run_folder.has_ended:

@@ -9,6 +9,7 @@ from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from distmeta.assembly.origins import fetch_models
 from distmeta.assembly.run import Run
 from distmeta.config import Config, SweepConfig, secrets_of
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
@@ -111,7 +112,7 @@ def _run_trials(
         def begin(trial: Trial) -> dict[str, Any]:
             candidate = Run.of(records.config_of(trial)).on(config.train.device, kernels)
             candidate.check()
-            candidate.fetch_models(uri)
+            fetch_models(candidate, uri)
             candidate.write_description()
             candidate.folder.forget_failure()
             spared = settings.baseline and trial.number == 0

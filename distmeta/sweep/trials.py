@@ -100,7 +100,8 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     if folder.read_failure() is not None:  # the watchdog wrote it
         return
     board = ray.get_actor(settings["board"])
-    board.update.remote({"phase": STARTING, "driver": ray.get_runtime_context().current_actor})
+    # As bytes, because the board's process would import all of this module for the handle itself.
+    board.update.remote({"phase": STARTING, "driver": ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)})
     part = settings["since"], settings["until"]
     fit = Fit(
         trainer(config, board, settings["allow_other_hardware"], settings["import_from"], Claim(*settings["claim"]), test=False, part=part)

@@ -51,6 +51,11 @@ def _stage(driver: Any, groups: list[Group]) -> str:
     return "its workers to start" if any(group.placed for group in groups) else _PLACE
 
 
+def _driver(status: dict[str, Any]) -> Any:
+    """The actor of the trial's driver, if its board has heard of it."""
+    return ray.cloudpickle.loads(status["driver"]) if "driver" in status else None
+
+
 class Watchdog:
     """`waiting` is the number of each trial that does not train yet → what it waits for; `error` is set if the sweep cannot continue.
 
@@ -105,7 +110,7 @@ class Watchdog:
         running = self._source.running
         statuses = [status for status, _ in ray.get([one.board.snapshot.remote() for one in running], timeout=_ANSWER_S)]
         starting = {one.trial.number: one for one, status in zip(running, statuses, strict=True) if status["phase"] == STARTING}
-        drivers = {one.trial.number: status.get("driver") for one, status in zip(running, statuses, strict=True)}
+        drivers = {one.trial.number: _driver(status) for one, status in zip(running, statuses, strict=True)}
         for number in self._starts.keys() - starting.keys():
             del self._starts[number]
         self.waiting = self._look(starting, drivers, [group for group in groups if not group.orphaned]) if starting else {}

@@ -22,21 +22,25 @@ Pictures = Sequence[Picture] | NDArray[np.uint8] | Tensor
 _KINDS = (str, int, float, bool)
 
 
-def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor) -> Tensor:
-    """(M, C, H, W) in the type and on the device of `like`. Raises DataError naming an image that cannot be understood."""
+def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor, first: int = 0) -> Tensor:
+    """(M, C, H, W) in the type and on the device of `like`.
+
+    Raises DataError naming an image that cannot be understood; images are counted from `first`.
+    """
     if isinstance(images, Tensor) and images.is_floating_point():
-        return _checked(images, preprocessing, like)
-    pixels = np.stack([_pixels(image, preprocessing, f"image {i}") for i, image in enumerate(images)])
+        return _checked(images, preprocessing, like, first)
+    pixels = np.stack([_pixels(image, preprocessing, f"image {i}") for i, image in enumerate(images, first)])
     return channels_last(preprocessing.network_input(pixels).to(like))
 
 
-def _checked(images: Tensor, preprocessing: Preprocessing, like: Tensor) -> Tensor:
+def _checked(images: Tensor, preprocessing: Preprocessing, like: Tensor, first: int) -> Tensor:
     wanted = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
     if images.shape[1:] != wanted:
         raise DataError(f"images of shape {tuple(images.shape)}; (M, {', '.join(map(str, wanted))}) is needed", "normalise and resize them")
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
-        raise DataError(f"image {int(finite.int().argmin())} holds values that are not finite (NaN or infinity)", "look at what made it")
+        number = first + int(finite.int().argmin())
+        raise DataError(f"image {number} holds values that are not finite (NaN or infinity)", "look at what made it")
     return channels_last(images.to(like))
 
 

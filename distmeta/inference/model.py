@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 
 from distmeta.data.decode import ValueRange
 from distmeta.data.episodes import EpisodeBatch
-from distmeta.data.images import Preprocessing, channels_last
+from distmeta.data.images import Preprocessing
 from distmeta.errors import ConfigError, DataError
 from distmeta.files import of_kind, parse_json, read_bytes
 from distmeta.inference.inputs import Picture as Picture  # the code of models published before imports it from here
@@ -34,7 +34,6 @@ from distmeta.models import MODELS, build_model
 from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head, set_head
 
-CHUNK = 16  # queries classified at once; always as many, so that a query meets the same arithmetic in every company
 _WEIGHTS, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
 _OLD_ABOUT = "adapted.json"  # where these were before
 
@@ -135,14 +134,13 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: Pictures) -> Tensor:
-        """Class probabilities (M, N) of M images. Those of one image do not depend on the others. Raises DataError."""
+        """Class probabilities (M, N) of M images. Those of one image do not depend on the others, bit for bit. Raises DataError."""
         tensors = self.tensors()
         like = next(iter(tensors.values()))
         rows = [torch.zeros(0, len(self.classes), dtype=like.dtype, device=like.device)]
-        for start in range(0, len(images), CHUNK):
-            inputs = network_input(images[start : start + CHUNK], self.preprocessing, like)
-            padded = torch.cat([inputs, inputs[:1].expand(CHUNK - len(inputs), *inputs.shape[1:])])
-            rows.append(self.learner.outputs(tensors, channels_last(padded))[: len(inputs)].softmax(1))
+        for number in range(len(images)):  # one by one, as `distmeta.learners.one_by_one` explains
+            inputs = network_input(images[number : number + 1], self.preprocessing, like, first=number)
+            rows.append(self.learner.outputs(tensors, inputs).softmax(1))
         probabilities = torch.cat(rows)
         if not probabilities.isfinite().all():
             number = int(probabilities.isfinite().all(1).int().argmin())

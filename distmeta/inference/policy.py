@@ -16,6 +16,7 @@ from distmeta.errors import ConfigError
 from distmeta.inference.model import build
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Network
+from distmeta.learners.one_by_one import one_by_one
 from distmeta.learners.params import Params
 from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
 from distmeta.learners.trajectories import Trajectories
@@ -112,12 +113,13 @@ class AdaptedPolicy(NamedTuple):
 
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:
-        """The likeliest actions (M, size), or (M,) integers, for observations (M, O)."""
+        """The likeliest actions (M, size), or (M,) integers, for observations (M, O). One action does not depend on the others."""
         objective = self.learner.objective
         assert isinstance(objective, PolicyGradient)
         like = next(iter(self.params.values()))
-        outputs = self.learner.forward()(self.params, observations.to(like)[None])
-        return objective.policy.act(self.params, outputs, None)[0]
+        forward = self.learner.forward()
+        outputs = one_by_one(lambda one: forward(self.params, one[None])[0], observations.to(like))
+        return objective.policy.act(self.params, outputs[None], None)[0]
 
 
 def build_policy(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -14,7 +14,7 @@ from distmeta.data.decode import MAX_PIXELS, check_bright, decode_file, read_fil
 from distmeta.data.image_files import LAYOUT, LeftOut, class_folders, class_of, images_under
 from distmeta.data.images import Preprocessing, fitted
 from distmeta.errors import DataError
-from distmeta.inference.model import CHUNK, Adapted, Model
+from distmeta.inference.model import Adapted, Model
 
 
 class FileReader:
@@ -118,14 +118,13 @@ def predict_files(
     has the same content.
     """
     images = _images(files, support, bad, reader or FileReader(adapted.preprocessing))
-    while chunk := list(islice(images, CHUNK)):
-        rows = adapted.predict([pixels for _, pixels in chunk]).tolist()
-        for (path, _), row in zip(chunk, rows, strict=True):
-            probabilities = dict(zip(adapted.classes, row, strict=True))
-            label = max(probabilities, key=lambda name: probabilities[name])
-            yield Prediction(
-                file=path, label=label, probability=probabilities[label], probabilities=probabilities, truth=class_of(path, probabilities)
-            )
+    for path, pixels in images:
+        (row,) = adapted.predict([pixels]).tolist()
+        probabilities = dict(zip(adapted.classes, row, strict=True))
+        label = max(probabilities, key=lambda name: probabilities[name])
+        yield Prediction(
+            file=path, label=label, probability=probabilities[label], probabilities=probabilities, truth=class_of(path, probabilities)
+        )
 
 
 def _images(

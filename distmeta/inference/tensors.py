@@ -11,9 +11,10 @@ from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.functions import FAMILIES
 from distmeta.errors import ConfigError, DataError
 from distmeta.inference.limits import limits
-from distmeta.inference.model import CHUNK, build
+from distmeta.inference.model import build
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective, SquaredError
+from distmeta.learners.one_by_one import one_by_one
 from distmeta.learners.params import Params, unusable
 
 
@@ -55,18 +56,14 @@ class AdaptedTensors(NamedTuple):
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
-        """The network's outputs (M, N) for inputs (M, …): values, or logits of classes. Those of one input do not depend on the others.
+        """The network's outputs (M, N) for inputs (M, …): values, or logits of classes.
 
-        Raises DataError if an input holds a value that is not finite.
+        Those of one input do not depend on the others, bit for bit. Raises DataError if an input holds a value that is not finite.
         """
         _check_finite(inputs)
         like = next(iter(self.params.values()))
         given = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
-        rows = []
-        for chunk in given.split(CHUNK):
-            padded = torch.cat([chunk, chunk[:1].expand(CHUNK - len(chunk), *chunk.shape[1:])])
-            rows.append(self.learner.outputs(self.params, padded)[: len(chunk)])
-        return torch.cat(rows)
+        return one_by_one(lambda one: self.learner.outputs(self.params, one), given)
 
 
 def build_tensor_model(

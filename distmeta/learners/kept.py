@@ -7,9 +7,10 @@ import cachetools
 import torch
 from torch import Tensor
 
+from distmeta.learners.one_by_one import one_by_one
+
 KEPT_BYTES = 2**30
 """Memory that kept features may take; the ones used least recently go first."""
-_TOGETHER = 16  # images computed at once; always as many, so that an image meets the same arithmetic in every company
 
 
 class KeptFeatures:
@@ -24,11 +25,9 @@ class KeptFeatures:
         keys = [hashlib.blake2b(one.contiguous().cpu().numpy().tobytes(), digest_size=16).digest() for one in inputs]
         rows = {key: self._rows[key] for key in set(keys) if key in self._rows}
         missing = {key: place for place, key in enumerate(keys) if key not in rows}
-        for start in range(0, len(missing), _TOGETHER):
-            some = list(missing.items())[start : start + _TOGETHER]
-            places = [place for _, place in some]
-            computed = compute(inputs[places + places[:1] * (_TOGETHER - len(some))])
-            rows |= {key: row.clone() for (key, _), row in zip(some, computed, strict=False)}
+        if missing:
+            computed = one_by_one(compute, inputs[list(missing.values())])
+            rows |= {key: row.clone() for key, row in zip(missing, computed, strict=True)}
         for key in missing:
             self._rows[key] = rows[key]
         return torch.stack([rows[key] for key in keys])

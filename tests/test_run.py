@@ -435,7 +435,7 @@ def test_another_run_in_the_folder_is_refused(alone: dict[str, Any], home: Path,
 
 
 def test_a_shard_lost_during_the_run_ends_it_with_its_name(home: Path, packed: Path, address: str, tmp_path: Path) -> None:
-    """Found by one worker only; every worker stops, and Ray does not try again what cannot succeed."""
+    """SlotVectors by one worker only; every worker stops, and Ray does not try again what cannot succeed."""
     shards = shutil.copytree(packed, tmp_path / "shards")
     (shards / "train-000001.tar").unlink()
     with pytest.raises(DataError, match=r"shard .*train-000001.tar is missing\ncopy it again"):

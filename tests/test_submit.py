@@ -181,7 +181,7 @@ def test_an_address_that_does_not_answer_is_told_within_ten_seconds() -> None:
 
 
 def test_versions_that_differ_are_named() -> None:
-    here = {name: job.found(name) or "" for name in job.COMPARED}
+    here = {name: job.installed(name) or "" for name in job.COMPARED}
     assert job.differences(here) == []
     assert job.differences(here | {"torch": "1.0"}) == [f"torch 1.0 → {here['torch']}"]
     assert job.missing() == []

@@ -34,8 +34,8 @@ def table(
     from distmeta.report.table_text import as_dict, written
 
     uri = resolve(tracking_uri)
-    found = [outcome for run in runs for outcome in outcomes(run, uri)]
-    made = tabulate(found, _listed(by), _listed(columns), figure)
+    tested = [outcome for run in runs for outcome in outcomes(run, uri)]
+    made = tabulate(tested, _listed(by), _listed(columns), figure)
     print_json(as_dict(made)) if as_json else print(written(made, form))
 
 

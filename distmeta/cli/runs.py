@@ -72,8 +72,8 @@ def train(
     if seeds is not None:
         from distmeta.scale.train_seeds import train_seeds
 
-        found = train_seeds(settings, seeds, resume, address, allow_other_hardware, say)
-        print_json(found) if as_json else show_seeds(found)
+        answer = train_seeds(settings, seeds, resume, address, allow_other_hardware, say)
+        print_json(answer) if as_json else show_seeds(answer)
         return
     from distmeta.scale.run import run
 

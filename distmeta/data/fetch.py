@@ -58,7 +58,7 @@ class Fetcher:
                 sha256,
                 size,
                 download=lambda to: self._download(name, size, sha256, to),
-                check=lambda found: self._is_whole(found, name, size, sha256),
+                check=lambda path: self._is_whole(path, name, size, sha256),
             )
         except FileNotFoundError:
             raise

@@ -106,10 +106,10 @@ class AdaptedPolicy(NamedTuple):
     def frames(self) -> list[NDArray[np.uint8]]:
         """Pictures of the first trajectory after the last inner step. Raises ConfigError if the environment cannot be seen, DataError."""
         actions = self.played[-1].actions[0, 0].cpu().numpy()
-        found = self.environment.frames(np.array(self.task), self.starts[-1, 0].double().cpu().numpy(), actions)
-        if found is None:
+        frames = self.environment.frames(np.array(self.task), self.starts[-1, 0].double().cpu().numpy(), actions)
+        if frames is None:
             raise ConfigError(f"environment {self.environment.name} has no pictures of its states", "write a PNG file")
-        return found
+        return frames
 
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:

@@ -124,10 +124,10 @@ class Learner(ABC):
         """
         free, names = set(self.not_frozen), [name for name, _ in self.model.named_parameters()]
         for pattern in patterns:
-            found = matching([pattern], names, key)
-            if free.isdisjoint(found):
+            matched = matching([pattern], names, key)
+            if free.isdisjoint(matched):
                 raise ConfigError(
-                    f"{key}={pattern!r} matches only frozen parameters, such as {found[0]}",
+                    f"{key}={pattern!r} matches only frozen parameters, such as {matched[0]}",
                     f"leave it out of {key}, or let the network use that parameter and require its gradient",
                 )
         return [name for name in matching(patterns, names, key) if name in free]
@@ -183,11 +183,11 @@ class Learner(ABC):
         The entries of running statistics hold (present value - the slot's own), so that the outer update moves them by a plain step.
         """
         for params, forward, chunk, places in self.chunks(meta_params, batch):
-            found = self.task_gradients(params, forward, chunk)
-            gradients = found.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
+            computed = self.task_gradients(params, forward, chunk)
+            gradients = computed.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
             flat = torch.cat([gradients[name].reshape(len(chunk), -1) for name in meta_params], dim=1)
             kept = slice(None) if places == list(range(len(chunk))) else places  # a slice copies nothing
-            yield flat[kept], SlotMetrics(*(column[kept] for column in self._slot_metrics(found)))
+            yield flat[kept], SlotMetrics(*(column[kept] for column in self._slot_metrics(computed)))
 
     def chunks(self, meta_params: Params, batch: Batch) -> Iterator["Chunk"]:
         """The batch's tasks in chunks of one size, which `Batch.chunks` fills up."""
@@ -199,18 +199,18 @@ class Learner(ABC):
             forward = Forward(self.model, batched, Noise(self.seed, batch.step, chunk.slots), bfloat16=self.bfloat16, kept=features)
             yield Chunk(params, forward, chunk, places)
 
-    def _slot_metrics(self, found: MetaGradients) -> SlotMetrics:
+    def _slot_metrics(self, computed: MetaGradients) -> SlotMetrics:
         """Raises ConfigError if the learner returns a metric that it does not name."""
-        losses = found.losses.detach()
+        losses = computed.losses.detach()
         nothing = torch.full_like(losses, torch.nan, dtype=torch.float64)
-        unnamed = sorted(found.metrics.keys() - set(self.metrics))
+        unnamed = sorted(computed.metrics.keys() - set(self.metrics))
         if unnamed:
             raise ConfigError(
                 f"{type(self).__name__} returns the metric {unnamed[0]}, which it does not name",
                 f"add {unnamed[0]!r} to the tuple `metrics` of the class",
             )
-        own = [found.metrics[name].detach().double() if name in found.metrics else nothing for name in self.metrics]
-        scores = nothing if found.scores is None else found.scores.detach().double()
+        own = [computed.metrics[name].detach().double() if name in computed.metrics else nothing for name in self.metrics]
+        scores = nothing if computed.scores is None else computed.scores.detach().double()
         return SlotMetrics(losses, scores, torch.stack(own, 1) if own else nothing.new_empty(len(losses), 0))
 
     def batches_tasks(self, device: torch.device) -> bool:

@@ -67,11 +67,11 @@ class MAML(FineTuning):
         reached = ["queries"] if self.first_order else list(ends)  # to first order, fast_weights are constants
         wanted = [*(reached if body else ()), *(name for name in self.trained(params) if name not in body)]
         on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
-        found, losses, scores, metrics = self._through(Head(self.model, forward.batched, forward.noise), held, wanted, on_features)
+        gradients, losses, scores, metrics = self._through(Head(self.model, forward.batched, forward.noise), held, wanted, on_features)
         if body:
-            gradients = torch.autograd.grad([ends[end] for end in reached], list(body.values()), [found[end] for end in reached])
-            found |= dict(zip(body, gradients, strict=True))
-        return MetaGradients(found, losses, scores, metrics)
+            of_body = torch.autograd.grad([ends[end] for end in reached], list(body.values()), [gradients[end] for end in reached])
+            gradients |= dict(zip(body, of_body, strict=True))
+        return MetaGradients(gradients, losses, scores, metrics)
 
     def loss_weights(self, step: int) -> list[float]:
         """How much the query loss after 0, 1, … inner steps counts at training step `step`."""

@@ -58,10 +58,10 @@ def _addresses(origin: str, uri: str) -> list[str]:
     name = re.fullmatch(r"models:/([^/@]+)", origin)
     if name is None:
         return [origin]
-    found = [row["uri"] for row in matching(list_models(uri), name[1], None)]
-    if not found:
+    addresses = [row["uri"] for row in matching(list_models(uri), name[1], None)]
+    if not addresses:
         raise RegistryError(f"no model of the name {name[1]} is registered", "distmeta models lists them")
-    return found
+    return addresses
 
 
 def _runs(folder: RunFolder) -> Iterator[RunFolder]:
@@ -69,10 +69,10 @@ def _runs(folder: RunFolder) -> Iterator[RunFolder]:
     if folder.holds_seeds:
         yield from (folder.of_seed(seed) for seed in folder.read_seeds()["seeds"] if folder.of_seed(seed).has_ended)
     elif folder.trials_folder.exists():
-        found = folder.read_table()
-        if found is None:
+        table = folder.read_table()
+        if table is None:
             raise RunError(f"the sweep in {folder} has not ended", "distmeta sweep CONFIG --resume continues it")
-        best = found["best"]
+        best = table["best"]
         if "test" not in best:
             raise RunError(f"the sweep in {folder} has no test, because of sweep.promote=none", "tabulate runs of its best.yaml instead")
         steps = best.get("retrained_steps")

@@ -139,8 +139,8 @@ def _validations(validations: Sequence[tuple[int, Measurement]]) -> Iterator[Cur
 
 
 def _binned(records: Sequence[Record], key: str, scale: float = 1.0) -> list[Curve]:
-    found = [record for record in records if record.get(key) is not None]
-    return [binned([record["step"] for record in found], [scale * record[key] for record in found], "training tasks")] if found else []
+    kept = [record for record in records if record.get(key) is not None]
+    return [binned([record["step"] for record in kept], [scale * record[key] for record in kept], "training tasks")] if kept else []
 
 
 def _over_steps(curves: Sequence[Curve], label: str) -> Plot:

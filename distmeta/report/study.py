@@ -59,7 +59,7 @@ def study(learner: Learner, meta_params: Params, random_init: Params, stream: Ep
         _count(probabilities[-1].argmax(1), episode.query_labels[0], categories, taken, chances)
         if len(pictured) < _PICTURED:
             pictured.append(_picture(episode, probabilities[-1], names))
-    untrained = [_accuracies(found, episode) for episode, found in _adapted(learner, random_init, stream, episodes)]
+    untrained = [_accuracies(probabilities, episode) for episode, probabilities in _adapted(learner, random_init, stream, episodes)]
     confused = {pair: (taken[pair], count) for pair, count in chances.items()}
     return Study(
         trained=torch.stack(trained),

@@ -43,8 +43,8 @@ class Cell:
 
     def means(self, basis: Basis) -> NDArray[np.float64]:
         """One value for each seed, or for each episode."""
-        found: NDArray[np.float64] = self.scores.mean(1 if basis == "seeds" else 0)
-        return found
+        means: NDArray[np.float64] = self.scores.mean(1 if basis == "seeds" else 0)
+        return means
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,9 @@ def _compared(table: ResultTable) -> ResultTable:
     pairs = []
     for a, b in combinations(table.cells, 2):
         if a.column == b.column and a.column not in untested:
-            found = paired(a.means(table.basis), b.means(table.basis), FEWEST_SEEDS if table.basis == "seeds" else FEWEST)
-            if found.difference is not None and found.p is not None:
-                pairs.append(Pair(column=a.column, a=a.row, b=b.row, difference=found.difference, ci95=found.ci95, p=found.p))
+            test = paired(a.means(table.basis), b.means(table.basis), FEWEST_SEEDS if table.basis == "seeds" else FEWEST)
+            if test.difference is not None and test.p is not None:
+                pairs.append(Pair(column=a.column, a=a.row, b=b.row, difference=test.difference, ci95=test.ci95, p=test.p))
     adjusted = holm([pair.p for pair in pairs])
     table = replace(table, pairs=[replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)], untested=untested)
     return replace(table, cells=[replace(cell, bold=_is_bold(table, cell)) for cell in table.cells])

@@ -17,10 +17,10 @@ COMPARED = ("torch", "ray", "numpy", "mlflow", "safetensors", "webdataset")
 def missing() -> list[str]:
     """Required distributions that this Python lacks."""
     names = [re.split(r"[^A-Za-z0-9._-]", requirement)[0] for requirement in requires("distmeta") or () if "extra ==" not in requirement]
-    return [name for name in names if found(name) is None]
+    return [name for name in names if installed(name) is None]
 
 
-def found(name: str) -> str | None:
+def installed(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -29,7 +29,7 @@ def found(name: str) -> str | None:
 
 def differences(there: dict[str, str]) -> list[str]:
     """ "torch 2.13.0 → 2.12.1" for every library whose version here differs from the submitter's."""
-    return [f"{name} {submitted} → {found(name)}" for name, submitted in there.items() if found(name) != submitted]
+    return [f"{name} {submitted} → {installed(name)}" for name, submitted in there.items() if installed(name) != submitted]
 
 
 def own_address() -> str | None:

@@ -51,8 +51,8 @@ def train_seeds(
 def _versions(config: Config, uri: str) -> dict[str, str]:
     """Each registered model that the config names → its version now: an alias may move from one seed's run to the next."""
     named = {origin for origin in (config.init_from, *config.data.eval.beside) if origin is not None and is_registered(origin)}
-    found = {origin: versions.look_up(uri, origin) for origin in sorted(named)}
-    return {origin: f"models:/{version.name}/{version.version}" for origin, version in found.items()}
+    current = {origin: versions.look_up(uri, origin) for origin in sorted(named)}
+    return {origin: f"models:/{version.name}/{version.version}" for origin, version in current.items()}
 
 
 def _of_seed(config: Config, seed: int, models: dict[str, str]) -> Config:
@@ -69,8 +69,8 @@ def _conclude(folder: RunFolder, answers: dict[int, dict[str, Any]], models: dic
     together = over_seeds(measurement_of(next(iter(answers.values()))["test"]), rows)
     measured = {name: getattr(together, name).as_dict() for name in OverSeeds._fields}
     runs = [{"training_seed": seed} | answer for seed, answer in answers.items()]
-    found = {"seeds": list(answers), "models": models, "runs": runs} | measured
-    record = folder.write_seeds(found)
+    outcome = {"seeds": list(answers), "models": models, "runs": runs} | measured
+    record = folder.write_seeds(outcome)
     tracking.log_figures(uri, parent, _figures(together))
     tracking.log_files(uri, parent, [record])
     tracking.end_run(uri, parent, "FINISHED")

@@ -33,7 +33,7 @@ class Search:
             return dict(zip(space, point, strict=True))
         self._study.sampler = self._sampler(torch_seed(self._seed, "sweep", number) % 2**32)
         asked = self._asked[number] = self._study.ask(self._distributions)
-        return {key: self._value(key, found) for key, found in asked.params.items()}
+        return {key: self._value(key, drawn) for key, drawn in asked.params.items()}
 
     def _sampler(self, seed: int) -> BaseSampler:
         if self._sweep.search == "optuna":

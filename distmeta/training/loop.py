@@ -15,7 +15,7 @@ from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation
 from distmeta.training.metrics_folder import OWN_METRICS, Record
 from distmeta.training.outer import OuterUpdate
-from distmeta.training.reduce import Contribution, Found, Reduced, Reduction, Request, reduce, slot_sum
+from distmeta.training.reduce import Contribution, Reduced, Reduction, Request, SlotVectors, reduce, slot_sum
 
 
 class Plan(NamedTuple):
@@ -144,11 +144,11 @@ def outer_step(
     except DistmetaError as error:
         failure = error
 
-    def mean(meta_params: Params, found: Callable[[], Found], size: int | None = None) -> Reduced:
+    def mean(meta_params: Params, computed: Callable[[], SlotVectors], size: int | None = None) -> Reduced:
         flat = flatten(meta_params)
         while True:
             into = slot_sum(plan.reduction, plan.meta_batch_size, size or len(flat), flat, progress.largest)
-            contribution = Contribution.failed(failure, into) if failure else Contribution.of(plan.slots, found(), into)
+            contribution = Contribution.failed(failure, into) if failure else Contribution.of(plan.slots, computed(), into)
             timer.mark("adapt")
             reduced = reduce(contribution, meta_params, plan.meta_batch_size, plan.rank, plan.workers, request, timer.mark)
             timer.mark("reduce")

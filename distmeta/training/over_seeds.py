@@ -33,7 +33,7 @@ def over_seeds(measurement: Measurement, tests: Sequence[Rows]) -> OverSeeds:
     scores = np.stack([scores_of(rows) for rows in tests])  # (seeds, episodes, columns)
 
     def measured(values: NDArray[np.float64], fewest: int) -> Measurement:
-        found = [mean_and_ci95(column, fewest) for column in values.T]
-        return replace(measurement, values=[mean for mean, _ in found], ci95=[ci95 for _, ci95 in found], episodes=scores.shape[1])
+        intervals = [mean_and_ci95(column, fewest) for column in values.T]
+        return replace(measurement, values=[mean for mean, _ in intervals], ci95=[ci95 for _, ci95 in intervals], episodes=scores.shape[1])
 
     return OverSeeds(measured(scores.mean(1), FEWEST_SEEDS), measured(scores.mean(0), FEWEST))

@@ -212,17 +212,17 @@ class Reduced(NamedTuple):
     ranks: Tensor = torch.zeros(0)
 
 
-Found = Iterator[tuple[Tensor, SlotMetrics]]
+SlotVectors = Iterator[tuple[Tensor, SlotMetrics]]
 """Vectors (n, P) of the next n slots of a worker and their metrics, as `Learner.each_slot` gives them."""
 
 
 class Mean(Protocol):
     """How an outer update has slots' vectors averaged over all workers, once or several times a step."""
 
-    def __call__(self, meta_params: Params, computed: Callable[[], Found], size: int | None = None) -> Reduced:
-        """The mean of what `found` gives in this worker's slots and the others'; vectors have `size` values (default: a meta-gradient's).
+    def __call__(self, meta_params: Params, computed: Callable[[], SlotVectors], size: int | None = None) -> Reduced:
+        """The mean of `computed` over this worker's slots and the others'; vectors have `size` values (default: a meta-gradient's).
 
-        `meta_params` are those that the vectors were computed with, which all workers must share. `found` may be called again.
+        `meta_params` are those that the vectors were computed with, which all workers must share. `computed` may be called again.
         """
 
 

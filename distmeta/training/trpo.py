@@ -18,7 +18,7 @@ from distmeta.learners.params import Params, flatten, unflatten
 from distmeta.learners.trust_region import Curvature, hold, loss_and_divergence
 from distmeta.training.metrics_folder import Record
 from distmeta.training.outer import OuterUpdate
-from distmeta.training.reduce import Found, Mean, Reduced
+from distmeta.training.reduce import Mean, Reduced, SlotVectors
 
 _ITERATIONS = 10  # of conjugate gradients
 _RESIDUAL = 1e-10  # squared, at which they stop
@@ -55,7 +55,7 @@ class TRPO(OuterUpdate):
             gradient = _finite(first)
             curvature: list[Curvature] = []
 
-            def products(vector: Tensor) -> Found:
+            def products(vector: Tensor) -> SlotVectors:
                 if not curvature:  # built where a failure is heard of by the other workers
                     curvature.append(Curvature.of(learner, theta, batch))
                 return curvature[0].times(vector)

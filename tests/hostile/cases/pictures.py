@@ -76,7 +76,7 @@ OTHERS: tuple[Bad, ...] = (
     Bad("script.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(owned) (w) file closefile showpage\n", NO_FORMAT),
     Bad("document.png", b"%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\n", NO_FORMAT),
     Bad("drawing.png", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>", NO_FORMAT),
-    Bad("page.jpg", b"<!DOCTYPE html><html>404 Not Found</html>", NO_FORMAT),
+    Bad("page.jpg", b"<!DOCTYPE html><html>404 Not SlotVectors</html>", NO_FORMAT),
     Bad("layers.png", b"8BPS\x00\x01" + bytes(100), NO_FORMAT),
     Bad("texture.png", b"DDS " + struct.pack("<I", 124) + bytes(200), NO_FORMAT),
     Bad("icon.png", b"\x00\x00\x01\x00\x01\x00" + bytes(100), NO_FORMAT),

@@ -109,7 +109,7 @@ ANSWERS = {  # what is sent first, and what then without end
     "garbage": (b"\xff\xfe\x00garbage" * 1000, b""),
     "silent": (b"", b""),
     "closes": (b"", b""),
-    "redirects": (b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n", b""),
+    "redirects": (b"HTTP/1.1 302 SlotVectors\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n", b""),
 }
 
 

@@ -1,6 +1,7 @@
 """Gymnasium environments: what fits is played like ours, what does not is refused with a reason."""
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,6 +63,32 @@ class Broken(Drift):
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
         observation, _, *rest = super().step(action)
         return observation, float("nan"), *rest  # type: ignore[return-value]
+
+
+class Stuck(Drift):
+    """Waits for an event that never comes, in step number `at`."""
+
+    def __init__(self, at: int = 1, **ends: int) -> None:
+        super().__init__(**ends)
+        self.at = at
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if self.time + 1 == self.at:
+            threading.Event().wait()
+        return super().step(action)
+
+
+class Slow(Drift):
+    """Takes a while for each step."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        threading.Event().wait(0.05)
+        return super().step(action)
+
+
+class Failing(Drift):
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        raise TimeoutError("no answer from the simulator")
 
 
 class Seen(Drift):
@@ -175,6 +202,25 @@ def test_spaces_that_no_policy_fits_are_refused(name: str, reason: str) -> None:
 def test_a_reward_that_is_not_a_number_names_the_environment() -> None:
     with pytest.raises(DataError, match=r"Broken returned an observation or reward that is not finite"):
         played(made("Broken"))
+
+
+def test_an_environment_that_hangs_is_left_behind() -> None:
+    with pytest.raises(DataError, match=r"Stuck did not return from reset or step within 0.1 s"):
+        made("Stuck", step_timeout_s=0.1).check()
+    late = made("Stuck", arguments={"at": 4}, deterministic=False, step_timeout_s=0.1)
+    with pytest.raises(DataError, match=r"raise data.settings.options.step_timeout_s"):
+        played(late)
+    made("Drift").check()  # another thread serves the others
+
+
+def test_the_time_limit_is_a_steps_not_a_rollouts() -> None:
+    slow = made("Slow", horizon=2, step_timeout_s=0.5)
+    assert played(slow, trajectories=8).rewards.shape == (2, 8, 2)  # 32 steps of 0.05 s
+
+
+def test_an_environment_that_fails_in_its_trial_is_refused_with_its_reason() -> None:
+    with pytest.raises(ConfigError, match=r"Failing fails within 20 steps: TimeoutError: no answer from the simulator"):
+        made("Failing").check()
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def actions(inputs: Tensor) -> Tensor:
     objective = policy_gradient(environment)
     made = build_learner("maml", network(2, 2), objective, inner_lr=0.1, inner_steps=1)
     assert isinstance(made, FineTuning)
-    return AdaptedPolicy(made, made.initial_params(), environment, [0.0, 0.0], [], torch.zeros(1))(inputs.flatten(1)[:, :2])
+    return AdaptedPolicy({}, made, made.initial_params(), environment, [0.0, 0.0], [], torch.zeros(1))(inputs.flatten(1)[:, :2])
 
 
 @pytest.mark.parametrize("answer", [probabilities, outputs, features, actions])

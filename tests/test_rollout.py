@@ -1,6 +1,8 @@
 """Registered policies in use: they adapt to a task by acting, map observations to actions, and refuse what does not fit."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from distmeta.envs import build_environment
 from distmeta.errors import ConfigError, RegistryError
 from distmeta.inference.policy import PolicyModel
 from distmeta.registry import tracking, versions
-from distmeta.registry.policies import load_policy
+from distmeta.registry.policies import load_policy, save_policy
 from distmeta.training.evaluate import evaluate
 from distmeta.training.run_folder import RunFolder
 
@@ -127,3 +129,64 @@ def test_rollout_prints_returns_and_draws_paths(
     assert found["task"] == pytest.approx([0.3, -0.2])
     assert len(found["returns"]) == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+ACTS = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"ray", "webdataset", "typer", "gymnasium"}:
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Blocked())
+import json
+import subprocess
+import sys
+import mlflow, numpy as np
+model, observations = mlflow.pyfunc.load_model(sys.argv[1]), np.array(json.loads(sys.argv[2]))
+refused = []
+for wrong in (observations[:, :1], observations * np.nan):
+    try:
+        model.predict(wrong)
+    except mlflow.exceptions.MlflowException as error:
+        refused.append(str(error))
+import distmeta
+print(json.dumps([model.predict(observations).tolist(), refused, distmeta.__file__]))
+"""
+
+
+def acts(folder: Path, observations: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    """Actions of a saved policy in a process that knows only MLflow, and why it refused what does not fit."""
+    command = [sys.executable, "-I", "-c", ACTS, str(folder), json.dumps(observations.tolist())]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    assert answer.returncode == 0, answer.stderr
+    actions, refused, package = json.loads(answer.stdout.splitlines()[-1])
+    assert Path(package).is_relative_to(folder), "the model brings its code along"
+    return torch.tensor(actions), refused
+
+
+def test_an_adapted_policy_is_saved_as_a_model_from_observations_to_actions(
+    policy: PolicyModel, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, observations = home / "adapted", torch.tensor([[0.1, -0.2], [0.3, 0.0], [0.0, 0.4]], dtype=torch.float64)
+    common = ["--model", policy.uri, "--tracking-uri", f"sqlite:///{home / 'mlflow.db'}", "--out", str(home / "saved.png")]
+    monkeypatch.setattr("sys.argv", ["distmeta", "rollout", *common, "--task", "0.3,-0.2", "--trajectories", "4", "--save", str(saved)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0, capsys.readouterr().err
+    actions, refused = acts(saved, observations)
+    assert torch.equal(actions, policy.adapt(task=[0.3, -0.2], trajectories=4)(observations))
+    assert len(refused) == 2
+    assert "(M, 2) is needed" in refused[0] or "shape" in refused[0]
+    assert "observation 0 holds values that are not finite" in refused[1]
+    with pytest.raises(ConfigError, match="exists already"):
+        save_policy(policy.adapt(trajectories=3), saved)
+
+
+def test_a_saved_policy_of_choices_gives_whole_numbers(home: Path) -> None:
+    data = {"domain": "reinforcement", "shot": 4, "settings": {"environment": "grid", "options": {"horizon": 5, "side": 3}}}
+    adapted = load_policy(f"sqlite:///{home / 'mlflow.db'}", publish(home, "grid", data=data)).adapt(trajectories=3)
+    save_policy(adapted, home / "choices")
+    observations = torch.eye(adapted.environment.observation_size, dtype=torch.float64)[:4]
+    actions, _ = acts(home / "choices", observations)
+    assert actions.dtype == torch.int64
+    assert torch.equal(actions, adapted(observations))

@@ -1,11 +1,14 @@
 """ProMP and TRPO: held trajectories, Fisher-vector products against differences of the divergence, and steps that keep their bounds."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from test_loop import PLAN, Recorder
@@ -17,9 +20,10 @@ from distmeta.errors import ConfigError, DataError
 from distmeta.learners.held import HeldBatch
 from distmeta.learners.learner import SlotMetrics
 from distmeta.learners.maml import MAML
-from distmeta.learners.params import Params, flatten, unflatten
+from distmeta.learners.params import Params, flatten, unflatten, weights_sha256
 from distmeta.learners.trajectories import ratio_loss, surrogate_loss
 from distmeta.learners.trust_region import Curvature, hold, loss_and_divergence
+from distmeta.training.evaluate import block
 from distmeta.training.loop import Progress, train
 from distmeta.training.reduce import Request
 from distmeta.training.trpo import conjugate_gradients
@@ -209,3 +213,29 @@ def test_a_failure_inside_conjugate_gradients_is_the_runs(monkeypatch: pytest.Mo
 def test_updates_of_policies_are_refused_elsewhere(sections: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         Run.of(config(**sections)).domain.check()
+
+
+def weights_of(update: str, steps: int, rank: int, workers: int) -> str:
+    """The weights after so many steps in 2D navigation, of this worker's slots of four; two slots stay with a worker of three."""
+    run = Run.of(config(outer={"update": update, "meta_batch_size": 4}))
+    slots = block(4, rank, workers)
+    plan = PLAN._replace(steps=steps, validate_every=steps, meta_batch_size=4, slots=slots, rank=rank, workers=workers)
+    outer = run.outer()
+    train(run.learner, outer, run.domain.training(slots, 0), Progress(), plan, Recorder())
+    return weights_sha256(run.learner.whole(outer.meta_params))
+
+
+def one_of_three(rank: int, meeting: str, steps: int, expected: dict[str, str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=3)
+    for update, sha in expected.items():
+        assert weights_of(update, steps, rank, 3) == sha, update
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_three_workers_have_the_bits_of_one_by_every_update(tmp_path: Path) -> None:
+    steps = 4
+    expected = {update: weights_of(update, steps, 0, 1) for update in ("gradient", "promp", "trpo")}
+    assert len(set(expected.values())) == 3
+    mp.spawn(one_of_three, (str(tmp_path / "meeting"), steps, expected), nprocs=3)

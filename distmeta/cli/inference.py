@@ -86,6 +86,10 @@ def rollout(
             "or GIF file for the first trajectory after the last inner step."
         ),
     ] = Path("rollout.png"),
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="New folder for the adapted policy, as an MLflow model from observations to actions."),
+    ] = None,
     network: Network = None,
     learner: OwnLearner = None,
     tracking_uri: TrackingUri = None,
@@ -96,10 +100,12 @@ def rollout(
     Example: distmeta rollout --model models:/navigation@champion --task 0.3,-0.2 --adapt 3
     """
     from distmeta.inference.policy import environment_of, task_of
-    from distmeta.registry.policies import load_policy
+    from distmeta.registry.policies import check_vacant, load_policy, save_policy
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.report.paths import draw_adaptation, write_gif
 
+    if save is not None:
+        check_vacant(save)
     own = own_classes(network, learner)
     environment = environment_of(env, option or [])
     policy = load_policy(resolve(tracking_uri), model, own, environment)
@@ -109,6 +115,9 @@ def rollout(
     else:
         draw_adaptation(adapted.environment, adapted.task, adapted.played, out)
     say(f"drew {out}")
+    if save is not None:
+        save_policy(adapted, save)
+        say(f"saved {save}; in Python: mlflow.pyfunc.load_model({str(save)!r}).predict(observations)")
     answer = {"environment": adapted.environment.name, "task": adapted.task, "returns": adapted.returns, "picture": str(out)}
     if as_json:
         print_json(answer)

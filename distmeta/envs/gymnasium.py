@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as library_version
 from importlib.util import find_spec
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from distmeta.bounds import PositiveFloat
 from distmeta.envs.environment import Continuous, Discrete, Environment, Step
-from distmeta.errors import ConfigError, DataError
+from distmeta.envs.watch import Hung, Watch
+from distmeta.errors import ConfigError, DataError, DistmetaError
 from distmeta.seeds import generator
 
 _SEEDS = 2**31
 _REPLAYED = 20  # steps of the two rollouts that are compared
+_watch = Watch()  # one for all environments of a process, which holds their thread
+R = TypeVar("R")
 
 
 @dataclass
@@ -38,7 +42,8 @@ class GymnasiumEnvironment(Environment):
     `id` is registered with Gymnasium, or the import path of a class ("my_package.my_module.MyEnv"); `arguments` are its own. If it has
     `draw_task(random) -> array`, `set_task(array)` and `task_fields`, it is a family of tasks, else a single one. Instances are reused: a
     trajectory starts by `reset(seed=…)`, after which an instance must behave as a new one does. One that does not is refused by `check`,
-    unless it is declared with `deterministic: false`: its runs cannot be repeated bit for bit.
+    unless it is declared with `deterministic: false`: its runs cannot be repeated bit for bit. A `reset` or `step` that does not return
+    within `step_timeout_s` seconds raises DataError. Instances are made, reset and stepped in one thread, which is not the main one.
     """
 
     version = 1
@@ -50,10 +55,12 @@ class GymnasiumEnvironment(Environment):
         horizon: Annotated[int, Field(ge=1)] = 200,
         arguments: dict[str, Any] | None = None,
         deterministic: bool = True,
+        step_timeout_s: PositiveFloat = 60.0,
     ) -> None:
         self.id = id
         self.horizon = horizon
         self.deterministic = deterministic
+        self.step_timeout_s = step_timeout_s
         self._arguments = arguments or {}
         self._make = _maker(id)
         self._pool: list[Any] = [self._new()]
@@ -85,13 +92,27 @@ class GymnasiumEnvironment(Environment):
         while len(self._pool) < len(seeds):
             self._pool.append(self._new())
         instances = self._pool[: len(seeds)]
-        observed = []
-        for index, (instance, seed) in enumerate(zip(instances, seeds, strict=True)):
-            if self.task_fields:
-                self.set_task(instance, tasks[index // starts.shape[1]].double().cpu().numpy())
-            observed.append(np.ravel(instance.reset(seed=seed)[0]))
+        of_tasks = tasks.double().cpu().numpy().repeat(starts.shape[1], 0)
+        observed = self._watched(lambda: [self._reset(*each) for each in zip(instances, of_tasks, seeds, strict=True)])
         observations = torch.from_numpy(np.stack(observed)).to(tasks).view(*starts.shape[:2], -1)
         return Playing(instances, [False] * len(seeds), observations)
+
+    def _reset(self, instance: Any, task: NDArray[np.float64], seed: int) -> NDArray[Any]:
+        """What is observed first (O,)."""
+        if self.task_fields:
+            self.set_task(instance, task)
+        observation = np.ravel(instance.reset(seed=seed)[0])
+        _watch.progress += 1
+        return observation
+
+    def _watched(self, call: Callable[[], R]) -> R:
+        try:
+            return _watch(call, self.step_timeout_s)
+        except Hung:
+            raise DataError(
+                f"environment {self.id} did not return from reset or step within {self.step_timeout_s:g} s",
+                "fix it, or raise data.settings.options.step_timeout_s",
+            ) from None
 
     def observe(self, state: Playing) -> Tensor:
         return state.observations
@@ -102,10 +123,15 @@ class GymnasiumEnvironment(Environment):
         observed = state.observations.reshape(count, -1).double().cpu().numpy().copy()  # what was observed before stays
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
         infos: dict[int, dict[str, Any]] = {}
-        for index, instance in enumerate(state.instances):
-            if not state.ended[index]:
-                observation, rewards[index], terminated[index], truncated[index], infos[index] = instance.step(taken[index])
-                observed[index] = observation if observation.ndim == 1 else observation.ravel()
+
+        def advance() -> None:
+            for index, instance in enumerate(state.instances):
+                if not state.ended[index]:
+                    observation, rewards[index], terminated[index], truncated[index], infos[index] = instance.step(taken[index])
+                    observed[index] = observation if observation.ndim == 1 else observation.ravel()
+                    _watch.progress += 1
+
+        self._watched(advance)
         playing = list(infos)
         if playing:
             of_tasks = tasks.double().cpu().numpy().repeat(shape[1], 0)
@@ -126,27 +152,33 @@ class GymnasiumEnvironment(Environment):
         return rewards
 
     def check(self) -> None:
-        """Raises ConfigError if a reused instance does not replay what a new one did."""
-        if self.deterministic:
-            new, reused = self._new(), self._new()
-            self._replay(reused, seed=1)
-            if not np.array_equal(self._replay(new, seed=0), self._replay(reused, seed=0)):
-                raise ConfigError(
-                    f"environment {self.id} does not repeat itself: a reset instance and a new one differ under the same seed and actions",
-                    "make reset(seed=…) restore everything, or set data.settings.options.deterministic=false and give up equal bits",
-                )
+        """Raises ConfigError if a short trial fails, or a reused instance does not replay what a new one did; DataError if it hangs."""
+        new, reused = self._new(), self._new()
+        self._try(reused, seed=1)
+        if self.deterministic and not np.array_equal(self._try(new, seed=0), self._try(reused, seed=0)):
+            raise ConfigError(
+                f"environment {self.id} does not repeat itself: a reset instance and a new one differ under the same seed and actions",
+                "make reset(seed=…) restore everything, or set data.settings.options.deterministic=false and give up equal bits",
+            )
+
+    def _try(self, instance: Any, seed: int) -> NDArray[np.float64]:
+        try:
+            return self._watched(lambda: self._replay(instance, seed))
+        except DistmetaError:
+            raise
+        except Exception as error:  # whatever the user's own class raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"environment {self.id} fails within {_REPLAYED} steps: {reason}", "fix its reset or step") from None
 
     def _replay(self, instance: Any, seed: int) -> NDArray[np.float64]:
         random = generator(seed, "environment check")
-        task = self.draw(random)
-        if self.task_fields:
-            self.set_task(instance, task)
-        seen = [np.ravel(instance.reset(seed=seed)[0])]
+        seen: list[NDArray[Any]] = [self._reset(instance, self.draw(random), seed)]
         noise = self.actions.draw_noise(random, 1, _REPLAYED)[0]
         chosen = noise if isinstance(self.actions, Continuous) else (noise[:, 0] * self.actions.number).astype(np.int64)
         for action in self._taken(chosen):
             observation, reward, terminated, truncated, _ = instance.step(action)
             seen.append(np.append(np.ravel(observation), [reward, terminated, truncated]))
+            _watch.progress += 1
             if terminated or truncated:
                 break
         return np.concatenate(seen)
@@ -184,7 +216,9 @@ class GymnasiumEnvironment(Environment):
 
     def _new(self) -> Any:
         try:
-            return self._make(**self._arguments)
+            return self._watched(lambda: self._make(**self._arguments))
+        except DataError:
+            raise
         except Exception as error:  # whatever Gymnasium or the user's own class raises
             raise ConfigError(
                 f"environment {self.id} cannot be made: {' '.join(str(error).split())}", "check data.settings.options.id and its arguments"

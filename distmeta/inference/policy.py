@@ -5,18 +5,17 @@ from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from distmeta.envs import build_environment
-from distmeta.envs.environment import Environment
+from distmeta.envs.environment import Continuous, Environment
 from distmeta.envs.stream import TaskBatch, TaskStream
 from distmeta.errors import ConfigError
+from distmeta.inference.actor import Actor, ActorDescription
 from distmeta.inference.model import build
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Network
-from distmeta.learners.one_by_one import one_by_one
 from distmeta.learners.params import Params
 from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
 from distmeta.learners.trajectories import Trajectories
@@ -68,6 +67,7 @@ class PolicyModel(NamedTuple):
         for step, params in enumerate(learner.adaptation(self.meta_params, episode)):
             played.append(objective.trajectories(Network(learner.forward(), params), episode, step))
         return AdaptedPolicy(
+            description=self.description,
             learner=learner,
             params=params,
             environment=environment,
@@ -91,6 +91,7 @@ class AdaptedPolicy(NamedTuple):
     `starts` (P, N, S) are what the trajectories' first states come from.
     """
 
+    description: dict[str, Any]
     learner: FineTuning
     params: Params
     environment: Environment
@@ -111,15 +112,25 @@ class AdaptedPolicy(NamedTuple):
             raise ConfigError(f"environment {self.environment.name} has no pictures of its states", "write a PNG file")
         return frames
 
-    @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:
         """The likeliest actions (M, size), or (M,) integers, for observations (M, O). One action does not depend on the others."""
         objective = self.learner.objective
         assert isinstance(objective, PolicyGradient)
-        like = next(iter(self.params.values()))
-        forward = self.learner.forward()
-        outputs = one_by_one(lambda one: forward(self.params, one[None])[0], observations.to(like))
-        return objective.policy.act(self.params, outputs[None], None)[0]
+        return Actor(self.learner.forward(), objective.policy, self.params)(observations)
+
+    def as_actor(self) -> tuple[ActorDescription, Params]:
+        """What `build_actor` makes the same policy of, without its environment."""
+        actions = self.environment.actions
+        kind, size = ("continuous", actions.size) if isinstance(actions, Continuous) else ("discrete", actions.number)
+        description = ActorDescription(
+            model=self.description["model"],
+            observation_size=self.environment.observation_size,
+            kind=kind,
+            size=size,
+            environment=self.environment.name,
+            task=dict(zip(self.environment.task_fields, self.task, strict=True)),
+        )
+        return description, {name: value.detach().cpu().contiguous() for name, value in self.learner.whole(self.params).items()}
 
 
 def build_policy(
@@ -149,7 +160,9 @@ def environment_of(name: str | None, options: Sequence[str]) -> Environment | No
     for key, equals, _ in pairs:
         if not equals:
             raise ConfigError(f"--option {key} has no value", f"write --option {key}=VALUE")
-    return build_environment(name, **{key: load(value) for key, _, value in pairs})
+    environment = build_environment(name, **{key: load(value) for key, _, value in pairs})
+    environment.check()
+    return environment
 
 
 def task_of(text: str | None) -> list[float] | None:

@@ -2,10 +2,12 @@
 
 import base64
 import io
+import json
 import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Map
 from PIL import Image
+from safetensors.torch import save_file
 
+from distmeta.inference.actor import ActorDescription
+from distmeta.learners.params import Params
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 
 ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
@@ -42,18 +47,41 @@ def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], 
         if description["preprocessing"] is None:
             shutil.copytree(data, folder / ARTIFACTS)
             return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on type hints
-            logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
-            mlflow.pyfunc.save_model(
-                folder,
-                python_model=str(_PACKAGE / "registry" / "pyfunc.py"),
-                artifacts={Path(name).stem: str(data / name) for name in PUBLISHED},
-                code_paths=[str(_carried(Path(scratch)))],
-                signature=_signature(description["learner"].get("inner_steps_eval")),
-                input_example=_example(description),
-                pip_requirements=_requirements(description),
-            )
+        _save(
+            folder,
+            python_model=str(_PACKAGE / "registry" / "pyfunc.py"),
+            artifacts={Path(name).stem: str(data / name) for name in PUBLISHED},
+            code_paths=[str(_carried(Path(scratch), _CARRIED))],
+            signature=_signature(description["learner"].get("inner_steps_eval")),
+            input_example=_example(description),
+            pip_requirements=_requirements(description),
+        )
+
+
+def write_actor(folder: Path, actor: ActorDescription, params: Params, description: dict[str, Any]) -> None:
+    """Write a policy that only acts into `folder` as a pyfunc; `description` is that of the model it was adapted from."""
+    actions = (
+        TensorSpec(np.dtype(np.int64), (-1,)) if actor["kind"] == "discrete" else TensorSpec(np.dtype(np.float32), (-1, actor["size"]))
+    )
+    observations = TensorSpec(np.dtype(np.float64), (-1, actor["observation_size"]))
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "actor.json").write_text(json.dumps(actor))
+        save_file(params, Path(scratch) / "params.safetensors")
+        _save(
+            folder,
+            python_model=str(_PACKAGE / "registry" / "policy_pyfunc.py"),
+            artifacts={name.partition(".")[0]: str(Path(scratch) / name) for name in ("actor.json", "params.safetensors")},
+            code_paths=[str(_carried(Path(scratch), [*_CARRIED, "envs", "inference/actor.py"]))],
+            signature=ModelSignature(inputs=Schema([observations]), outputs=Schema([actions])),
+            pip_requirements=_requirements(description),
+        )
+
+
+def _save(folder: Path, **package: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on type hints
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
+        mlflow.pyfunc.save_model(folder, **package)
 
 
 def _requirements(description: dict[str, Any]) -> list[str]:
@@ -62,10 +90,10 @@ def _requirements(description: dict[str, Any]) -> list[str]:
     return [f"{name}=={number}" for name, number in (description.get("libraries", {}) | ours).items()]
 
 
-def _carried(scratch: Path) -> Path:
-    """A copy of the code that a model brings along."""
+def _carried(scratch: Path, names: Sequence[str]) -> Path:
+    """A copy of the code that a model brings along: files and folders of the package."""
     package = scratch / "distmeta"
-    for name in _CARRIED:
+    for name in names:
         source, copied = _PACKAGE / name, package / name
         copied.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():

@@ -1,12 +1,14 @@
-"""Registered policies, ready to adapt in an environment."""
+"""Registered policies, ready to adapt in an environment; and adapted ones, saved as MLflow models that act."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from distmeta.envs.environment import Environment
-from distmeta.errors import RegistryError
-from distmeta.inference.policy import PolicyModel, build_policy
+from distmeta.errors import ConfigError, RegistryError
+from distmeta.inference.policy import AdaptedPolicy, PolicyModel, build_policy
 from distmeta.registry.adaptable import load_adaptable
+from distmeta.registry.package import write_actor
 
 
 def load_policy(uri: str, model_uri: str, own: Collection[str] = (), environment: Environment | None = None) -> PolicyModel:
@@ -25,3 +27,22 @@ def load_policy(uri: str, model_uri: str, own: Collection[str] = (), environment
     return load_adaptable(
         uri, model_uri, own, check, build=lambda description, weights: build_policy(model_uri, description, weights, own, environment)
     )
+
+
+def save_policy(policy: AdaptedPolicy, folder: Path | str) -> None:
+    """Write an adapted policy into `folder`, which is new or empty, as an MLflow model from observations to actions.
+
+    `mlflow.pyfunc.load_model(folder).predict(observations)` takes float64 (M, O). Raises ConfigError if the folder cannot be used.
+    """
+    check_vacant(folder)
+    try:
+        write_actor(Path(folder), *policy.as_actor(), policy.description)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error}", "give a folder you may write to") from None
+
+
+def check_vacant(folder: Path | str) -> None:
+    """Raises ConfigError if `folder` holds something, or is none."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists already, and an adapted policy replaces nothing", "give a folder that is new or empty")

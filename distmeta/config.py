@@ -133,7 +133,7 @@ class DataConfig(Section):
     """In training, a class turned by 90°, 180° or 270° counts as another class."""
     augment: Annotated[AugmentConfig, Change.IN_TRAINING] = AugmentConfig()
     """Augmentation of training images."""
-    max_bad_fraction: Fraction = 0.0
+    max_bad_fraction: Annotated[Fraction, Change.ON_RESUME] = 0.0
     """Share of images that may fail to decode. Each is replaced by another image of its class."""
     read_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 60.0
     """Time without an answer after which a connection is closed (seconds). For a `pipe:` command, its whole duration."""

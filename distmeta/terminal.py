@@ -84,7 +84,7 @@ codecs.register_error(_DEGRADE, _degrade)
 
 
 def prepare() -> None:
-    """Called first by the command line: a closed terminal ends nothing, output cannot raise, and all files are UTF-8.
+    """Called first by the command line: a closed terminal ends nothing, SIGTERM interrupts, output cannot raise, and all files are UTF-8.
 
     In a locale of another encoding, Python starts again in its UTF-8 mode.
     """
@@ -92,6 +92,7 @@ def prepare() -> None:
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Ray's processes inherit this
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun in MLflow is ended there
     _open_closed()
     sys.stdout, sys.stderr = (_over(stream, descriptor) for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)))
 

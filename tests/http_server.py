@@ -30,11 +30,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: Served
 
     def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2]
+        name = self.path.partition("?")[0].rpartition("/")[2]
         self.server.requests[name] += 1
         time.sleep(self.server.latency_s)
         fault = self.server.faults[name].pop(0) if self.server.faults[name] else None
-        path = self.server.folder / name
+        path = self.server.folder / self.path.partition("?")[0].lstrip("/")
         if fault == "reset":
             self.connection.close()
         elif isinstance(fault, int) or not path.exists():

@@ -6,9 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
 from distmeta.errors import ClusterError
 from distmeta.scale import cluster
@@ -35,6 +39,28 @@ def test_an_address_where_no_cluster_is_says_so_and_names_what_gave_it(silent: s
             patched.setenv("RAY_ADDRESS", address)
             with pytest.raises(ClusterError, match=f"no Ray cluster answers at RAY_ADDRESS={address}: .*\nunset RAY_ADDRESS, or set it"):
                 connected(None).__enter__()
+
+
+class _Guarded(NodeInfoGcsServiceServicer):
+    """Answers as the head of a cluster does that wants a token."""
+
+    def CheckAlive(self, request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+
+
+def test_a_forgotten_token_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_NodeInfoGcsServiceServicer_to_server(_Guarded(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setattr(cluster, "canonicalize_bootstrap_address_or_die", lambda address: address)  # it asks for this node's address
+    try:
+        with pytest.raises(
+            ClusterError, match=rf"the Ray cluster at --address=127.0.0.1:{port} wants its token\nset RAY_AUTH_MODE=token and"
+        ):
+            connected(f"127.0.0.1:{port}").__enter__()
+    finally:
+        server.stop(None)
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "somewhere", "ray://127.0.0.1:10001"])

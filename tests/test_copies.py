@@ -16,9 +16,10 @@ from test_pack_verb import run
 from test_predict import call
 
 from distmeta.data.copies import Copies, SeenPictures, find_copies
+from distmeta.data.datasets import DATASETS, PackRequest, pack_options
 from distmeta.data.pack import pack
 from distmeta.data.shards import Dataset
-from distmeta.data.sources import SourceImage
+from distmeta.data.sources import Source, SourceImage
 from distmeta.data.verify import verify
 from distmeta.errors import DataError
 
@@ -94,6 +95,19 @@ def test_a_pack_goes_on_where_it_stopped_with_its_copies_and_notes(tmp_path: Pat
     assert pack(with_copies(), tmp_path / "out", options()).manifest == whole.manifest
 
 
+def test_an_official_dataset_stays_as_it_was_published_and_its_copies_are_reported(tmp_path: Path) -> None:
+    def kept(dataset: str) -> bool:
+        return pack_options(PackRequest(dataset, tmp_path), Source(iter(()), 0, {})).allow_copies
+
+    assert all(kept(name) for name in DATASETS if name != "folder")
+    assert not kept("folder")
+    leaked = pack(with_copies(), tmp_path / "out", options(allow_copies=True)).manifest.copies
+    assert leaked is not None
+    assert leaked.across_splits == 2
+    with pytest.raises(DataError, match="2 pictures are in more than one split"):
+        pack(with_copies(), tmp_path / "other", options(allow_copies=False))
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     for image in patterns(images_per_class=12, classes=(6, 6, 6)):
@@ -117,7 +131,7 @@ def test_a_users_folder_may_share_no_picture_across_splits_unless_told(
     assert reason.startswith(f"distmeta: 1 pictures are in more than one split, such as {pictures}/train/train-1/")
     assert any(str(path) in reason for path in original)
     assert f"{pictures}/test/test-2/leak.bmp" in reason
-    assert remedy.startswith("  accept them with --allow-copies, and the same command continues")
+    assert remedy == "  accept them with --allow-copies, or remove the copies; the same command continues where it stopped"
     # Both halves of the remedy work.
     _, said = run(monkeypatch, capsys, *command, "--allow-copies")
     assert "1 pictures are in more than one split\nclasses that share a picture: train-1 and test-2\n" in said
@@ -129,5 +143,4 @@ def test_a_users_folder_may_share_no_picture_across_splits_unless_told(
     shutil.rmtree(out)
     call(monkeypatch, capsys, *command)
     (pictures / "test/test-2/leak.bmp").unlink()
-    shutil.rmtree(remedy.partition("then remove ")[2].partition(" to start")[0])
     run(monkeypatch, capsys, *command)

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from packaging.requirements import Requirement
 
 from distmeta import cli
 from distmeta.learners.allocator import ALLOCATOR
+from distmeta.registry import listing
 from distmeta.scale import doctor
 
 
@@ -30,6 +32,15 @@ def test_all_is_well_here(packed: Path, tmp_path: Path) -> None:
     assert "onnx" not in found, "extras are not needed"
     assert found["MLflow and its registry"].found.endswith("0 registered models")
     assert "patterns, 25 classes in 6 shards" in found["dataset"].found
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_every_model_is_counted_however_many_pages_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for number in range(7):
+        MlflowClient(uri).create_registered_model(f"m{number}")
+    monkeypatch.setattr(listing, "_PAGE", 3)
+    assert lines(list(doctor.examine(uri, None, None)))["MLflow and its registry"].found.endswith("7 registered models")
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -109,6 +109,21 @@ def test_every_way_to_send_the_same_pictures_has_the_same_answer(server: TestCli
         assert {row["class"] for row in numbered} <= {"1", "2", "3"}
 
 
+def test_a_phones_picture_is_read_upright_wherever_it_is_sent(server: TestClient, model: Model) -> None:
+    import io
+
+    from PIL import Image
+
+    exif, turned = Image.Exif(), io.BytesIO()
+    exif[274] = 6
+    Image.open(io.BytesIO(QUERIES[0])).transpose(Image.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
+    assert ask(server, rows(queries=[text(turned.getvalue())])) == ask(server, rows(queries=[text(QUERIES[0])]))
+    adapted = model.adapt(SUPPORT, LABELS)
+    plain = adapted.predict(QUERIES[:1])
+    assert torch.equal(adapted.predict([turned.getvalue()]), plain)
+    assert torch.equal(adapted.predict([Image.open(turned)]), plain)
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [

@@ -73,6 +73,7 @@ def test_every_suffix_in_any_case_is_an_image_and_what_is_left_out_is_counted_an
     assert str(left_out).startswith("left out 2 hidden files or folders, 2 files outside class folders")
     assert f"{tmp_path}/loose.png" in str(left_out)
     assert str(LeftOut()) == ""
+    assert {path.name for path in images_under(tmp_path / "cat", LeftOut())} == {path.name for path in (tmp_path / "cat").iterdir()}
 
 
 def test_queries_in_linked_folders_are_found_once(tmp_path: Path) -> None:

@@ -360,6 +360,21 @@ def test_images_without_a_range_are_named_with_what_they_need(tmp_path: Path) ->
     assert packed.manifest.preprocessing.mean == [pytest.approx(0.25, abs=0.01)]
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_pictures_are_packed_upright(orientation: int, tmp_path: Path) -> None:
+    stored = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+
+    def lying() -> Iterator[SourceImage]:
+        exif = Image.Exif()
+        exif[274] = orientation
+        for image in patterns():
+            file = io.BytesIO()
+            Image.open(io.BytesIO(image.image)).transpose(stored).save(file, "PNG", exif=exif)
+            yield image._replace(image=file.getvalue())
+
+    assert pack(lying(), tmp_path / "lying", options()).manifest == pack(patterns(), tmp_path / "upright", options()).manifest
+
+
 def test_animated_files_are_counted(tmp_path: Path) -> None:
     def animated() -> Iterator[SourceImage]:
         for i, image in enumerate(patterns()):

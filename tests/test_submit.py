@@ -102,6 +102,23 @@ def test_the_address_that_is_given_comes_before_the_environments(name: str, monk
         server.shutdown()
 
 
+class _Guarded(_Head):
+    """Answers as a dashboard does that wants a token."""
+
+    def do_GET(self) -> None:
+        self.send_error(401, "Unauthorized")
+
+
+def test_a_forgotten_token_is_named() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(
+            ClusterError, match=r"the Ray cluster at http://127.0.0.1:\d+ wants its token\nset RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ):
+            list_jobs(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
 def test_a_proxy_that_stands_before_the_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://me:hunter2@127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)

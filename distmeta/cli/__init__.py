@@ -1,5 +1,6 @@
 """The command line: one verb for each procedure, nothing else. A verb is a function of the module whose subject it has."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -44,6 +45,10 @@ _KEPT = {"init", "train", "sweep", "pack", "publish", "promote", "sync", "submit
 @app.callback()
 def _about() -> None:
     """Few-shot meta-training at cluster scale."""
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("the working folder is gone: it was removed or renamed", "change to a folder that exists (cd)") from None
 
 
 def main() -> None:

@@ -46,6 +46,8 @@ FORMATS = tuple(
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FULL_RANGE = 65535  # of 16-bit integers
 _DARKEST_PEAK = (_FULL_RANGE + 1) // 8  # 16-bit images that stay below hold numbers of fewer bits, and would be read as black
+_DARKEST_MEAN = 255 / 32  # photographs and drawings have a mean above this, and as far from white
+OTHER_RANGE = "give the values that are black and white in the images as --value-range LOW,HIGH"
 _BYTES_PER_PIXEL = 16  # no format takes more, of four channels with 32 bits each
 # Raw modes that Pillow also knows in the other byte order.
 _SWAPPABLE = [f"{mode};16{order}" for mode in ("RGB", "RGBX", "RGBA") for order in "BLN"]
@@ -81,12 +83,14 @@ def parse_value_range(text: str | None) -> ValueRange | None:
 class Decoded(NamedTuple):
     """A picture in mode L or RGB. `peak` is the largest value of a 16-bit file that was read by its full range, None for any other file.
 
-    `has_more` says whether the file is animated or has several pages; `picture` is the first.
+    `has_more` says whether the file is animated or has several pages; `picture` is the first. `scaled` says whether its values were read
+    by a value range.
     """
 
     picture: Image.Image
     peak: int | None
     has_more: bool
+    scaled: bool
 
 
 def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
@@ -130,7 +134,8 @@ def decode_file(content: bytes, channels: int, origin: str, value_range: ValueRa
             picture, peak = _eight_bit_colours(image, content, origin, value_range)
         else:
             picture, peak = eight_bits(image, origin, value_range)
-        return Decoded(flattened(upright(picture, image), channels), peak, has_more)
+        scaled = value_range is not None and (has_16_bit_colours or image.mode in ("I", "F") or image.mode.startswith("I;"))
+        return Decoded(flattened(upright(picture, image), channels), peak, has_more, scaled)
     except DataError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
@@ -171,6 +176,15 @@ def check_bright(peak: int | None, origin: str) -> None:
         f"{origin} has 16-bit values, but none above {peak} of {_FULL_RANGE}: read by their full range, they would be black",
         f"say which values are black and white, such as --value-range 0,{likely}, or save the images with 8 bits",
     )
+
+
+def check_value_range(mean: float, value_range: ValueRange) -> None:
+    """Raises DataError if images with this mean (0..255), read by `value_range`, are nearly black or nearly white: it is a wrong one."""
+    if not _DARKEST_MEAN <= mean <= 255 - _DARKEST_MEAN:
+        low, high = value_range
+        raise DataError(
+            f"--value-range {low:g},{high:g} does not fit the images: by it, their mean is {mean / 255:.4f} of white", OTHER_RANGE
+        )
 
 
 def _opened(content: bytes, origin: str) -> ImageFile.ImageFile:

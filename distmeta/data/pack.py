@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from distmeta.data.copies import Copies, find_copies
 from distmeta.data.deal import deal
-from distmeta.data.decode import MAX_PIXELS, ValueRange, check_bright
+from distmeta.data.decode import MAX_PIXELS, OTHER_RANGE, ValueRange, check_bright, check_value_range
 from distmeta.data.encode import Encoding, batches, encode
 from distmeta.data.episodes import Task
 from distmeta.data.images import Preprocessing, Resize
@@ -112,7 +113,7 @@ def pack(
         infos = _class_infos(spool)
         lacking = [split for split in SPLITS if not any(info.split == split for info in infos)]
         if lacking:
-            raise DataError(f"the source has no image of split {lacking[0]!r}", f"add a class to it, then remove {work} to start again")
+            raise DataError(f"the source has no image of split {lacking[0]!r}", "add a class to it")
         copies = _copies(spool, infos, options.allow_copies)
         preprocessing = _preprocessing(spool, options)
         plans = [plan for split in SPLITS for plan in _plans(split, infos, spool, folder, options)]
@@ -167,15 +168,19 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 def _fill(spool: Spool, images: Iterable[SourceImage], encoding: Encoding, workers: Workers) -> None:
-    """Encode what the spool does not hold yet; what it holds is compared with the source, which may have changed since.
+    """Encode what the spool does not hold yet. What it holds is compared with the source, and dropped from where the source has changed.
 
     Memory: a few batches of images, and 16 bytes for each one spooled.
     """
     stream = batches(images)
     for number in range(spool.batches):
-        spool.check(number, next(stream, []))
-    for batch in workers.map(partial(encode, encoding), stream):
-        spool.append(batch)
+        batch = next(stream, [])
+        if not spool.holds(number, batch):
+            spool.cut(number)
+            stream = chain([batch] if batch else [], stream)
+            break
+    for encoded in workers.map(partial(encode, encoding), stream):
+        spool.append(encoded)
 
 
 def _check_images(spool: Spool, max_bad_fraction: float) -> None:
@@ -184,14 +189,13 @@ def _check_images(spool: Spool, max_bad_fraction: float) -> None:
     if spool.brightest:
         check_bright(*spool.brightest)
     example = f"such as {spool.skipped[0][0]}: {spool.skipped[0][1]}" if spool.skipped else ""
-    anew = f"remove {spool.path.parent} to start again"
     empty = [name for (_, name), spooled in spool.classes.items() if not spooled.sizes]
     if empty:
-        raise DataError(f"no image of class '{empty[0]}' can be used, {example}", f"fix the source, then {anew}")
+        raise DataError(f"no image of class '{empty[0]}' can be used, {example}", "fix the source")
     if len(spool.skipped) > max_bad_fraction * spool.images:
         raise DataError(
             f"{len(spool.skipped)} of {spool.images} images do not decode, more than the fraction {max_bad_fraction} allowed, {example}",
-            f"allow more with --max-bad-fraction, and {_AGAIN}; or fix the source, then {anew}",
+            f"allow more with --max-bad-fraction, or fix the source; {_AGAIN}",
         )
 
 
@@ -214,7 +218,7 @@ def _copies(spool: Spool, infos: list[ClassInfo], allow: bool) -> Copies:
         origins = spool.origins(set(images))
         raise DataError(
             f"{copies.across_splits} pictures are in more than one split, such as {' and '.join(origins[image] for image in images)}",
-            f"accept them with --allow-copies, and {_AGAIN}; or remove the copies, then remove {spool.path.parent} to start again",
+            f"accept them with --allow-copies, or remove the copies; {_AGAIN}",
         )
     return copies
 
@@ -235,11 +239,6 @@ def _manifest(
     return manifest.model_copy(update={"fingerprint": manifest.digest()})
 
 
-_LOOK = "look at the source's images"
-_OTHER_RANGE = "give the values that are black and white in the source as --value-range LOW,HIGH"
-_DARKEST = 1 / 32  # photographs and drawings have a mean above this, and as far from white
-
-
 def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
     """With mean and standard deviation of the training images' pixels, in 0..1, for each channel. Raises DataError if they do not vary."""
     count = options.image_size**2 * sum(len(spooled.sizes) for (split, _), spooled in spool.classes.items() if split == "train")
@@ -249,14 +248,10 @@ def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
     if min(std) == 0:
         raise DataError(
             f"all training images are one flat colour ({', '.join(f'{m:g}' for m in mean)} of 255): standard deviation 0 in a channel",
-            f"{_LOOK if options.value_range is None else _OTHER_RANGE}, then remove {spool.path.parent} to start again",
+            "look at the source's images" if options.value_range is None else OTHER_RANGE,
         )
-    if options.value_range is not None and not _DARKEST <= sum(mean) / len(mean) / 255 <= 1 - _DARKEST:
-        low, high = options.value_range
-        raise DataError(
-            f"--value-range {low:g},{high:g} does not fit the images: by it, their mean is {sum(mean) / len(mean) / 255:.4f} of white",
-            f"{_OTHER_RANGE}, then remove {spool.path.parent} to start again",
-        )
+    if options.value_range is not None:
+        check_value_range(sum(mean) / len(mean), options.value_range)
     return Preprocessing(
         image_size=options.image_size,
         channels=options.channels,

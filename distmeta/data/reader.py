@@ -97,7 +97,10 @@ class ImageReader:
         seen = sum(len(self._infos[number].sizes) for number in self._read)
         if len(self.bad) > self._max_bad_fraction * seen:
             others = f"; {len(self.bad)} of {seen} images do not decode, more than data.max_bad_fraction={self._max_bad_fraction:g}"
-            raise DataError(f"{bad}{others if len(self.bad) > 1 else ''}", "pack the dataset again, or raise data.max_bad_fraction")
+            raise DataError(
+                f"{bad}{others if len(self.bad) > 1 else ''}",
+                "raise data.max_bad_fraction, with which --resume continues; or pack the dataset again",
+            )
         _log.warning("%s; another image of its class takes its place", printable(str(bad)))
 
 

@@ -1,6 +1,7 @@
 """Where a pack keeps its encoded images until all are there: one file of them, and a journal of what that file holds.
 
-A pack that was killed continues from its journal: the spool is cut back to the last batch that the journal has whole.
+A pack that was killed continues from its journal: the spool is cut back to the last batch that the journal has whole, and that the source
+still gives.
 """
 
 import json
@@ -15,7 +16,6 @@ from typing import Any
 
 from distmeta.data.encode import EncodedBatch, crc
 from distmeta.data.sources import SourceImage
-from distmeta.errors import DataError
 
 _SPOOL = "spool"
 
@@ -41,6 +41,11 @@ class Spool:
         """Open the spool in `folder`, continuing with what it holds if that was begun with the same `header`."""
         self.path = folder / _SPOOL
         self._journal_path = folder / "journal"
+        self._open(header, None)
+
+    def _open(self, header: dict[str, Any], most: int | None) -> None:
+        """Continue with what the spool holds of `header`, at `most` so many batches."""
+        self._header = header
         self.classes: dict[tuple[str, str], SpooledClass] = {}
         self.skipped: list[tuple[str, str]] = []
         self.sums: list[int] = []
@@ -50,7 +55,7 @@ class Spool:
         self.brightest: tuple[int, str] | None = None
         self._source_crcs = array("Q")
         self._end = 0
-        self._resume(header)
+        self._resume(header, most)
         self._file = self.path.open("ab", buffering=0)
         self._journal = self._journal_path.open("ab", buffering=0)
 
@@ -83,15 +88,16 @@ class Spool:
         self._file.close()
         self._journal.close()
 
-    def check(self, number: int, batch: list[SourceImage]) -> None:
-        """Raises DataError unless the source's batch `number` is the one that is spooled."""
-        if not batch or crc(batch) != self._source_crcs[number]:
-            raise DataError(
-                f"the source is not the one that {self.path.parent} was begun with: batch {number} differs",
-                "give the same source, or remove that folder to start again",
-            )
+    def holds(self, number: int, batch: list[SourceImage]) -> bool:
+        """Whether the spool's batch `number` was made from these images."""
+        return bool(batch) and crc(batch) == self._source_crcs[number]
 
-    def _resume(self, header: dict[str, Any]) -> None:
+    def cut(self, batches: int) -> None:
+        """Keep the first `batches` alone."""
+        self.close()
+        self._open(self._header, batches)
+
+    def _resume(self, header: dict[str, Any], most: int | None) -> None:
         entries = _entries(self._journal_path)
         if next(entries, (None, 0))[0] != header or not self.path.exists():  # nothing there, or begun with other options
             self.path.write_bytes(b"")
@@ -99,7 +105,7 @@ class Spool:
             return
         kept = len(_line(header))
         with self.path.open("rb") as spool:
-            for entry, length in entries:
+            for entry, length in islice(entries, most):
                 if zlib.crc32(spool.read(_bytes(entry))) != entry["crcs"][1]:
                     break
                 self._take(entry)

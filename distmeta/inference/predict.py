@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from distmeta.data.decode import MAX_PIXELS, check_bright, decode_file, read_file
+from distmeta.data.decode import MAX_PIXELS, check_bright, check_value_range, decode_file, read_file
 from distmeta.data.image_files import LAYOUT, LeftOut, class_folders, class_of, images_under
 from distmeta.data.images import Preprocessing, fitted
 from distmeta.errors import DataError
@@ -22,6 +22,7 @@ class FileReader:
 
     def __init__(self, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> None:
         self.several = 0
+        self._scaled_means: list[float] = []  # of the files that were read by the value range
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
 
@@ -32,7 +33,14 @@ class FileReader:
         check_bright(decoded.peak, str(path))
         self.several += decoded.has_more
         pixels = fitted(decoded.picture, wanted).transpose(1, 2, 0)
+        if decoded.scaled:
+            self._scaled_means.append(float(pixels.mean()))
         return pixels, blake2b(content, digest_size=16).digest()
+
+    def check_value_range(self) -> None:
+        """Raises DataError if what was read so far by the model's value range is nearly black or nearly white as a whole."""
+        if self._preprocessing.value_range is not None and self._scaled_means:
+            check_value_range(sum(self._scaled_means) / len(self._scaled_means), self._preprocessing.value_range)
 
 
 class Support(NamedTuple):
@@ -106,6 +114,7 @@ def adapt_to_folder(
                 support.copies.append((support.digests[digest], path))
             images.append(pixels)
             labels.append(name)
+    reader.check_value_range()
     return model.adapt(images, labels, steps), support
 
 

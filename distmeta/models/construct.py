@@ -2,10 +2,8 @@
 
 import importlib
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from distmeta.errors import ConfigError, DistmetaError
+from distmeta.time_limit import time_limit
 
 IMPORT_LIMIT_S = 300.0
 """Seconds that importing a network's module, or constructing it, may take: a download fits in, a deadlock does not."""
@@ -22,7 +21,7 @@ def imported(key: str, path: str) -> Any:
     """What the import path names: my_package.my_module.Name, or Name.method of a class. Raises ConfigError; `key` is the config's."""
     parts = path.split(".")
     error: Exception | None = None
-    with limited(f"{key}={path!r}: its import"):
+    with _limited(f"{key}={path!r}: its import"):
         for count in range(len(parts) - 1, 0, -1):
             module = ".".join(parts[:count])
             try:
@@ -65,7 +64,7 @@ def constructed(name: str, make: Callable[..., Any], arguments: dict[str, Any], 
 
 def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: int | None) -> nn.Module:
     try:
-        with limited(f"model.name={name!r}: its constructor"), seeded(seed):
+        with _limited(f"model.name={name!r}: its constructor"), seeded(seed):
             model = make(**arguments)
     except DistmetaError:
         raise
@@ -108,22 +107,7 @@ def seeded(seed: int | None) -> Iterator[None]:
             np.random.set_state(numpys)
 
 
-@contextmanager
-def limited(what: str) -> Iterator[None]:
-    """Raise ConfigError if the block takes longer than IMPORT_LIMIT_S; only where Python can interrupt itself, in the main thread."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def too_long(*_: object) -> None:
-        raise ConfigError(
-            f"{what} takes more than {IMPORT_LIMIT_S:g} s", "find out where it waits, by importing it in a separate Python process"
-        )
-
-    previous = signal.signal(signal.SIGALRM, too_long)
-    signal.setitimer(signal.ITIMER_REAL, IMPORT_LIMIT_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+def _limited(what: str) -> AbstractContextManager[None]:
+    """Raise ConfigError if the block takes longer than IMPORT_LIMIT_S."""
+    remedy = "find out where it waits, by importing it in a separate Python process"
+    return time_limit(IMPORT_LIMIT_S, ConfigError(f"{what} takes more than {IMPORT_LIMIT_S:g} s", remedy))

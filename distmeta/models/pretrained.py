@@ -65,7 +65,7 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
 
     `prefix` is removed from names that begin with it. The head, low-rank pairs and buffers keep what they have where `given` lacks them,
     all but the statistics of frozen norms.
-    Raises ConfigError listing what is missing and what has another shape, if that is in the body.
+    Raises ConfigError listing what is missing and what has another shape, if that is in the body, or what is not finite.
     """
     if prefix:
         if not any(name.startswith(prefix) for name in given):
@@ -89,6 +89,9 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
             "set init_prefix to the prefix of the names, or model.* as in the network that was saved",
         )
     taken = {name: value for name, value in places.items() if value is not None and value.shape == held[name].shape}
+    broken = [name for name, value in taken.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ConfigError(f"init_from={origin} holds values that are not finite (NaN or infinity): {_listed(broken)}", "export it again")
     with torch.no_grad():
         for name, value in taken.items():
             held[name].copy_(value)

@@ -29,7 +29,7 @@ ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
 _PACKAGE = Path(__file__).parent.parent
 # The floors 0 to 2 that adapting needs, and the model itself.
 _CARRIED = [
-    *("__init__.py", "bounds.py", "errors.py", "files.py", "masking.py", "seeds.py"),
+    *("__init__.py", "bounds.py", "errors.py", "files.py", "masking.py", "seeds.py", "time_limit.py"),
     *("data/__init__.py", "data/decode.py", "data/images.py", "data/episodes.py"),
     *("models", "learners", *(f"inference/{name}.py" for name in ("__init__", "inputs", "limits", "model"))),
 ]

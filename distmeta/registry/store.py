@@ -3,12 +3,11 @@
 import contextlib
 import fcntl
 import os
-import signal
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from urllib.error import HTTPError
@@ -19,6 +18,7 @@ from mlflow import MlflowClient
 
 from distmeta.errors import RegistryError, Unanswered
 from distmeta.masking import masked
+from distmeta.time_limit import time_limit
 
 _ANSWER_S = 15.0
 _BUSY_S = 30.0
@@ -60,27 +60,11 @@ def _check_server(uri: str) -> None:
         raise Unanswered(f"MLflow at {masked(uri)}: {reason}", "check tracking.uri or MLFLOW_TRACKING_URI")
 
 
-@contextmanager
-def in_time(uri: str) -> Iterator[None]:
-    """Raises TimeoutError if what a server is asked in the block takes very long: MLflow's own limit is on silence.
-
-    Only in the main thread, where Python can interrupt itself; elsewhere nobody waits for an answer.
-    """
-    here = threading.current_thread() is threading.main_thread() and uri.startswith(("http://", "https://"))
-    if not here or signal.getitimer(signal.ITIMER_REAL)[0]:  # an outer block counts already
-        yield
-        return
-
-    def too_late(*_: object) -> None:
-        raise TimeoutError(f"no whole answer within {_LONGEST_S:.0f} s")
-
-    previous = signal.signal(signal.SIGALRM, too_late)
-    signal.setitimer(signal.ITIMER_REAL, _LONGEST_S)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+def in_time(uri: str) -> AbstractContextManager[None]:
+    """Raises TimeoutError if what a server is asked in the block takes very long: MLflow's own limit is on silence."""
+    if not uri.startswith(("http://", "https://")):
+        return contextlib.nullcontext()
+    return time_limit(_LONGEST_S, TimeoutError(f"no whole answer within {_LONGEST_S:.0f} s"))
 
 
 def database_of(uri: str) -> Path | None:

@@ -94,7 +94,10 @@ def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str
         description, by_episode, run_id, tags = _finished(run_folder)
     problem = unusable(run_folder.best.load_params())
     if problem:
-        raise RunError(f"the best model of {run_folder} cannot be used: {problem}", "train again with a lower outer.lr or inner_lr")
+        raise RunError(
+            f"the best model of {run_folder} cannot be used: {problem}",
+            "train again with a lower outer.lr or inner_lr: --set run_folder=NEW",
+        )
     name = name or default_name(description)
     check_name(uri, name, description)
     if alias is not None:

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,12 +50,13 @@ def connected(address: str | None) -> Iterator[None]:
     else:
         os.environ["RAY_AUTH_MODE"] = "disabled"  # our own instance listens on loopback only
     try:
-        ray.init(
-            address=address or outside or "local",
-            include_dashboard=None if address or outside else False,
-            logging_level=logging.ERROR,
-            runtime_env={"worker_process_setup_hook": _process_setup()},
-        )
+        with _sigterm_kept():
+            ray.init(
+                address=address or outside or "local",
+                include_dashboard=None if address or outside else False,
+                logging_level=logging.ERROR,
+                runtime_env={"worker_process_setup_hook": _process_setup()},
+            )
     except (ConnectionError, TimeoutError, ValueError, RuntimeError, OSError) as error:
         raise _refused(error, address or outside) from None
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
@@ -65,6 +68,15 @@ def connected(address: str | None) -> Iterator[None]:
             del os.environ["RAY_ADDRESS"]
         else:
             os.environ["RAY_ADDRESS"] = outside
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """This process's own way to take SIGTERM, if it has one: ray.init replaces it by a silent exit."""
+    own = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(own) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, own)
 
 
 def _check_answers(address: str, source: str) -> None:

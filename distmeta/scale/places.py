@@ -97,5 +97,18 @@ def holders(placed: Iterable[Group], names: dict[str, str], kinds: Iterable[str]
     return ", ".join(f"{name} holds {amounts_text(amounts)}" for name, amounts in held.items() if any(amounts.values()))
 
 
+def awaited(mine: list[Group], others: Iterable[Group], names: dict[str, str], needs: Mapping[str, float], workers: int) -> str:
+    """What a run that does not train yet waits for, for people: its groups are `mine`, and each of its `workers` needs so much.
+
+    `others` are all groups of the cluster, `names` as in `holders`.
+    """
+    if not mine:
+        return "Ray Train"
+    if any(group.placed for group in mine):
+        return "its workers to start"
+    held = holders((group for group in others if group.placed), names, needs)
+    return f"{amounts_text({kind: amount * workers for kind, amount in needs.items()})} ({held or 'nobody holds it'})"
+
+
 def amounts_text(amounts: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {kind}" for kind, amount in amounts.items() if amount)

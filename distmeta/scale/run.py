@@ -8,16 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
+
 from distmeta.assembly.origins import fetch_models
 from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
 from distmeta.config import Change, Config, change_of, flat, is_registered
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.registry import tracking, versions
-from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device
+from distmeta.scale import places
+from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, worker_needs
 from distmeta.scale.fit import Fit, failure, watch
 from distmeta.scale.kernels import settled
-from distmeta.scale.progress import RunDisplay, ask, new_board, read
+from distmeta.scale.progress import STARTING, RunDisplay, ask, new_board, read
 from distmeta.scale.worker import trainer
 from distmeta.training.lease import Lease
 from distmeta.training.run_folder import RunFolder
@@ -119,12 +122,14 @@ def check_run_folder(this: Run, resume: bool, several_seeds: bool = False) -> No
 
 @contextmanager
 def opened(this: Run, resume: bool, several_seeds: bool = False) -> Iterator[Lease]:
-    """The lease of the run's folder, new or one that may be resumed; a new one does not stay if the run is refused before it began.
+    """The lease of the run's folder, new or one that may be resumed. If the run is refused before it began, a new folder does not stay;
+    an empty folder that was there stays empty.
 
     `several_seeds`: the folder is to hold the runs of several seeds.
     Raises ConfigError, and RunError if another process writes that folder.
     """
     run_folder = this.folder
+    existed = run_folder.path.exists()
     run_folder.check_writable()
     new = run_folder.is_empty
     check_run_folder(this, resume, several_seeds)
@@ -133,7 +138,9 @@ def opened(this: Run, resume: bool, several_seeds: bool = False) -> Iterator[Lea
             yield lease
         except BaseException:
             if new and not run_folder.holds_run:
-                run_folder.remove()
+                run_folder.clear()
+                if not existed:
+                    run_folder.remove()
             raise
 
 
@@ -159,7 +166,7 @@ def _train(
         board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):
             fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd(), lease.claim))
-            _watch(fit, board, display)
+            _watch(fit, board, display, worker_needs(this.config.train, device), this.config.train.fewest)
             status, reported = read(board)
             used = status.get("memory_used")
             if used is not None:
@@ -185,14 +192,31 @@ def begin(this: Run, tags: dict[str, str]) -> str:
         raise
 
 
-def _watch(fit: Fit, board: Any, display: RunDisplay) -> None:
-    """Draw progress until training ends. The first Ctrl-C (or SIGTERM) asks for a last checkpoint."""
+def _watch(fit: Fit, board: Any, display: RunDisplay, needs: dict[str, float], workers: int) -> None:
+    """Draw progress until training ends, and until it begins what it waits for: `workers` that need so much each.
+
+    The first Ctrl-C (or SIGTERM) asks for a last checkpoint.
+    """
 
     def stop() -> None:
         ask(board.request_stop)
         display.say("stopping after this step, with a checkpoint; Ctrl-C again to stop at once")
 
-    watch(fit, lambda: display.show(read(board)[0]), stop)
+    def look() -> None:
+        status = read(board)[0]
+        display.show(status | ({"phase": f"{STARTING}: {_awaited(needs, workers)}"} if status["phase"] == STARTING else {}))
+
+    watch(fit, look, stop)
+
+
+def _awaited(needs: dict[str, float], workers: int) -> str:
+    """What this process's run waits for."""
+    try:
+        groups = places.groups()
+    except (RayError, RuntimeError, OSError):  # the cluster does not answer now; Ray Train says so if it is gone
+        return "waits for the cluster to answer"
+    mine = [group for group in groups if group.job == places.own_job() and not group.orphaned]
+    return f"waits for {places.awaited(mine, groups, {}, needs, workers)}"
 
 
 def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:

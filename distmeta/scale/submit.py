@@ -21,6 +21,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass, urlopen
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
 
@@ -84,12 +85,13 @@ def _answers(address: str, job_id: str | None = None) -> Iterator[None]:
     """Turn what the job server raises inside the block into ClusterError."""
     try:
         yield
+    except AuthenticationError:
+        raise ClusterError(f"the Ray cluster at {address} wants its token", TOKEN) from None
     except (RuntimeError, ConnectionError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         if job_id is not None and "does not exist" in reason:
             raise ClusterError(f"there is no job {job_id} at {address}", _UNKNOWN) from None
-        remedy = TOKEN if "nauth" in reason else "ray job list and the head's log may say more"
-        raise ClusterError(f"the Ray cluster at {address}: {reason}", remedy) from None
+        raise ClusterError(f"the Ray cluster at {address}: {reason}", "ray job list and the head's log may say more") from None
 
 
 def _proxy_remedy(address: str) -> str | None:

@@ -142,11 +142,8 @@ class Watchdog:
             stage = _stage(drivers[number], mine)
             if stage != start.stage:  # it gets on, if slowly
                 start.stage, start.waited_s = stage, 0.0
-            waiting[number] = f"waits for {stage}"
-            if stage == _PLACE:
-                held = places.holders((group for group in groups if group.placed), names, self._needs)
-                wanted = places.amounts_text({kind: amount * self._workers for kind, amount in self._needs.items()})
-                waiting[number] = f"waits for {wanted} ({held or 'nobody holds it'})"
+            awaited = places.awaited(mine, groups, names, self._needs, self._workers)
+            waiting[number] = f"waits for {awaited if drivers[number] is not None else stage}"
         return waiting
 
     def _expire(self, one: Running, start: _Start, driver: Any) -> None:

@@ -170,7 +170,7 @@ def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) ->
         raise RunError(
             f"the meta-gradient was not finite for {progress.bad_steps} steps in a row, last at step {progress.step}, "
             f"slot {reduced.bad_slot} ({hooks.episode(progress.step - 1, reduced.bad_slot or 0)})",
-            "lower learner.inner_lr or outer.lr, or set outer.clip_norm; then --resume",
+            "lower learner.inner_lr or outer.lr, or set outer.clip_norm, and train anew: --set run_folder=NEW",
         )
 
 

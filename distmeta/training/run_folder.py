@@ -89,6 +89,11 @@ class RunFolder:
     def remove(self) -> None:
         storage.remove(self.path)
 
+    def clear(self) -> None:
+        """Remove all that it holds, and leave the folder."""
+        for path in list(self.path.iterdir()) if self.path.exists() else []:
+            storage.remove(path)
+
     # What the run is.
 
     @property

@@ -110,9 +110,9 @@ def unknown_content(path: Path, reason: str) -> RunError:
 
 
 def remove(folder: Path) -> None:
-    """Remove `folder` with all it holds, if it is there."""
+    """Remove `folder` with all it holds, or a file, if it is there."""
     if on_disk(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
     elif folder.exists():
         cast(UPath, folder).fs.rm(cast(UPath, folder).path, recursive=True)
 

@@ -5,7 +5,9 @@ A lane reads names of cases, one on each line, runs each there and answers with 
 was at first, at the same place.
 """
 
+import compileall
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -29,6 +31,8 @@ if __name__ == "__main__":
 from case import Case, Outcome
 from watch import environment, watch
 
+import distmeta
+
 _HOME = ("documents/thesis.txt", ".ssh/id_rsa", "secret.png")
 
 
@@ -36,6 +40,7 @@ class Forks:
     """Lanes that run cases, several at once; each case by a fork, or if `real` by the real command."""
 
     def __init__(self, folder: Path, lanes: int, real: bool = False) -> None:
+        compileall.compile_dir(Path(distmeta.__file__).parent, quiet=1)  # once for all: nothing is written while cases run
         pipes = [(os.pipe(), os.pipe()) for _ in range(lanes)]
         ends = [descriptor for (asking, _), (_, answer) in pipes for descriptor in (asking, answer)]
         command = [sys.executable, __file__, str(folder), "real" if real else "forked", *map(str, ends)]
@@ -84,9 +89,8 @@ class _Place:
     def __init__(self, folder: Path) -> None:
         self.folder, self.work, self._kept = folder, folder / "work", folder / "kept"
         self.work.mkdir(parents=True)
-        os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(self.work / "tmp"), "MPLCONFIGDIR": str(folder / "matplotlib")}
+        os.environ |= {"HOME": str(folder / "home"), "TMPDIR": str(self.work / "tmp")}
         (self.work / "tmp").mkdir()
-        (folder / "matplotlib").mkdir()
         for name in _HOME:
             path = folder / "home" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +103,7 @@ class _Place:
     def restore(self) -> None:
         os.chdir(self.folder)
         shutil.rmtree(self.work)
-        shutil.copytree(self._kept, self.work, symlinks=True)
+        shutil.copytree(self._kept, self.work, symlinks=True, copy_function=_copy)
 
     def changes(self) -> list[str]:
         found = self._digest()
@@ -110,12 +114,20 @@ class _Place:
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
+def _copy(source: str, target: str) -> object:
+    """The code of published models is linked: no case writes there."""
+    return os.link(source, target) if "/code/" in source else shutil.copy(source, target)
+
+
 def _serve(folder: Path, real: bool, ends: list[int]) -> None:
     """Fork the lanes, and end when all have ended."""
+    os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
+    import matplotlib.font_manager  # noqa: F401 (it makes its list of fonts)
     import world  # noqa: F401 (before the forks)
 
     if not real:
         _import_all()
+    gc.freeze()  # a fork does not touch what it only reads
     lanes = []
     for number, (asked, answers) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
         lane = os.fork()

@@ -51,7 +51,8 @@ def test_secrets_of_a_whole_run_are_found_nowhere_afterwards(packed: Path, serve
     (served / "data").symlink_to(packed)
     weights = finished_run(tmp_path / "earlier", f"sqlite:///{tmp_path}/earlier.db").best.path / "meta_params.safetensors"
     (served / "weights.safetensors").write_bytes(weights.read_bytes())
-    with serve(served) as url, tempfile.TemporaryDirectory(dir="/tmp") as short:
+    with serve(served) as files, tempfile.TemporaryDirectory(dir="/tmp") as short:
+        url = files.url
         content = {
             "run_folder": "run",
             "data": {"shards": f"{url.replace('//', '//me:' + SECRETS['data.shards'] + '@')}/data", "way": WAY, "queries": 3},

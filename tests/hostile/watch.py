@@ -27,11 +27,11 @@ def watch(folder: Path, notes: Path) -> None:
         return place == own or place.startswith((own + os.sep, "/dev/null", "/dev/shm/"))
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _STARTS:
+        if event in _STARTS and arguments[:1] != ("uname",):  # which Python's own `platform` asks
             note("started", event, arguments[0] if arguments else "")
         elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES and not inside(arguments[0]):
             note("wrote", arguments[0])
-        elif event in _CHANGES and not all(inside(path) for path in arguments[:2] if isinstance(path, str | bytes)):
+        elif event in _CHANGES and not all(map(inside, _touched(event, arguments))):
             note("changed", event, *arguments[:2])
         elif event == "sqlite3.connect" and arguments[0] != ":memory:" and not inside(arguments[0]):
             note("wrote", arguments[0])
@@ -39,6 +39,13 @@ def watch(folder: Path, notes: Path) -> None:
             note("connected", arguments[1][0])
 
     sys.addaudithook(hook)
+
+
+def _touched(event: str, arguments: tuple[Any, ...]) -> list[str | bytes]:
+    """The paths that change; none if a folder that is there already is to be made."""
+    if event == "os.mkdir" and os.path.isdir(arguments[0]):
+        return []
+    return [path for path in arguments[:2] if isinstance(path, str | bytes)]
 
 
 def environment(folder: Path, notes: Path) -> dict[str, str]:

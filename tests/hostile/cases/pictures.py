@@ -144,6 +144,19 @@ def _black() -> bytes:
     return buffer.getvalue()
 
 
+def _animation(place: str, ask: tuple[str, ...]) -> Ask:
+    Path(place).write_bytes(stored(picture(16), "GIF", save_all=True, append_images=[Image.new("RGB", (16, 16))]))
+    return ask
+
+
+def _floats(ask: tuple[str, ...]) -> Ask:
+    """Support images and queries with values from 0 to 1."""
+    for path in [*Path("support").rglob("*.png"), *Path("query").rglob("*.png")]:
+        path.with_suffix(".tif").write_bytes(tiff(np.asarray(Image.open(path), np.float32) / 255))
+        path.unlink()
+    return ask
+
+
 def _cases() -> Iterator[Case]:
     for bad in ALL:
         strict = (*PACK, "--max-bad-fraction", "0")
@@ -182,6 +195,13 @@ def _cases() -> Iterator[Case]:
     for text in ("0", "-1", "many", "1.5"):
         asked = (*PREDICT, "--max-pixels", text)
         yield Case(f"predict --max-pixels {text}", lambda asked=asked: asked, "Invalid value for '--max-pixels'", 2)
+    for name, place, ask, says in (
+        ("pack", "pictures/train/class0/x.gif", PACK, "1 files are animated or have several pages; the first picture of each was packed"),
+        ("predict", "query/ant/x.gif", PREDICT, "1 files are animated or have several pages; the first picture of each was read"),
+    ):
+        yield Case(f"{name} an animation", partial(_animation, place, ask), says, 0)
+    for text, code, says in (("0,1", 0, "of 3 right"), ("0,65535", 1, "does not fit the images"), ("-100,1", 1, "does not fit the images")):
+        yield Case(f"predict floats with --value-range {text}", partial(_floats, (*PREDICT, f"--value-range={text}")), says, code)
     yield Case("predict with a small limit", lambda: (*PREDICT, "--max-pixels", "100"), "16 x 16 pixels, more than the limit of 100")
 
 

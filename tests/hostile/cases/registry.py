@@ -94,7 +94,11 @@ def _addresses() -> Iterator[Case]:
 def _registries() -> Iterator[Case]:
     for name, statement in TAMPERED.items():
         for verb, ask in VERBS.items():
-            yield Case(f"{verb} of a registry with {name}", _after(_tampered(statement), *ask), ".", (0, 1), seldom=verb != "predict")
+            often = verb == ("report" if "run folder" in name else "predict")
+            yield Case(f"{verb} of a registry with {name}", _after(_tampered(statement), *ask), ".", (0, 1), seldom=not often)
+    for name, says in (("a deleted experiment", "is deleted\n  mlflow experiments restore"), ("a later database", "mlflow")):
+        ask = ("train", "run.yaml", "--set", "data.eval.episodes=2")  # it would meet a cluster that is not there
+        yield Case(f"train on a registry with {name}", _after(_tampered(TAMPERED[name]), *ask), says)
     for name in ("../x", "a'b", "x" * 200, "", "a/b", "a\nb", "-x", "."):
         yield Case(
             f"publish --name {name[:10]!r}",

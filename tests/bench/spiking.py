@@ -50,6 +50,8 @@ def main(folders: Annotated[list[Path], typer.Argument(help="Folders of finished
         model, test = run.best.read_description()["model"], run.read_result()["test"]
         records = list(run.metrics.read())
         rates: dict[str, float] = next((record["spike_rate"] for record in reversed(records) if "spike_rate" in record), {})
+        if model["name"] == "spiking_conv4" and not rates:
+            raise typer.BadParameter(f"{folder} holds no spike rates, which each validation logs; train it again")
         spent = cost(model, list(rates.values()))
         print(f"{folder.name}: {model['name']}, {records[-1]['step']} steps")
         print(f"  {measurement_of(test).summary}; untrained {baseline_of(test).text(0)}; {test['episodes']} episodes")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distmeta.learners.learner import Learner
     from distmeta.library import evaluate, load, train
     from distmeta.models import build_model
+    from distmeta.training.metric import Metric
 
 __all__ = [
     "LEARNERS",
@@ -26,6 +27,7 @@ __all__ = [
     "EpisodeBatch",
     "EpisodeStream",
     "Learner",
+    "Metric",
     "Model",
     "Task",
     "build_learner",
@@ -47,6 +49,7 @@ _HOMES = {
     "library": ("evaluate", "load", "train"),
     "models": ("build_model",),
     "inference.model": ("Adapted", "Model"),
+    "training.metric": ("Metric",),
 }
 
 

@@ -75,6 +75,8 @@ class EvalConfig(Section):
     """Episodes of each validation during training."""
     seed: Count = 0
     """Seed of validation and test episodes. It is independent of the training seed."""
+    metric: str | None = None
+    """Import path of your own Metric, which then decides the best step, trial and model (default: the domain's, such as accuracy)."""
     beside: list[str] = []
     """Other registered models to evaluate on the same test episodes. The paired difference to this run is reported."""
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from distmeta.inference.predict import FileReader, Prediction, Score, Support
 
 T = TypeVar("T")
+_MARKS = {True: "right", False: "wrong", None: ""}
 
 
 def say(text: str) -> None:
@@ -67,14 +68,15 @@ def print_table(table: Table) -> None:
 
 
 def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
-    """Print predictions, in csv and jsonl as they come; returns those printed so far as they are needed again."""
+    """Print predictions, in csv and jsonl as they come, in a table the wrong ones first; returns those printed if they are needed again."""
     kept = []
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["file", "class", "probability"])
+        writer.writerow(["file", "class", "probability", "truth", "right"])
     for prediction in predictions:
         if form == "csv":
-            writer.writerow(prediction.as_dict().values())
+            *values, right = prediction.as_dict().values()
+            writer.writerow([*values, "" if right is None else str(right).lower()])
         elif form == "jsonl":
             print_json(prediction.as_dict())
         if keep or form in ("table", "json"):
@@ -82,8 +84,19 @@ def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool
     if form == "json":
         print_json([prediction.as_dict() for prediction in kept])
     elif form == "table":
-        show_table(["file", "class", "probability"], [[str(p.file), p.label, f"{p.probability:.3f}"] for p in kept])
+        _show_predictions(kept)
     return kept
+
+
+def _show_predictions(predictions: "list[Prediction]") -> None:
+    """A table with the wrong ones first, and columns for the truth if any of it is known."""
+    from distmeta.inference.predict import wrong_first
+
+    known = any(prediction.truth is not None for prediction in predictions)
+    rows = [[str(p.file), p.label, f"{p.probability:.3f}", p.truth or "", _MARKS[p.right]] for p in wrong_first(predictions)]
+    columns = ["file", "class", "probability", "truth", "result"]
+    width = len(columns) if known else 3
+    show_table(columns[:width], [row[:width] for row in rows])
 
 
 def prediction_notes(score: "Score", reader: "FileReader", support: "Support", left_out: "LeftOut") -> Iterator[str]:

@@ -47,7 +47,7 @@ def finished_run(
     learner = build_learner(model=build_model(**description["model"]), **description["learner"])
     found = {"step": 10, "validation": ON | {"accuracy_inductive": accuracy_inductive}, "validation_score": accuracy_inductive}
     run_folder = RunFolder(folder)
-    run_folder.save_best(10, learner.initial_params(), description | found)
+    run_folder.save_best(10, learner.whole(learner.initial_params()), description | found)
     (folder / "config.yaml").write_text("{}")
     figures = figures or by_episode(accuracy_inductive)
     mean = np.mean(figures, 0).tolist()

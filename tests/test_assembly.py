@@ -1,5 +1,6 @@
 """From a config to objects: what fits is built, what does not is refused with the key, the rule and the remedy."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from distmeta.config import Config, ModelConfig, validate
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params
 from distmeta.training.evaluate import evaluate
+from distmeta.training.metric import Metric
 
 IMAGES = {"model": {"filters": 4}, "data": {"way": 3, "shot": 1, "queries": 2}}
 POINTS = {
@@ -88,6 +92,56 @@ def test_episodes_of_functions_are_pure_and_belong_to_their_split() -> None:
     in_test = next(iter(domain.evaluation("test").evaluation([1])))
     in_val = next(iter(domain.evaluation("val").evaluation([1])))
     assert not torch.equal(in_test.support_images, in_val.support_images)
+
+
+class Nameless(Metric):
+    def score(self, learner: Learner, meta_params: Params, episode: EpisodeBatch) -> torch.Tensor:
+        return torch.zeros(1)
+
+
+class Choosy(Nameless):
+    name = "choosy"
+
+    def __init__(self, bins: int) -> None:
+        self.bins = bins
+
+
+def test_a_metric_in_a_file_beside_the_config_scores_validation_and_test(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of docs/extending.md, against the loss that the learner itself computes."""
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class LogLoss" in block]
+    (tmp_path / "log_loss.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = {"way": 3, "shot": 1, "queries": 2, "eval": {"metric": "log_loss.LogLoss"}}
+    run = Run.of(config(IMAGES | {"data": named}, packed, model={"filters": 4, "norm": "group"}))
+    run.check()
+    stream, theta = run.domain.evaluation("test"), run.start()
+    result = evaluate(run.metric, run.learner, theta, stream, 6, "group")
+    assert (result.measurement.name, result.measurement.more_is_better, result.measurement.columns) == ("log loss", False, ["inductive"])
+    episode = next(iter(stream.evaluation([0])))
+    logits = run.learner.predict(run.learner.adapt(theta, episode), episode.query_images[0]).transductive  # without batch statistics: both
+    expected = -logits.log_softmax(1).gather(1, episode.query_labels[0][:, None]).mean()
+    assert result.by_episode[0, 0].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert run.description["metric"] == "log_loss.LogLoss"
+    assert run.domain.metric.name == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("networks_of_a_user.Narrow", "is type, not a Metric"),
+        ("networks_of_a_user.Nameless", "has no name"),
+        ("networks_of_a_user.Choosy", "cannot be built: TypeError"),
+        ("absent.Metric", "cannot be imported"),
+        ("distmeta.training.metric.Metric", "has no score, name"),
+    ],
+)
+def test_what_is_not_a_metric_is_refused(path: str, message: str, packed: Path) -> None:
+    named = {"way": 3, "shot": 1, "queries": 2, "eval": {"metric": path}}
+    with pytest.raises(ConfigError, match=message):
+        check(config(IMAGES | {"data": named}, packed))
 
 
 class Narrow(nn.Module):

@@ -1,24 +1,31 @@
 """Networks of users' own: each ends right under the laws of the learners, or is refused by name before anything starts."""
 
+import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import users_networks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed import ReduceOp
 from users_networks import OUTPUTS, SHAPE
 
+import distmeta.training.reduce as reduction
 from distmeta.assembly.build import libraries_of
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError, DataError, RunError
+from distmeta.inference.model import Adapted, Model, build
 from distmeta.learners import build_learner, check_settings
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import unflatten, weights_sha256
+from distmeta.learners.params import Params, flatten, unflatten, weights_sha256
 from distmeta.models import build_model, construct
 from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
 from distmeta.models.dropout import SeededDropout, uniform
@@ -26,6 +33,10 @@ from distmeta.models.head import features
 from distmeta.models.pretrained import load_into, read_weights
 from distmeta.registry.package import _requirements
 from distmeta.scale.worker import check_frozen
+from distmeta.training.evaluate import block
+from distmeta.training.model_folder import ModelFolder
+from distmeta.training.outer import OuterUpdate
+from distmeta.training.reduce import Contribution, slot_sum
 
 SHOT, QUERIES = 2, 2
 RIGHT: dict[str, dict[str, Any]] = {
@@ -47,6 +58,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "Norm2d": {},
     "Norm2d frozen": {"norm": "frozen"},
     "Norm3d": {},
+    "Pretrained frozen": {"norm": "frozen"},
     "SubclassedNorm frozen": {"norm": "frozen"},
     "OtherNorms": {},
     "Dropout": {},
@@ -55,6 +67,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "Recurrent": {},
     "Attention": {},
     "Attention with pairs": {"lora": {"rank": 2, "alpha": 4, "modules": ["layer.self_attn*", "layer.linear?"]}},
+    "ViT with pairs": {"lora": {"rank": 4, "alpha": 8.0, "modules": ["vit.*attention*"]}},
     "WeightNorm": {},
     "Hooked": {},
     "InPlace": {},
@@ -183,6 +196,88 @@ def test_predictions_do_not_depend_on_company_and_weights_are_all_a_prediction_n
             places[key].copy_(value)
     again = other.predict(other.adapt(other.initial_params(), episodes), queries).inductive
     assert torch.equal(again, together)
+
+
+def trained(case: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The hash of all weights after two steps of five slots, each worker with its own network, in float32 and by the exact reduction."""
+    slots = batch(5).map(lambda values: values.float() if values.is_floating_point() else values)
+    learners = [learner("maml", built(case, dtype=torch.float32), task_batching="auto") for _ in range(workers)]
+    for made in learners:
+        made.no_vmap = no_vmap(made.model, torch.zeros(2, *SHAPE), outputs_of)
+    outers = [OuterUpdate(made.initial_params(), "adam", lambda _: 0.01, statistics=made.statistics.keys()) for made in learners]
+    for step in range(2):
+        contributions = []
+        for rank, (made, outer) in enumerate(zip(learners, outers, strict=True)):
+            mine, theta = block(5, rank, workers), flatten(outer.meta_params)
+            found = made.each_slot(outer.meta_params, slots.take(mine))
+            contributions.append(Contribution.of(mine, found, slot_sum("exact", 5, len(theta), theta, None)))
+        for outer, gradient in zip(outers, reduced(contributions, [outer.meta_params for outer in outers], monkeypatch), strict=True):
+            outer.update(gradient, step)
+    (one,) = {weights_sha256(made.whole(outer.meta_params)) for made, outer in zip(learners, outers, strict=True)}
+    return one
+
+
+def reduced(contributions: list[Contribution], params: list[Params], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What `reduce` gives each worker, with threads in the place of processes."""
+    workers, place = len(contributions), threading.local()
+    barrier, brought = threading.Barrier(workers, timeout=60), [torch.zeros(0)] * workers
+
+    def all_reduce(values: Tensor, operation: Any, _workers: int) -> Tensor:
+        brought[place.rank] = values.clone()
+        barrier.wait()
+        together = torch.stack(brought)
+        barrier.wait()
+        return values.copy_(together.sum(0) if operation == ReduceOp.SUM else together.amax(0))
+
+    def of(rank: int) -> Tensor:
+        place.rank = rank
+        gradient = reduction.reduce(contributions[rank], params[rank], 5, rank, workers, reduction.Request.NOTHING).meta_gradient
+        assert gradient is not None
+        return gradient
+
+    monkeypatch.setattr(reduction, "_all_reduce", all_reduce)
+    with ThreadPoolExecutor(workers) as threads:
+        return list(threads.map(of, range(workers)))
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_any_number_of_workers_ends_in_the_same_bits(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len({trained(case, workers, monkeypatch) for workers in (1, 2, 3)}) == 1
+
+
+def described(made: Learner, name: str, case: str) -> dict[str, Any]:
+    """What a published model of this network says of itself."""
+    settings = {"name": f"users_networks.{case.split()[0]}", "input_shape": list(SHAPE), "outputs": OUTPUTS, "norm": "batch"}
+    frozen = sorted(key for key, value in made.model.named_parameters() if not value.requires_grad)
+    preprocessing = {"image_size": 8, "channels": 1, "resize": "squash", "mean": [0.5], "std": [0.25]}
+    return {
+        "model": settings | RIGHT[case],
+        "learner": {"name": name} | made.settings,
+        "norm": "batch",
+        "preprocessing": preprocessing,
+        "task": {"way": OUTPUTS, "shot": SHOT},
+        "frozen": frozen,
+    }
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+@pytest.mark.parametrize("case", RIGHT)
+def test_what_is_saved_and_loaded_predicts_the_same(case: str, name: str, tmp_path: Path) -> None:
+    """A model of a run, and the network that it adapts to a task; in both, low-rank pairs are part of the weights in the end."""
+    made = learner(name, moved(built(case)).float())
+    own, description, weights = ["users_networks." + case.split()[0]], described(made, name, case), made.whole(made.initial_params())
+    pictures = list(np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8))
+    labels = ["a", "b", "c"] * SHOT
+    adapted = Model("here", description, made, weights).adapt(pictures[:6], labels)
+    predicted = adapted.predict(pictures[6:])
+    model, saved = ModelFolder(tmp_path / "model"), tmp_path / "adapted"
+    model.save(weights, json.loads(json.dumps(description)))
+    kept = model.load_params()
+    again = Model("there", model.read_description(), build(model.read_description(), kept, own), kept)
+    assert torch.equal(again.adapt(pictures[:6], labels).predict(pictures[6:]), predicted)
+    adapted.save(saved)
+    assert torch.equal(Adapted.load(saved, own).predict(pictures[6:]), predicted)
+    assert "lora" not in adapted.description["model"]
 
 
 @pytest.mark.parametrize("case", RIGHT)
@@ -380,23 +475,8 @@ def test_what_does_not_fit_in_a_file_of_weights_is_listed(tmp_path: Path) -> Non
         read_weights(tmp_path / "whole.pt", "whole.pt")
 
 
-def test_a_small_vit_of_transformers_with_pairs_is_exact_to_second_order() -> None:
-    transformers = pytest.importorskip("transformers")
-
-    class ViT(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 12}
-            config = transformers.ViTConfig(image_size=8, patch_size=4, num_channels=1, hidden_dropout_prob=0.1, **sizes)
-            self.vit = transformers.ViTModel(config)
-            self.head = nn.Linear(8, OUTPUTS)
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.head(self.vit(images).last_hidden_state[:, 0])
-
-    users_networks.ViT = ViT  # type: ignore[attr-defined]
-    model = moved(built("ViT", lora={"rank": 4, "alpha": 8.0, "modules": ["vit.*attention*"]}))
-    del users_networks.ViT  # type: ignore[attr-defined]
+def test_a_vision_transformer_with_pairs_is_exact_to_second_order_by_one_derivative_along_all_its_values() -> None:
+    model = moved(built("ViT with pairs"))
     made = learner("maml", model, inner_steps=1)
     theta, one = made.initial_params(), batch(1)
     assert all(".parametrizations." in name or name.startswith("head.") for name in theta)

@@ -17,7 +17,7 @@ import torch
 from conftest import png
 from pictures import tiff
 from PIL import Image
-from registered import DESCRIPTION, PROTONET, WAY, publish
+from registered import DESCRIPTION, PROTONET, WAY, finished_run, publish
 
 from distmeta import cli
 from distmeta.data.episodes import Task
@@ -28,9 +28,12 @@ from distmeta.data.shards import Dataset
 from distmeta.errors import ConfigError, DataError
 from distmeta.inference.inputs import network_input
 from distmeta.inference.model import Adapted, Model
-from distmeta.inference.predict import FileReader, Prediction, Score, adapt_to_folder, predict_files, query_files
+from distmeta.inference.predict import FileReader, Prediction, Score, adapt_to_folder, predict_files, query_files, wrong_first
+from distmeta.learners import build_learner
+from distmeta.models import build_model
 from distmeta.registry import versions
 from distmeta.report.explain import draw
+from distmeta.training.run_folder import RunFolder
 
 MAMLPP = DESCRIPTION | {"learner": {"name": "maml++", "inner_steps": 2}}
 GROUP = DESCRIPTION | {"model": DESCRIPTION["model"] | {"norm": "group"}, "norm": "group"}
@@ -253,14 +256,85 @@ def test_the_verb_predicts_in_every_format(
     code, out, err = call(monkeypatch, capsys, *ask, "--query", loose, "--format", "csv", "--explain", picture)
     assert code == 1
     assert (
-        out
-        == f'file,class,probability\n"{str(strange).replace(chr(34), chr(34) * 2)}",{expected[0]["class"]},{expected[0]["probability"]}\n'
+        out == "file,class,probability,truth,right\n"
+        f'"{str(strange).replace(chr(34), chr(34) * 2)}",{expected[0]["class"]},{expected[0]["probability"]},,\n'
     )
     reason, remedy = err.splitlines()[-2:]
     assert reason.startswith(f"distmeta: 2 of 3 images were left out; the first: {loose / 'bomb.png'} does not decode")
     assert remedy == "  replace or remove that file"
     assert "accuracy" not in err
     assert Image.open(picture).size[0] > 1000
+
+
+def test_wrong_predictions_come_first_and_alone_if_that_is_asked(
+    uri: str,
+    published: dict[str, versions.Published],
+    loaded: dict[str, Model],
+    episode: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """The queries' folders are named like the classes, each image but the first of a folder under another class's name."""
+    swapped, names = tmp_path / "swapped", sorted(folder.name for folder in (episode / "query").iterdir())
+    for name, other in zip(names, [*names[1:], names[0]], strict=True):
+        for number, file in enumerate(sorted((episode / "query" / name).iterdir())):
+            target = swapped / (other if number else name) / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    predictions = predict(loaded["maml"], episode / "support", swapped)
+    wrong = [p for p in predictions if p.label != p.file.parent.name]
+    assert 0 < len(wrong) < len(predictions)
+    assert [(p.truth, p.right) for p in predictions] == [(p.file.parent.name, p.label == p.file.parent.name) for p in predictions]
+    assert wrong_first(predictions) == sorted(wrong, key=lambda p: -p.probability) + [p for p in predictions if p not in wrong]
+    ask = ["predict", "--tracking-uri", uri, "--model", published["maml"].uri, "--support", episode / "support"]
+    code, out, err = call(monkeypatch, capsys, *ask, "--query", swapped, "--wrong-only", "--format", "csv")
+    assert code == 0
+    assert [row[-2:] for row in csv.reader(out.splitlines()[1:])] == [[p.truth, "false"] for p in wrong]
+    assert f"{len(predictions) - len(wrong)} of {len(predictions)} right" in err
+    code, out, _ = call(monkeypatch, capsys, *ask, "--query", swapped)
+    marks = re.findall(r"(right|wrong) *│$", out, re.MULTILINE)
+    assert marks == ["wrong"] * len(wrong) + ["right"] * (len(predictions) - len(wrong))
+    code, out, err = call(monkeypatch, capsys, *ask, "--query", wrong[0].file, "--wrong-only", "--json")
+    assert (code, json.loads(out)[0]["right"]) == (0, False)
+    loose = tmp_path / "loose.png"
+    shutil.copy(wrong[0].file, loose)
+    code, _, err = call(monkeypatch, capsys, *ask, "--query", loose, "--wrong-only")
+    assert (code, err.splitlines()[-2]) == (1, "distmeta: --wrong-only: the truth is known of no query")
+
+
+def run_with_pairs(folder: Path, uri: str, learner: str) -> RunFolder:
+    """A finished run of a network with low-rank pairs, away from their start."""
+    lora = {"rank": 2, "alpha": 4.0, "modules": ["blocks.*"]}
+    about = DESCRIPTION | {"model": DESCRIPTION["model"] | {"lora": lora}, "learner": {"name": learner}}
+    made = build_learner(model=build_model(**about["model"]), **about["learner"])
+    names = {name: value.requires_grad for name, value in made.model.named_parameters()}
+    about |= {"frozen": [name for name, free in names.items() if not free], "adapted": made.adapted}
+    run_folder = finished_run(folder, uri, description=about)
+    weights = {name: torch.randn_like(value) if name.endswith(".B") else value for name, value in run_folder.best.load_params().items()}
+    run_folder.save_best(10, weights, run_folder.best.read_description())
+    return run_folder
+
+
+def test_merged_pairs_leave_a_plain_network_that_predicts_the_same(
+    uri: str, episode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = run_with_pairs(tmp_path / "run", uri, "protonet")
+    plain = versions.publish(uri, run_folder, "pairs")
+    publish_verb = ["publish", run_folder.path, "--name", "pairs", "--tracking-uri", uri, "--merge", "--json"]
+    code, out, err = call(monkeypatch, capsys, *publish_verb)
+    assert code == 0, err
+    models = [versions.load_model(uri, address) for address in (plain.uri, f"models:/pairs/{json.loads(out)['version']}")]
+    assert [any(".parametrizations." in name for name in model.meta_params) for model in models] == [True, False]
+    own = build_model(**DESCRIPTION["model"]).state_dict()
+    assert models[1].meta_params.keys() == {name for name in own if not name.startswith("head.")}
+    answers = [[p.probabilities for p in predict(model, episode / "support", episode / "query")] for model in models]
+    assert answers[0] == answers[1]
+    for learner, message in (("maml", "the inner loop of maml adapts low-rank pairs"), (None, "the model has no low-rank pairs")):
+        refused = run_with_pairs(tmp_path / learner, uri, learner) if learner else finished_run(tmp_path / "none", uri)
+        code, _, err = call(monkeypatch, capsys, "publish", refused.path, "--tracking-uri", uri, "--merge")
+        assert code == 2
+        assert err.splitlines()[-2].startswith(f"distmeta: --merge: {message}")
 
 
 def bomb() -> bytes:

@@ -21,6 +21,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "a network": {"model": {"name": "evil.Net"}},
     "a learner": {"learner": {"name": "evil.Learner"}},
     "a domain": {"data": {"domain": "evil.Domain"}},
+    "a metric": {"data": {"domain": "regression", "functions": "sinusoid", "eval": {"metric": "evil.Metric"}}},
     "an environment": {"data": GYMNASIUM},
 }
 EACH = pytest.mark.parametrize("sections", HOSTILE.values(), ids=list(HOSTILE))

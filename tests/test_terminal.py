@@ -93,7 +93,7 @@ class Answer:
         self.name = name
 
     def as_dict(self) -> dict[str, Any]:
-        return {"file": self.name, "class": "a", "probability": 1.0}
+        return {"file": self.name, "class": "a", "probability": 1.0, "truth": None, "right": None}
 
 
 def test_a_file_name_that_is_not_text_does_not_end_the_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

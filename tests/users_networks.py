@@ -143,6 +143,24 @@ class ActivatedNorm(nn.BatchNorm1d):
         return super().forward(inputs).relu()
 
 
+class Pretrained(nn.Module):
+    """A small CNN as training left it: its norms hold statistics, scales and shifts."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Tanh()),
+            *(nn.Conv2d(4, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        )
+        self.head = nn.Linear(4, outputs)
+        for norm in (self.body[1], self.body[4]):
+            for values, low in ((norm.weight, 0.5), (norm.bias, -0.5), (norm.running_mean, -0.5), (norm.running_var, 0.5)):
+                nn.init.uniform_(values, low, low + 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
+
+
 class SubclassedNorm(Flat):
     def __init__(self, outputs: int) -> None:
         super().__init__(outputs)
@@ -192,6 +210,22 @@ class Attention(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.layer(images[:, 0]).mean(1))
+
+
+class ViT(nn.Module):
+    """The vision transformer of `transformers`, with three layers and dropout."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        from transformers import ViTConfig, ViTModel
+
+        sizes = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 12}
+        config = ViTConfig(image_size=8, patch_size=4, num_channels=1, hidden_dropout_prob=0.1, **sizes)
+        self.vit = ViTModel(config, add_pooling_layer=False)
+        self.head = nn.Linear(8, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.vit(images).last_hidden_state[:, 0])
 
 
 class WeightNorm(Flat):

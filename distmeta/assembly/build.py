@@ -19,7 +19,7 @@ from distmeta.inference.model import build
 from distmeta.learners import build_learner, check_settings, learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.memory import predicted_bytes
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, floating
 from distmeta.masking import masked
 from distmeta.models import MODELS, build_model, native
 from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
@@ -197,8 +197,10 @@ def libraries_of(learner: Learner) -> dict[str, str]:
 
 def model_description(config: Config, domain: Domain, learner: Learner) -> dict[str, Any]:
     """All that is needed to build the network and its learner again, names and constructor arguments, and what they were trained on."""
-    published = {"published": config.published.model_dump()} if config.published else {}
-    return published | {
+    more: dict[str, Any] = {"published": config.published.model_dump()} if config.published else {}
+    more |= {"metric": config.data.eval.metric} if config.data.eval.metric else {}
+    more |= {"adapted": learner.adapted} if config.model.lora else {}
+    return more | {
         "model": model_settings(config, domain),
         "learner": {"name": config.learner.name} | learner.settings,
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
@@ -230,7 +232,7 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     batched = learner.batches_tasks(torch.device(device))
     learner.task_batching = "vmap" if batched else "loop"
     tasks = min(slots, learner.tasks_per_chunk) if batched else 1
-    like = next(iter(params.values()))
+    like = floating(params)
     scale = torch.finfo(getattr(torch, config.train.weights)).bits // 32
     gradients = slots * sum(value.numel() * value.element_size() for value in params.values())
     example = domain.example(tasks)

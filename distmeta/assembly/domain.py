@@ -146,6 +146,27 @@ def domain_of(config: Config) -> Domain:
     return _own(name, config)
 
 
+def metric_of(config: Config, domain: Domain) -> Metric:
+    """How episodes of validation and test are scored: the metric that `config`, the user's own, names, else the domain's.
+
+    Raises ConfigError if the name leads to no metric, or to one that lacks a part.
+    """
+    path = config.data.eval.metric
+    if path is None:
+        return domain.metric
+    chosen = imported("data.eval.metric", path)
+    if not (isinstance(chosen, type) and issubclass(chosen, Metric)):
+        raise ConfigError(f"data.eval.metric={path} is {type(chosen).__name__}, not a Metric", "derive it from distmeta.Metric")
+    missing = [*sorted(chosen.__abstractmethods__), *(["name"] if not hasattr(chosen, "name") else [])]
+    if missing:
+        raise ConfigError(f"data.eval.metric={path} has no {', '.join(missing)}", "define each as docs/extending.md does")
+    try:
+        metric: Metric = chosen()
+    except Exception as error:  # whatever the user's own class raises
+        raise ConfigError(f"data.eval.metric={path} cannot be built: {error!r}", "let its constructor take no arguments") from error
+    return metric
+
+
 def _own(name: str, config: Config) -> Domain:
     """The user's domain at the import path `name`. Raises ConfigError if it is none, or lacks a part."""
     chosen = imported("data.domain", name)

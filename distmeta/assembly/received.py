@@ -31,7 +31,12 @@ def followed(received: Config, own: Config | None, shards: str | None) -> Config
 
 def _imported(config: Config) -> dict[str, str]:
     """What building the run would import beside distmeta: key → name."""
-    names = {"model.name": config.model.name, "learner.name": config.learner.name, "data.domain": config.data.domain}
+    names = {
+        "model.name": config.model.name,
+        "learner.name": config.learner.name,
+        "data.domain": config.data.domain,
+        "data.eval.metric": config.data.eval.metric,
+    }
     ours = {*MODELS, *LEARNERS, *DOMAINS}
     foreign = {key: name for key, name in names.items() if name is not None and name not in ours}
     options = config.data.settings.get("options")

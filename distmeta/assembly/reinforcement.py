@@ -17,7 +17,7 @@ from distmeta.envs.stream import TaskBatch, TaskStream, fingerprint
 from distmeta.errors import ConfigError
 from distmeta.learners.finetune import INNER_STEPS
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, floating
 from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
 from distmeta.learners.trajectories import best_returns
 from distmeta.report.paths import paths_svg
@@ -112,7 +112,7 @@ class Reinforcement(Domain):
         """Paths in the first test tasks before and after adaptation, and what somebody who knows the goals would return."""
         (episodes,) = self.evaluation("test").evaluation(list(range(_PICTURED)))
         assert isinstance(episodes, TaskBatch)
-        episodes = episodes.like(next(iter(trained.values())))
+        episodes = episodes.like(floating(trained))
         played = after_each_step(learner, trained, episodes)
         places = [self.environment.places(trajectories.observations) for trajectories in played]
         drawn = [place for place in places if place is not None]

@@ -17,7 +17,7 @@ from distmeta.assembly.build import (
     started_from,
     worker_bytes,
 )
-from distmeta.assembly.domain import Domain, domain_of
+from distmeta.assembly.domain import Domain, domain_of, metric_of
 from distmeta.assembly.received import followed
 from distmeta.config import Config
 from distmeta.errors import ConfigError
@@ -27,6 +27,7 @@ from distmeta.learners.params import Params, fill
 from distmeta.masking import masked
 from distmeta.models import MODELS
 from distmeta.training.checkpoint import machine
+from distmeta.training.metric import Metric
 from distmeta.training.outer import OuterUpdate
 from distmeta.training.run_folder import RunFolder
 
@@ -73,9 +74,15 @@ class Run:
         fill(learner.model, self.folder.initial.load_params())
         return learner
 
+    @cached_property
+    def metric(self) -> Metric:
+        """How validation and test are scored. Raises ConfigError if the config names none that can be used."""
+        return metric_of(self.config, self.domain)
+
     def check(self) -> None:
         """Raises ConfigError or DataError if the run could not begin."""
         self.domain.check()
+        _ = self.metric
         check_outputs(self.config, self.domain, self.learner)
         workers, episodes = self.config.train.most, self.config.outer.meta_batch_size
         if workers > episodes:

@@ -19,6 +19,7 @@ def predict(
     form: Annotated[
         Literal["table", "csv", "jsonl"], typer.Option("--format", help="Output format. csv and jsonl are written row by row.")
     ] = "table",
+    wrong_only: Annotated[bool, typer.Option("--wrong-only", help="Print wrong predictions only.")] = False,
     explain: Annotated[Path | None, typer.Option(help="Draw support images, queries and predictions into this PNG.")] = None,
     value_range: ValueRange = None,
     max_pixels: MaxPixels = 100_000_000,
@@ -29,7 +30,8 @@ def predict(
 ) -> None:
     """Adapt a registered model to a few labelled images and classify others.
 
-    Queries in folders named like the classes are counted as right or wrong. Images that do not decode are named and left out (exit code 1).
+    Queries in folders named like the classes are counted as right or wrong, and a table shows wrong ones first. Images that do not decode
+    are named and left out (exit code 1).
 
     Example: distmeta predict --model models:/omniglot-5way-1shot@champion --support episode/support --query episode/query
     """
@@ -54,6 +56,8 @@ def predict(
     score = Score()
     files = counted(query_files(query, sys.stdin, passed_over), "classifying")
     predictions = score.count(predict_files(adapted, files, shown, leave_out, reader))
+    if wrong_only:
+        predictions = (prediction for prediction in predictions if prediction.right is False)
     kept = write_predictions(predictions, "json" if as_json else form, keep=explain is not None)
     for note in prediction_notes(score, reader, shown, passed_over):
         say(note)
@@ -62,6 +66,10 @@ def predict(
 
         draw(shown, kept, explain, reader)
         say(f"drew {explain}")
+    if wrong_only and not score.labelled:
+        raise DataError(
+            "--wrong-only: the truth is known of no query", "put queries into folders that are named like the support's classes"
+        )
     if left_out:
         message, remedy = left_out[0]
         raise DataError(f"{len(left_out)} of {len(left_out) + score.asked} images were left out; the first: {message}", remedy)

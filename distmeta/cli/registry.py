@@ -49,6 +49,7 @@ def publish(
     run_folder: Annotated[str, typer.Argument(help="Folder of a finished run, or its URL.")],
     name: Annotated[str | None, typer.Option(help="Name in the registry (default: <dataset>-<way>way-<shot>shot).")] = None,
     alias: Annotated[str | None, typer.Option(help="Alias to give this version, such as 'candidate'.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Make low-rank pairs (model.lora) part of the weights they belong to.")] = False,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
@@ -60,7 +61,7 @@ def publish(
     from distmeta.registry.versions import publish as register
     from distmeta.training.run_folder import RunFolder
 
-    published = register(resolve(tracking_uri), RunFolder(run_folder), name, alias)
+    published = register(resolve(tracking_uri), RunFolder(run_folder), name, alias, merge=merge)
     champion = f"; the champion is version {published.held_by}" if published.held_by else ""
     say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else champion))
     if as_json:

@@ -11,7 +11,7 @@ from distmeta.envs.environment import Continuous, Discrete
 from distmeta.learners.description import Built
 from distmeta.learners.forward import Forward
 from distmeta.learners.one_by_one import one_by_one
-from distmeta.learners.params import Params, fill
+from distmeta.learners.params import Params, fill, floating
 from distmeta.learners.policy import Policy, policy_for
 from distmeta.models import build_model
 
@@ -39,7 +39,7 @@ class Actor(NamedTuple):
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:
         """The likeliest actions (M, size), or (M,) integers, for observations (M, O). One action does not depend on the others."""
-        given = observations.to(next(iter(self.params.values())))
+        given = observations.to(floating(self.params))
         outputs = one_by_one(lambda one: self.forward(self.params, one[None])[0], given)
         return self.policy.act(self.params, outputs[None], None)[0]
 

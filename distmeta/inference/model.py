@@ -29,10 +29,11 @@ from distmeta.learners import build_learner
 from distmeta.learners.description import Description
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective
-from distmeta.learners.params import Params, fill, state, unusable
+from distmeta.learners.params import Params, fill, floating, state, unusable
 from distmeta.models import MODELS, build_model
 from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head, set_head
+from distmeta.models.lora import merge, without_pairs
 
 _WEIGHTS, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
 _OLD_ABOUT = "adapted.json"  # where these were before
@@ -97,7 +98,7 @@ class Model(NamedTuple):
             limits().check("inner_steps", inner_steps)
             learner.check_steps(self.meta_params, inner_steps)
             learner.inner_steps_eval = inner_steps
-        inputs = network_input(images, self.preprocessing, next(iter(self.meta_params.values())))
+        inputs = network_input(images, self.preprocessing, floating(self.meta_params))
         targets = torch.tensor([classes.index(name) for name in names], device=inputs.device)
         tensors = learner.adapt(self.meta_params, EpisodeBatch.of_support(inputs, targets))
         problem = unusable(tensors)
@@ -110,19 +111,22 @@ class Adapted(nn.Module):
     """A network adapted to one task, as a plain torch module in evaluation mode.
 
     forward: network input (M, C, H, W) → logits (M, N), every image by itself; `classes` names the N outputs. Its state_dict holds the
-    adapted weights, with the support set's norm statistics, under the network's own names.
+    adapted weights, with the support set's norm statistics, under the network's own names; low-rank pairs are merged into them.
     """
 
     def __init__(self, description: dict[str, Any], learner: Learner, tensors: Params, classes: list[Any]) -> None:
         super().__init__()
-        self.description = description
-        self.preprocessing = Preprocessing.model_validate(description["preprocessing"])
-        self.classes = classes
-        self.learner = learner
         self.network = _filled(learner.model, tensors)
         self._beside = sorted(tensors.keys() - state(self.network).keys())
         for name in self._beside:  # such as centroids
             self.register_buffer(name, tensors[name])
+        if "lora" in description["model"]:
+            merge(self.network)
+            description = without_pairs(description)
+        self.description = description
+        self.preprocessing = Preprocessing.model_validate(description["preprocessing"])
+        self.classes = classes
+        self.learner = learner
         self.eval()
 
     def tensors(self) -> Params:
@@ -136,7 +140,7 @@ class Adapted(nn.Module):
     def predict(self, images: Pictures) -> Tensor:
         """Class probabilities (M, N) of M images. Those of one image do not depend on the others, bit for bit. Raises DataError."""
         tensors = self.tensors()
-        like = next(iter(tensors.values()))
+        like = floating(tensors)
         rows = [torch.zeros(0, len(self.classes), dtype=like.dtype, device=like.device)]
         for number in range(len(images)):  # one by one, as `distmeta.learners.one_by_one` explains
             inputs = network_input(images[number : number + 1], self.preprocessing, like, first=number)
@@ -188,7 +192,7 @@ class Adapted(nn.Module):
         Needs the extra `distmeta[onnx]`.
         """
         size, channels = self.preprocessing.image_size, self.preprocessing.channels
-        like = next(iter(self.tensors().values()))
+        like = floating(self.tensors())
         example = torch.zeros(2, channels, size, size, dtype=like.dtype, device=like.device)
         names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: torch.export.Dim("M", min=1)},)}
         program = torch.onnx.export(self, (example,), dynamo=True, verbose=False, **names)
@@ -215,9 +219,9 @@ def build(description: dict[str, Any], weights: Params, own: Collection[str] = (
     Nothing that came from a registry is imported for its name alone, only what `own` names: import paths that the user gave.
     Raises what the constructors raise.
     """
-    like = next((value for value in weights.values() if value.is_floating_point()), None)
-    if like is None:
+    if not any(value.is_floating_point() for value in weights.values()):
         raise ValueError("the weights hold no numbers")
+    like = floating(weights)
     if description["model"]["name"] in MODELS:
         _check_size(description["model"], weights)
     network = build_model(**description["model"], allow_import=description["model"]["name"] in own).to(like.device, like.dtype)

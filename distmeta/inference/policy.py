@@ -16,7 +16,7 @@ from distmeta.inference.actor import Actor, ActorDescription
 from distmeta.inference.model import build
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Network
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, floating
 from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
 from distmeta.learners.trajectories import Trajectories
 from distmeta.yaml12 import load
@@ -62,7 +62,7 @@ class PolicyModel(NamedTuple):
         (episode,) = stream.evaluation([0])
         if task is not None:
             episode = _with_task(episode, environment, task)
-        episode = episode.like(next(iter(self.meta_params.values())))
+        episode = episode.like(floating(self.meta_params))
         played, params = [], self.meta_params
         for step, params in enumerate(learner.adaptation(self.meta_params, episode)):
             played.append(objective.trajectories(Network(learner.forward(), params), episode, step))

@@ -91,8 +91,19 @@ class Prediction(NamedTuple):
     probabilities: dict[str, float]
     truth: str | None
 
+    @property
+    def right(self) -> bool | None:
+        """Whether the class is the true one; None where that is unknown."""
+        return None if self.truth is None else self.label == self.truth
+
     def as_dict(self) -> dict[str, Any]:
-        return {"file": str(self.file), "class": self.label, "probability": self.probability}
+        known = {"truth": self.truth, "right": self.right}
+        return {"file": str(self.file), "class": self.label, "probability": self.probability} | known
+
+
+def wrong_first(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Wrong predictions, the most confident first, and then all others in their order."""
+    return sorted(predictions, key=lambda prediction: -prediction.probability if prediction.right is False else 0)
 
 
 def adapt_to_folder(
@@ -174,7 +185,7 @@ class Score:
         for prediction in predictions:
             self.asked += 1
             self.labelled += prediction.truth is not None
-            self.right += prediction.label == prediction.truth
+            self.right += prediction.right is True
             yield prediction
 
     def accuracy(self) -> tuple[float, float, float]:

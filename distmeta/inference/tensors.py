@@ -15,7 +15,7 @@ from distmeta.inference.model import build
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective, SquaredError
 from distmeta.learners.one_by_one import one_by_one
-from distmeta.learners.params import Params, unusable
+from distmeta.learners.params import Params, floating, unusable
 
 
 class TensorModel(NamedTuple):
@@ -40,7 +40,7 @@ class TensorModel(NamedTuple):
             limits().check("inner_steps", inner_steps)
             learner.check_steps(self.meta_params, inner_steps)
             learner.inner_steps_eval = inner_steps
-        episode = EpisodeBatch.of_support(inputs, targets).like(next(iter(self.meta_params.values())))
+        episode = EpisodeBatch.of_support(inputs, targets).like(floating(self.meta_params))
         adapted = learner.adapt(self.meta_params, episode)
         problem = unusable(adapted)
         if problem:
@@ -61,7 +61,7 @@ class AdaptedTensors(NamedTuple):
         Those of one input do not depend on the others, bit for bit. Raises DataError if an input holds a value that is not finite.
         """
         _check_finite(inputs)
-        like = next(iter(self.params.values()))
+        like = floating(self.params)
         given = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
         return one_by_one(lambda one: self.learner.outputs(self.params, one), given)
 

@@ -33,6 +33,7 @@ class Description(TypedDict):
     preprocessing: NotRequired[Annotated[Preprocessing, Field(strict=False)] | None]
     task: NotRequired[TaskSize]
     frozen: NotRequired[list[str]]
+    adapted: NotRequired[list[str]]
     notes: NotRequired[list[str]]
     dataset: NotRequired[_Name]
     fingerprint: NotRequired[Annotated[str, Field(max_length=200)]]

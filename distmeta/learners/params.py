@@ -49,6 +49,11 @@ def fill(model: nn.Module, values: Params) -> None:
             places[name].copy_(values[name])
 
 
+def floating(params: Params) -> Tensor:
+    """The first of `params` that is floating point, whose device and type inputs must have; a network's own buffers may hold integers."""
+    return next(value for value in params.values() if value.is_floating_point())
+
+
 def leaves(params: Params) -> Params:
     """The same values, to differentiate by."""
     return {name: value.detach().requires_grad_() for name, value in params.items()}

@@ -4,7 +4,9 @@ The pairs are torch parametrizations, so that every layer that reads its weight 
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from distmeta.errors import ConfigError
 from distmeta.models.head import is_head
 from distmeta.models.patterns import matching
 
+_ORIGINAL = re.compile(r"(?P<layer>.+)\.parametrizations\.(?P<weight>\w+)\.original")  # of a weight with one parametrization
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -29,7 +32,11 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.scale * (self.B @ self.A).view(weight.shape)
+        return _sum(weight, self.A, self.B, self.scale)
+
+
+def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    return weight + scale * (b @ a).view(weight.shape)
 
 
 def add_pairs(model: nn.Module, rank: int, alpha: float, modules: Sequence[str]) -> None:
@@ -71,3 +78,31 @@ def merge(model: nn.Module) -> None:
             if isinstance(parametrizations[place][0], LowRank):  # type: ignore[index]
                 with torch.no_grad():
                     parametrize.remove_parametrizations(module, place, leave_parametrized=True)
+
+
+def merged(tensors: Mapping[str, Tensor], lora: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A network's tensors by name, with every low-rank pair made part of its weight, under the name that the weight has without a pair.
+
+    `lora` holds the pairs' rank and alpha. The values are those that `merge` gives, bit for bit. Raises ConfigError if a weight has a
+    parametrization beside its pair.
+    """
+    plain = dict(tensors)
+    for name in tensors:
+        found = _ORIGINAL.fullmatch(name)
+        pair = name.removesuffix("original") + "0."
+        if found and f"{pair}A" in tensors:
+            weight, a, b = plain.pop(name), plain.pop(f"{pair}A"), plain.pop(f"{pair}B")
+            plain[f"{found['layer']}.{found['weight']}"] = _sum(weight, a, b, lora["alpha"] / lora["rank"])
+    left = next((name for name in plain if re.search(r"\.parametrizations\.\w+\.\d+\.[AB]$", name)), None)
+    if left is not None:
+        raise ConfigError(f"the low-rank pair {left} has a weight with another parametrization", "leave --merge out")
+    return plain
+
+
+def without_pairs(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model with low-rank pairs says of itself once they are merged: the network has none, and the weights that had one are not
+    frozen."""
+    model = {key: value for key, value in description["model"].items() if key != "lora"}
+    frozen = [name for name in description.get("frozen", ()) if not _ORIGINAL.fullmatch(name)]
+    rest = {key: value for key, value in description.items() if key != "adapted"}
+    return rest | {"model": model, "frozen": frozen}

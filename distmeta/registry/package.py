@@ -21,8 +21,10 @@ from mlflow.types.schema import AnyType, Map
 from PIL import Image
 from safetensors.torch import save_file
 
+from distmeta.errors import ConfigError
 from distmeta.inference.actor import ActorDescription
 from distmeta.learners.params import Params
+from distmeta.models.lora import merged, without_pairs
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 
 ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
@@ -36,12 +38,17 @@ _CARRIED = [
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg")
 
 
-def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], by_episode: Rows) -> None:
+def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], by_episode: Rows, merge: bool = False) -> None:
     """Write the model whose weights `best` holds into `folder`, new, as `mlflow.pyfunc.load_model` and our own verbs read it.
 
-    A model of images becomes a pyfunc; one of regression, which has no images to send, is its data alone.
+    A model of images becomes a pyfunc; one of regression, which has no images to send, is its data alone. With `merge`, low-rank pairs
+    become part of the weights.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        if merge:
+            weights, description = merged(best.load_params(), description["model"]["lora"]), without_pairs(description)
+            best = ModelFolder(Path(scratch) / "merged")
+            best.save(weights, description)
         data = Path(scratch) / "data"
         best.write_published(data, description, by_episode)
         if description["preprocessing"] is None:
@@ -82,6 +89,18 @@ def _save(folder: Path, **package: Any) -> None:
         warnings.simplefilter("ignore")  # advice on type hints
         logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
         mlflow.pyfunc.save_model(folder, **package)
+
+
+def check_merge(description: dict[str, Any]) -> None:
+    """Raises ConfigError if a model has no low-rank pairs to merge, or its inner loop adapts them."""
+    if "lora" not in description["model"]:
+        raise ConfigError("--merge: the model has no low-rank pairs", "leave --merge out")
+    adapted = [name for name in description.get("adapted", description["frozen"]) if ".parametrizations." in name]
+    if adapted:
+        raise ConfigError(
+            f"--merge: the inner loop of {description['learner']['name']} adapts low-rank pairs, such as {adapted[0]}",
+            "leave --merge out; Adapted.save writes an adapted network with its pairs merged",
+        )
 
 
 def _requirements(description: dict[str, Any]) -> list[str]:

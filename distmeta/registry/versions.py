@@ -26,7 +26,7 @@ from distmeta.learners.params import Params, unusable
 from distmeta.models import MODELS
 from distmeta.registry.champion import CHAMPION, SCORE, crown
 from distmeta.registry.listing import FIGURES, is_ours, registered_models, versions_of
-from distmeta.registry.package import ARTIFACTS, write_package
+from distmeta.registry.package import ARTIFACTS, check_merge, write_package
 from distmeta.registry.tracking import answers, client
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 from distmeta.training.run_folder import RunFolder
@@ -82,16 +82,21 @@ def _registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | Non
         return None
 
 
-def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str | None = None, again: bool = True) -> Published:
+def publish(
+    uri: str, run_folder: RunFolder, name: str | None = None, alias: str | None = None, again: bool = True, merge: bool = False
+) -> Published:
     """Register the best model of a finished run as a new version of `name` (<dataset>-<way>way-<shot>shot, if None).
 
-    Unless `again`, a version that the run has there already is taken: an attempt may have been cut off after it was made.
+    Unless `again`, a version that the run has there already is taken: an attempt may have been cut off after it was made. With `merge`,
+    low-rank pairs become part of the weights.
 
     It becomes `champion` if its validation score is the highest so far on the same validation episodes; and `alias` in any case, if one is
     given. Raises RunError if the folder holds no finished run.
     """
     with understood(run_folder):
         description, by_episode, run_id, tags = _finished(run_folder)
+    if merge:
+        check_merge(description)
     problem = unusable(run_folder.best.load_params())
     if problem:
         raise RunError(
@@ -109,7 +114,7 @@ def publish(uri: str, run_folder: RunFolder, name: str | None = None, alias: str
         before = _newest_number(mlflow_client, name)
         version = None if again else _version_of(mlflow_client, name, run_id)
         if version is None:
-            version = _add_version(mlflow_client, name, run_folder.best, description, by_episode, run_id, tags)
+            version = _add_version(mlflow_client, name, run_folder.best, description, by_episode, run_id, tags, merge)
         holder = crown(mlflow_client, name, before, version)
         if alias:
             mlflow_client.set_registered_model_alias(name, alias, version.version)
@@ -132,11 +137,12 @@ def _add_version(
     by_episode: Rows,
     run_id: str,
     tags: dict[str, str],
+    merge: bool,
 ) -> ModelVersion:
     """A new version with files of its own: publishing a run again leaves its earlier versions as they are."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        write_package(folder, best, description, by_episode)
+        write_package(folder, best, description, by_episode, merge)
         place = f"model/{uuid.uuid4().hex[:12]}"
         mlflow_client.log_artifacts(run_id, str(folder), place)
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/{place}"
@@ -189,6 +195,7 @@ def _check_alias(alias: str) -> None:
 def _version_tags(description: dict[str, Any]) -> dict[str, str]:
     validation, test = description["validation"], description["test"]
     on = {key: validation[key] for key in ("episodes", "seed", "way", "shot", "queries")}
+    on |= {"metric": description["metric"]} if "metric" in description else {}  # scores by another metric are not compared
     figures = {key: test[key] for key in FIGURES if key in test}
     return {
         "dataset": description["dataset"],

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from distmeta.data.fonts import drawable
 from distmeta.errors import DataError
-from distmeta.inference.predict import FileReader, Prediction, Support
+from distmeta.inference.predict import FileReader, Prediction, Support, wrong_first
 
 _COLUMNS = 10
 _SUPPORT_SHOWN = 2  # rows: the first images of each class
@@ -17,12 +17,12 @@ _RIGHT, _WRONG, _UNKNOWN = "#2e7d32", "#c62828", "#555555"
 
 
 def draw(support: Support, predictions: Sequence[Prediction], file: Path, reader: FileReader) -> None:
-    """Draw the support images by class, then queries with class and probability, wrong ones (where known) marked; all as the network sees
-    them.
+    """Draw the support images by class, then queries with class and probability, wrong ones (where known) first and marked; all as the
+    network sees them.
 
     Of many, the first of each are drawn. Raises DataError if `file` cannot be written.
     """
-    shown = predictions[:_QUERIES_SHOWN]
+    shown = wrong_first(predictions)[:_QUERIES_SHOWN]
     cells = [(path, name, "black") for name, paths in support.classes.items() for path in paths[:_SUPPORT_SHOWN]]
     support_rows, query_rows = (-(-len(part) // _COLUMNS) for part in (cells, shown))
     figure = Figure(figsize=(1.35 * _COLUMNS, 1.75 * (support_rows + query_rows) + 1.0), layout="constrained")

@@ -10,7 +10,7 @@ from torch import Tensor
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.stream import EpisodeStream
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, floating
 
 _PICTURED = 3  # episodes
 _QUERIES_PICTURED = 2  # of each class
@@ -73,7 +73,7 @@ def study(learner: Learner, meta_params: Params, random_init: Params, stream: Ep
 
 def _adapted(learner: Learner, params: Params, stream: EpisodeStream, episodes: int) -> Iterator[tuple[EpisodeBatch, list[Tensor]]]:
     """Each of the first `episodes` evaluation episodes, with what `_by_step` finds in it."""
-    parameter = next(iter(params.values()))
+    parameter = floating(params)
     with learner.keeping_features(params):
         for batch in stream.evaluation(list(range(episodes))):
             for episode in batch.like(parameter).each():

@@ -144,7 +144,7 @@ class Worker:
             self.run_folder.write_result(content, result.rows())
 
     def _evaluate(self, learner: Learner, params: Params, norm: str, stream: Stream, episodes: int) -> Evaluation:
-        return evaluate(self.domain.metric, learner, params, stream, episodes, norm, self.rank, self.workers)
+        return evaluate(self.run.metric, learner, params, stream, episodes, norm, self.rank, self.workers)
 
     def log(self, record: Record) -> None:
         if self.metrics is None:

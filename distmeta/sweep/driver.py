@@ -250,4 +250,4 @@ def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
     this = Run.of(config, dtype=getattr(torch, config.train.weights))
     params = this.best_params(this.learner.initial_params())
-    return evaluate(this.domain.metric, this.learner, params, this.domain.evaluation("val"), episodes, config.model.norm)
+    return evaluate(this.metric, this.learner, params, this.domain.evaluation("val"), episodes, config.model.norm)

@@ -11,7 +11,7 @@ from torch import Tensor
 from distmeta.data.episodes import Batch, Task
 from distmeta.errors import DistmetaError
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, floating
 from distmeta.training.intervals import mean_and_ci95
 from distmeta.training.measurement import BASELINE_KEY, KEY, Measurement
 from distmeta.training.metric import Metric
@@ -110,7 +110,7 @@ def evaluate(
 
 def scores(metric: Metric, learner: Learner, meta_params: Params, stream: Stream, indices: list[int]) -> Tensor:
     """The scores of these evaluation episodes, (len(indices), columns), in float64."""
-    parameter = next(iter(meta_params.values()))
+    parameter = floating(meta_params)
     rows = torch.zeros(len(indices), len(metric.columns(learner)), dtype=torch.float64, device=parameter.device)
     place = {index: row for row, index in enumerate(indices)}
     with learner.keeping_features(meta_params):

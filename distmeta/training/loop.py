@@ -10,7 +10,7 @@ from torch import Tensor
 from distmeta.data.episodes import Batch
 from distmeta.errors import DistmetaError, RunError
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params, flatten
+from distmeta.learners.params import Params, flatten, floating
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.evaluate import Evaluation
 from distmeta.training.metrics_folder import OWN_METRICS, Record
@@ -138,7 +138,7 @@ def outer_step(
     request, batch = hooks.request(), None
     failure: DistmetaError | None = None
     try:
-        drawn = next(batches).like(next(iter(outer.meta_params.values())))
+        drawn = next(batches).like(floating(outer.meta_params))
         timer.mark("data")
         batch = outer.prepare(learner, drawn)
     except DistmetaError as error:

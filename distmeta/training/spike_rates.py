@@ -3,7 +3,7 @@
 from statistics import fmean
 
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, floating
 from distmeta.models.spiking import LeakyIntegrateAndFire
 from distmeta.training.evaluate import Stream
 from distmeta.training.metric import Metric
@@ -21,7 +21,7 @@ def spike_rates(metric: Metric, learner: Learner, meta_params: Params, stream: S
     if not layers:
         return {}
     seen: dict[str, list[float]] = {name: [] for name in layers}
-    parameter = next(iter(meta_params.values()))
+    parameter = floating(meta_params)
     for batch in stream.evaluation(list(range(_EPISODES))):
         for episode in batch.like(parameter).each():
             metric.scores(learner, meta_params, episode)

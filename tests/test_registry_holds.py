@@ -106,6 +106,18 @@ def test_a_champion_that_somebody_chose_is_beaten_by_what_is_better_alone(uri: s
     assert publish(uri, tmp_path / "3", "chosen", 0.6).champion
 
 
+def test_publish_says_who_is_champion(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for score, said in ((0.6, "published models:/won/1, the champion"), (0.5, "published models:/won/2; the champion is version 1")):
+        run = finished_run(tmp_path / str(score), uri, score)
+        monkeypatch.setattr("sys.argv", ["distmeta", "publish", str(run), "--name", "won", "--tracking-uri", uri])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        assert said in capsys.readouterr().err
+
+
 def test_versions_by_others_and_odd_tags_do_not_break_the_list(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

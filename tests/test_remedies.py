@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,8 +157,6 @@ def test_what_a_remedy_writes_out_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_that_is_removed_leaves_the_one_before(tmp_path: Path) -> None:
-    import shutil
-
     import torch
 
     from distmeta.training.checkpoint import Checkpoint, save
@@ -209,3 +208,97 @@ def test_workers_without_a_task_are_as_many_as_the_remedy_says() -> None:
     remedy = refused(Run.of(validate(content | {"train": {"workers": 64}}, "test")).check)
     (workers,) = re.findall(r"train.workers=(\d+)", remedy)
     Run.of(validate(content | {"train": {"workers": int(workers)}}, "test")).check()
+
+
+def test_a_class_that_is_too_small_is_taken_out_and_the_same_command_packs(tmp_path: Path) -> None:
+    source = folder_of(tmp_path)
+    for file in sorted((source / "train" / "train-0").iterdir())[2:]:
+        file.unlink()
+    remedy = refused(lambda: packed(source, tmp_path / "out", way=3, shot=1, queries=2))
+    assert remedy == "lower --shot or --queries, or take that class out of the source"
+    shutil.rmtree(source / "train" / "train-0")
+    packed(source, tmp_path / "out", way=3, shot=1, queries=2)
+
+
+def test_a_class_without_a_whole_image_is_mended_and_the_same_command_packs(tmp_path: Path) -> None:
+    source = folder_of(tmp_path)
+    files = sorted((source / "train" / "train-0").iterdir())
+    whole = [file.read_bytes() for file in files]
+    for file in files:
+        file.write_bytes(b"bad")
+    assert refused(lambda: packed(source, tmp_path / "out", max_bad_fraction=1.0)) == "fix the source"
+    for file, content in zip(files, whole, strict=True):
+        file.write_bytes(content)
+    packed(source, tmp_path / "out", max_bad_fraction=0.0)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "one class": {"data.way": 1},
+    "one class to be tested on": {"data.eval.way": 1},
+    "a test of another width": {"data.eval.way": 4},
+    "more classes than there are": {"data.way": 40, "data.eval.way": 40},
+    "more images than there are": {"data.shot": 12},
+    "more workers than tasks": {"train.workers": 64},
+    "an update for policies": {"outer.update": "trpo"},
+    "another update for policies": {"outer.update": "promp"},
+    "images that a network halves too often": {"model.name": "vgg"},
+    "a setting of another learner": {"learner.temperature": 2.0},
+    "an argument of another network": {"model.filtres": 3},
+    "a misspelled last layer": {"model.head": "haed"},
+    "a learner that is misspelled": {"learner.name": "mamll"},
+    "a network that is misspelled": {"model.name": "conv5"},
+    "ranks that are too large": {"model.lora": {"rank": 500, "modules": ["blocks.0.conv"]}},
+    "a pattern that matches nothing": {"outer.train": ["nothing.*"]},
+    "parts of an image for a regression": {"data.shards": None, "data.functions": "sinusoid", "data.image_size": 8},
+}
+
+
+def changed(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+    if value is None:
+        content.pop(last, None)
+    else:
+        content[last] = value
+
+
+def followed(content: dict[str, Any], message: str, remedy: str) -> None:
+    """Do in a config what a remedy says: the first thing that it names."""
+    key = r"((?:data|model|learner|outer|train)(?:\.[a-z_]+)+)"
+    about = re.findall(key, message)
+    if found := re.search(rf"(?:set|choose) {key}=([\w./-]+)", remedy) or re.search(rf"set {key} to (\d+)", remedy):
+        changed(content, found[1], int(found[2]) if found[2].isdigit() else found[2])
+    elif found := re.search(r"such as (\w+)", remedy) or re.search(r"(?:choose one of|names near it:) ([\w.]+)", remedy):
+        changed(content, about[0], [found[1]] if "names near" in remedy else found[1])
+    elif found := re.search(rf"lower {key}", remedy):
+        changed(content, found[1], 2)
+    elif "set a smaller model.lora.rank" in remedy:
+        changed(content, "model.lora.rank", 1)
+    else:
+        keys = re.findall(key, remedy.partition("out")[0]) or about[:1]
+        assert "leave " in remedy or "its arguments" in remedy, remedy
+        for each in keys:
+            changed(content, each, None)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_config_whose_remedies_are_followed_is_taken(name: str, packed: Path, tmp_path: Path) -> None:
+    from distmeta.assembly.run import Run
+
+    content: dict[str, Any] = {
+        "run_folder": str(tmp_path / "run"),
+        "data": {"shards": str(packed), "way": 3, "shot": 1, "queries": 3, "eval": {"episodes": 2}},
+        "model": {"name": "conv4", "filters": 4},
+    }
+    for key, value in WRONG[name].items():
+        changed(content, key, value)
+    for attempt in range(4):
+        try:
+            Run.of(validate(content, "test")).check()
+        except DistmetaError as error:
+            followed(content, error.message, error.remedy)
+        else:
+            assert attempt > 0, "nothing was wrong"
+            return
+    pytest.fail(f"its remedies lead nowhere: {content}")

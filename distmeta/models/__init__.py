@@ -12,7 +12,7 @@ from distmeta.errors import ConfigError
 from distmeta.models.construct import constructed, imported, seeded
 from distmeta.models.conv4 import Conv4
 from distmeta.models.convert import convert_dropout, convert_norms, convert_weight_norm
-from distmeta.models.head import HEAD, fit_head, has_head, name_head
+from distmeta.models.head import HEAD, fit_head, has_head, head_of, name_head
 from distmeta.models.lora import add_pairs
 from distmeta.models.lstm import LSTM
 from distmeta.models.mlp import MLP
@@ -68,6 +68,8 @@ def build_model(
     else:
         model = constructed(name, make, arguments, seed)
     name_head(model, head)
+    if head != HEAD:
+        head_of(model)  # a name that was given is not passed over
     if name not in MODELS:
         with seeded(seed):
             if has_head(model):

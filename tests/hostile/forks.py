@@ -127,7 +127,6 @@ def _serve(folder: Path, real: bool, ends: list[int]) -> None:
 
     if not real:
         _import_all()
-    gc.freeze()  # a fork does not touch what it only reads
     lanes = []
     for number, (asked, answers) in enumerate(zip(ends[::2], ends[1::2], strict=True)):
         lane = os.fork()
@@ -155,10 +154,36 @@ def _lane(folder: Path, real: bool, asked: int, answers: int) -> None:
         os._exit(0)
     assert os.waitpid(made, 0)[1] == 0
     place.keep()
+    if not real:
+        _warm(place)
+    gc.freeze()  # a fork does not touch what it only reads
     with os.fdopen(asked) as names, os.fdopen(answers, "w") as out:
         for name in names:
             place.restore()
             print(json.dumps(_outcome(cases[name.rstrip("\n")], place, _real if real else _forked)), file=out, flush=True)
+
+
+def _warm(place: _Place) -> None:
+    """Do once what every process does at its first call, such as MLflow's mapping of tables; forks then do it no more.
+
+    On a copy at another place, so that no database that a case uses is open.
+    """
+    from cases.pictures import PREDICT
+
+    from distmeta.cli import main
+
+    copy, streams, arguments = place.folder / "warm", (sys.stdout, sys.stderr), sys.argv
+    shutil.copytree(place.work, copy, symlinks=True)
+    os.chdir(copy)
+    with open(os.devnull, "w") as nowhere:
+        for asked in (("models",), PREDICT, ("report", "run"), ("publish", "run")):
+            sys.stdout = sys.stderr = nowhere
+            sys.argv = ["distmeta", *asked]
+            with contextlib.suppress(SystemExit):
+                main()
+    (sys.stdout, sys.stderr), sys.argv = streams, arguments
+    os.chdir(place.folder)
+    shutil.rmtree(copy)
 
 
 def _import_all() -> None:

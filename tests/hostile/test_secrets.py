@@ -78,14 +78,15 @@ def test_secrets_of_a_whole_run_are_found_nowhere_afterwards(packed: Path, serve
                 except subprocess.TimeoutExpired:
                     assert shown_by(seen) == set()
 
-        for arguments in (
-            ("train", str(own)),
-            ("report", "run", "--config", str(own)),
-            ("train", str(own)),  # the folder holds a run: the refusal names it
-            ("train", str(own), "--set", "outer.lr=0.5", "--resume"),  # and what differs
+        for arguments, expected, says in (
+            (("train", str(own)), 0, "model models:/"),
+            (("report", "run", "--config", str(own)), 0, "wrote"),
+            (("train", str(own)), 2, "holds a run already"),
+            (("train", str(own), "--set", "outer.lr=0.5", "--resume"), 2, "holds another run"),
+            (("submit", "train", str(own), "--address", "http://127.0.0.1:9"), 2, "holds a secret"),  # so there is no job to show one
         ):
             code, out = ask(*arguments)
-            assert code == (0 if arguments[0] == "report" or (arguments == ("train", str(own)) and "holds" not in out) else code), out
+            assert (code, says in out) == (expected, True), out
             assert not [secret for secret in SECRETS.values() if secret in out], out
         assert (home / "run" / "report.html").exists()
         assert found_in(home) == []

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from test_run import STEPS, config
 from distmeta.config import Config
 from distmeta.errors import ConfigError, RunError
 from distmeta.scale.run import run
+from distmeta.training.events import LOST
 from distmeta.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def alone(home: Path, packed: Path, address: str) -> dict[str, Any]:
     return run(config(home, packed, "alone", workers=1), address=address)
+
+
+def losses(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [event for event in RunFolder(result["run_folder"]).events.read() if event["kind"] in LOST]
 
 
 def steps_of(result: dict[str, Any]) -> list[int]:
@@ -82,6 +87,7 @@ def test_a_node_leaves_and_another_joins(home: Path, packed: Path) -> None:
     cluster.shutdown()
     assert result["weights_sha256"] == undisturbed["weights_sha256"]
     assert steps_of(result) == steps_of(undisturbed)
+    assert [event["kind"] for event in losses(result)] == ["node lost"]
 
 
 def test_clocks_and_hostnames_do_not_enter_results(alone: dict[str, Any], home: Path, packed: Path, tmp_path: Path) -> None:
@@ -115,6 +121,8 @@ def test_a_worker_that_hangs_is_replaced(alone: dict[str, Any], home: Path, pack
     assert stopped
     assert same(result, alone)
     assert len(RunFolder(result["run_folder"]).restarts()) == 1
+    (hung,) = losses(result)
+    assert (hung["kind"], hung["pid"]) == ("hung", stopped[0].pid)
 
 
 def test_a_worker_told_to_end_leaves_a_checkpoint(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
@@ -134,6 +142,42 @@ def test_a_worker_told_to_end_leaves_a_checkpoint(alone: dict[str, Any], home: P
     assert steps_of(result) == list(range(1, STEPS + 1))
     (again,) = RunFolder(result["run_folder"]).restarts()
     assert 0 < again < STEPS
+    (died,) = losses(result)
+    assert (died["kind"], died["signal"], died["checkpoint"]) == ("died", "SIGTERM", f"step-{again:06d}")
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Callable[[int], None]]:
+    """Puts a process into a control group of its own in which it can have hardly any more memory."""
+    group = Path("/sys/fs/cgroup/memory") / f"distmeta-{uuid.uuid4().hex}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("65536")
+    except OSError:
+        pytest.skip("control groups cannot be made here")
+
+    def confine(pid: int) -> None:
+        (group / "cgroup.procs").write_text(str(pid))
+
+    yield confine
+    with contextlib.suppress(OSError):
+        group.rmdir()
+
+
+def test_a_worker_that_the_kernel_kills_for_lack_of_memory_is_told_apart(
+    small_memory: Callable[[int], None], alone: dict[str, Any], home: Path, packed: Path, address: str
+) -> None:
+    made, killed = config(home, packed, "memory", checkpoint_every=2), []
+
+    def confine() -> None:
+        killed.append(workers_of(psutil.Process())[0].pid)
+        small_memory(killed[0])
+
+    at_checkpoint(Path(made.run_folder), 6, confine)
+    result = run(made, address=address)
+    assert same(result, alone)
+    (event,) = losses(result)
+    assert (event["kind"], event["pid"], event["signal"]) == ("out of memory", killed[0], "SIGKILL")
 
 
 @pytest.fixture

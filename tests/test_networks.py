@@ -32,7 +32,7 @@ from distmeta.models.dropout import SeededDropout, uniform
 from distmeta.models.head import features
 from distmeta.models.pretrained import load_into, read_weights
 from distmeta.registry.package import _requirements
-from distmeta.scale.worker import check_frozen
+from distmeta.scale.joining import check_frozen
 from distmeta.training.evaluate import block
 from distmeta.training.model_folder import ModelFolder
 from distmeta.training.outer import OuterUpdate

@@ -1,11 +1,13 @@
 """Whole runs on real Ray workers, over a real MLflow store: the same run on any number of workers, stopped or not."""
 
+import html
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +34,10 @@ from distmeta.learners.params import weights_sha256
 from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.registry.versions import load_model, publish
 from distmeta.scale.evaluate import EpisodeSource, evaluate
+from distmeta.scale.joining import check_machine
 from distmeta.scale.run import run
-from distmeta.scale.worker import check_machine
 from distmeta.training.checkpoint import machine
+from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import LEASE, write_whole
 
@@ -309,7 +312,9 @@ def test_a_run_outlives_its_terminal(home: Path, packed: Path) -> None:
     assert MlflowClient(made.tracking.uri).get_run(run_folder.read_mlflow()["run_id"]).info.status == "FINISHED"
 
 
-def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
+def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(
+    alone: dict[str, Any], home: Path, packed: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     killed = []
 
     def kill_a_worker() -> None:
@@ -323,7 +328,17 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(alone: dict[s
     assert killed
     assert [step >= 4 for step in RunFolder(result["run_folder"]).restarts()] == [True], "continued once, from a checkpoint"
     assert result["weights_sha256"] == alone["weights_sha256"]
-    assert [record["step"] for record in RunFolder(result["run_folder"]).metrics.read()] == list(range(1, STEPS + 1))
+    run_folder = RunFolder(result["run_folder"])
+    assert [record["step"] for record in run_folder.metrics.read()] == list(range(1, STEPS + 1))
+    begun, died, again, finished = run_folder.events.read()
+    assert [event["kind"] for event in (begun, died, again, finished)] == ["start", "died", "start", "finished"]
+    assert (died["pid"], died["signal"], died["node"]) == (killed[0], "SIGKILL", socket.gethostname())
+    assert {"rank": died["rank"], "pid": killed[0]}.items() <= begun["workers"][died["rank"]].items()
+    assert again["checkpoint"] == f"step-{run_folder.restarts()[0]:06d}"
+    told = sentence(died)
+    assert told in capfd.readouterr().err
+    assert MlflowClient(interrupted.tracking.uri).get_run(result["run_id"]).data.tags["lost_workers"] == "1"
+    assert told in html.unescape(run_folder.report.read_text())
 
 
 def test_workers_on_machines_of_two_kinds_are_refused() -> None:

@@ -30,6 +30,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     inference.predict,
     inference.rollout,
     inference.evaluate,
+    results.status,
     results.table,
     runs.report,
     cluster.doctor,

@@ -1,4 +1,4 @@
-"""Verbs about what becomes of runs: table."""
+"""Verbs about what becomes of runs: status, table."""
 
 from typing import Annotated, Literal
 
@@ -6,6 +6,27 @@ import typer
 
 from distmeta.cli.options import Json, TrackingUri
 from distmeta.show import print_json
+
+
+def status(
+    run_folder: Annotated[str, typer.Argument(help="Folder of a run, of several seeds or of a sweep, or its URL.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Print it again whenever it changes, until the run ends.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the state of a run from anywhere: step, speed, time left, workers by node, last validation, and what happened to it.
+
+    Example: distmeta status runs/omniglot_5way_1shot_maml --watch
+    """
+    from distmeta.report.status import lines, watched
+    from distmeta.report.status import status as look
+    from distmeta.training.run_folder import RunFolder
+
+    folder = RunFolder(run_folder)
+    for answer in watched(folder) if watch else [look(folder)]:
+        if as_json:
+            print_json(answer)
+        else:
+            print("\n".join(lines(answer)), flush=True)
 
 
 def table(

@@ -29,6 +29,7 @@ from distmeta.errors import DistmetaError, Overtaken, RegistryError, RunError, S
 from distmeta.masking import masked
 from distmeta.registry import store
 from distmeta.registry.context import EXPERIMENT_TAGS, dataset_inputs, page_of, source_tags
+from distmeta.training.events import LOST, sentence
 from distmeta.training.measurement import BASELINE_KEY, KEY
 from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
@@ -206,9 +207,10 @@ class Mirror:
 
     def _run(self) -> None:
         last: int | None = None
-        pause = _EVERY_S
+        pause, told = _EVERY_S, 0
         while not self._end.wait(pause):
             try:
+                told = self._tell_events(told)
                 last = _last_held(self._client, self._run_id) if last is None else last
                 for sent in _sending(self._client, self._run_id, self._run_folder, last):
                     last = sent
@@ -218,6 +220,14 @@ class Mirror:
             except Exception:  # whatever it is, training continues, and `send_metrics` will say it
                 # What a call that failed has done is not known: a server may act and be cut off before it answers.
                 last, pause = None, min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _tell_events(self, told: int) -> int:
+        """Keep the run's last event and its number of lost workers as tags, if there are more events than were `told`."""
+        events = self._run_folder.events.read()
+        if len(events) > told:
+            tags = {"last_event": sentence(events[-1]), "lost_workers": str(sum(event["kind"] in LOST for event in events))}
+            self._client.log_batch(self._run_id, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
+        return len(events)
 
 
 def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """A run's report: one HTML file that needs nothing beside it, from what the run folder holds and what a study of its model found."""
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
@@ -9,6 +10,7 @@ from markupsafe import Markup
 from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines
 from distmeta.report.section import Plot, Section
+from distmeta.training.events import LOST, Event, sentence
 from distmeta.training.measurement import Measurement, baseline_of, measurement_of, quantity, score_of
 from distmeta.training.metrics_folder import OWN_METRICS, Record
 from distmeta.training.run_folder import RunFolder
@@ -42,7 +44,7 @@ def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: st
         "dataset": run_folder.read_dataset(),
         "summary": _summary(result["test"]),
         "cards": _cards(result["test"]),
-        "facts": _page(run_folder) + _facts(records, best, run_folder.restarts()),
+        "facts": _page(run_folder) + _facts(records, best, run_folder.restarts(), _losses(run_folder)),
         "learning": list(_learning(records)),
         "sections": [section for section in (_adaptation(result["test"]), *sections) if section],
         "why_not": why_not,
@@ -89,7 +91,11 @@ def _page(run_folder: RunFolder) -> list[tuple[str, str]]:
     return [("MLflow run", page)] if page else []
 
 
-def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[int]) -> list[tuple[str, str]]:
+def _losses(run_folder: RunFolder) -> list[Event]:
+    return [event for event in run_folder.events.read() if event["kind"] in LOST]
+
+
+def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[int], losses: Sequence[Event]) -> list[tuple[str, str]]:
     """What happened on the way, as name and value."""
     workers: list[tuple[int, int]] = []  # since which step how many
     for record in records:
@@ -103,6 +109,7 @@ def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[
         ("steps", f"{len(records)}, best at {best['step']}"),
         ("workers", ", ".join(f"{count} from step {step}" for step, count in workers)),
         ("continued after a failure, or by --resume", ", ".join(f"from step {step}" for step in restarted) or "never"),
+        *((f"{datetime.fromtimestamp(event['time'], UTC):%Y-%m-%d %H:%M:%S} UTC", sentence(event)) for event in losses),
         ("steps skipped (meta-gradient not finite)", ", ".join(map(str, skipped[:10])) or "none"),
     ]
     if seconds:

@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distmeta import errors
+from distmeta.scale.losses import Failure, Place
 from distmeta.terminal import Display
 
 STARTING = "starting workers"
@@ -25,6 +26,8 @@ class Board:
         self.status: dict[str, Any] = {"phase": STARTING, "step": 0}
         self.stop = False
         self.failure: tuple[str, str, str] | None = None
+        self.places: dict[int, Place] = {}
+        self.happened: list[tuple[str, Any]] = []
 
     def update(self, status: dict[str, Any]) -> bool:
         self.status.update(status)
@@ -35,6 +38,24 @@ class Board:
 
     def fail(self, kind: str, message: str, remedy: str) -> None:
         self.failure = self.failure or (kind, message, remedy)
+
+    def place(self, place: Place) -> None:
+        """Where a worker is, told by each before any of them trains."""
+        self.places[place["rank"]] = place
+
+    def begin(self, workers: int, step: int, checkpoint: str | None) -> None:
+        """So many workers train from a checkpoint; those of an earlier start that had more are gone."""
+        self.places = {rank: place for rank, place in sorted(self.places.items()) if rank < workers}
+        self.happened.append(("start", {"step": step, "checkpoint": checkpoint, "workers": dict(self.places)}))
+
+    def lose(self, failures: dict[int, Failure]) -> None:
+        """Workers failed, or said that others did."""
+        self.happened.append(("failures", failures))
+        self.status["phase"] = STARTING
+
+    def heard(self, since: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+        """The status, and what happened beyond the first `since` things."""
+        return self.status, self.happened[since:]
 
     def snapshot(self) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
         return self.status, self.failure
@@ -69,13 +90,13 @@ def read(board: Any) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
 
 
 class Restarts(UserCallback):
-    """Runs in Ray Train's controller: if workers fail, the board says that they start again."""
+    """Runs in Ray Train's controller: if workers fail, the board hears of it."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        self._board.update.remote({"phase": STARTING})
+        self._board.lose.remote({rank: Failure.of(error) for rank, error in worker_exceptions.items()})
 
 
 class Reporter:
@@ -86,6 +107,13 @@ class Reporter:
         self._answer: Any = None
         self._sent = 0.0
         self._stop = False
+
+    def place(self, place: Place) -> None:
+        """Say where this worker is, and wait until it is known."""
+        ask(self._board.place, place)
+
+    def begin(self, workers: int, step: int, checkpoint: str | None) -> None:
+        self._board.begin.remote(workers, step, checkpoint)
 
     def tell(self, **status: Any) -> None:
         self._board.update.remote(status)

@@ -17,6 +17,7 @@ from distmeta.config import Change, Config, change_of, flat, is_registered
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.registry import tracking, versions
 from distmeta.scale import places
+from distmeta.scale.chronicle import Chronicle
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, worker_needs
 from distmeta.scale.fit import Fit, failure, watch
 from distmeta.scale.kernels import settled
@@ -166,13 +167,17 @@ def _train(
         board = new_board()
         with tracking.Mirror(uri, run_id, run_folder):
             fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd(), lease.claim))
-            _watch(fit, board, display, worker_needs(this.config.train, device), this.config.train.fewest)
+            chronicle = Chronicle(run_folder, board, config.outer.steps, display.say)
+            _watch(fit, board, display, chronicle, lambda: _awaited(worker_needs(config.train, device), config.train.fewest))
             status, reported = read(board)
             used = status.get("memory_used")
             if used is not None:
                 display.say(f"its first step took {used / 1e9:.2f} GB")
         error = _failure(fit, reported, config)
-        if error is not None:
+        if error is None:
+            run_folder.events.add("finished", step=config.outer.steps)
+        else:
+            run_folder.events.add("stopped" if isinstance(error, Stopped) else "ended", reason=error.message)
             try:
                 tracking.send_metrics(uri, run_id, run_folder)
             except RegistryError as unsent:  # what ended the run is what the user must hear of
@@ -192,8 +197,8 @@ def begin(this: Run, tags: dict[str, str]) -> str:
         raise
 
 
-def _watch(fit: Fit, board: Any, display: RunDisplay, needs: dict[str, float], workers: int) -> None:
-    """Draw progress until training ends, and until it begins what it waits for: `workers` that need so much each.
+def _watch(fit: Fit, board: Any, display: RunDisplay, chronicle: Chronicle, awaited: Callable[[], str]) -> None:
+    """Draw progress until training ends, and until it begins what it waits for, which `awaited` says.
 
     The first Ctrl-C (or SIGTERM) asks for a last checkpoint.
     """
@@ -203,10 +208,11 @@ def _watch(fit: Fit, board: Any, display: RunDisplay, needs: dict[str, float], w
         display.say("stopping after this step, with a checkpoint; Ctrl-C again to stop at once")
 
     def look() -> None:
-        status = read(board)[0]
-        display.show(status | ({"phase": f"{STARTING}: {_awaited(needs, workers)}"} if status["phase"] == STARTING else {}))
+        status = chronicle.follow()
+        display.show(status | ({"phase": f"{STARTING}: {awaited()}"} if status["phase"] == STARTING else {}))
 
     watch(fit, look, stop)
+    chronicle.follow()  # the last failure may have ended it
 
 
 def _awaited(needs: dict[str, float], workers: int) -> str:

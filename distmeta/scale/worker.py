@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -19,14 +18,16 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 
 from distmeta.assembly.run import Run
 from distmeta.config import Config
-from distmeta.errors import DistmetaError, Overtaken, RunError
+from distmeta.errors import DistmetaError, Overtaken
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, constants, weights_sha256
 from distmeta.models import native
 from distmeta.scale.cluster import storage, worker_needs
 from distmeta.scale.fit import unwritable
+from distmeta.scale.joining import check_frozen, check_machine, gathered
 from distmeta.scale.kernels import of_worker
+from distmeta.scale.losses import here
 from distmeta.scale.preemption import Notices, Terminated
 from distmeta.scale.progress import Reporter, Restarts
 from distmeta.training import checkpoint as checkpoints
@@ -92,6 +93,7 @@ class Worker:
                 self.progress.best_step, self.progress.best_score = 0, None
         if self.rank == 0:
             self.run_folder.note_start(self.progress.step)
+            self.reporter.begin(self.workers, self.progress.step, folder.name if folder else None)
             self.metrics = MetricsWriter(self.run_folder.metrics, self.progress.step)
 
     def train(self, test: bool, until: int | None = None) -> None:
@@ -215,29 +217,6 @@ class Worker:
         return self.notices.node_going()
 
 
-def check_machine(here: dict[str, str], there: dict[str, str], what: str) -> None:
-    """Raises RunError naming what differs; `what` says where `there` was found."""
-    differing = [f"{name} {there.get(name)} → {value}" for name, value in here.items() if there.get(name) != value]
-    if differing:
-        raise RunError(
-            f"{what} ({', '.join(differing)}); the same bits cannot be promised", "use machines of one kind, or give --allow-other-hardware"
-        )
-
-
-def check_frozen(hashes: list[str], rank: int) -> None:
-    """Raises RunError if worker `rank` holds other frozen weights than worker 0."""
-    if hashes[rank] != hashes[0]:
-        raise RunError(f"worker {rank} holds other frozen weights than worker 0", "begin again in a new run_folder, which all workers read")
-
-
-def _gathered(here: Any, workers: int) -> list[Any]:
-    """What every worker gives, by rank."""
-    everywhere = [here] * workers
-    if workers > 1:
-        dist.all_gather_object(everywhere, here)
-    return everywhere
-
-
 def run_worker(settings: dict[str, Any]) -> None:
     """What Ray Train calls in every worker.
 
@@ -264,7 +243,8 @@ def run_worker(settings: dict[str, Any]) -> None:
         except DistmetaError as error:
             failure = error
         workers = ray.train.get_context().get_world_size()
-        peers = _gathered(None if worker is None else (worker.machine, worker.frozen), workers)
+        reporter.place(here(ray.train.get_context().get_world_rank()))
+        peers = gathered(None if worker is None else (worker.machine, worker.frozen), workers)
         try:
             if worker is not None and all(peers):
                 worker.join(peers, settings["allow_other_hardware"], since)

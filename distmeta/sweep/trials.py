@@ -13,6 +13,7 @@ from ray import tune
 
 from distmeta.config import Config, with_values
 from distmeta.errors import Overtaken
+from distmeta.scale.chronicle import Chronicle
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import STARTING, read
 from distmeta.scale.worker import trainer
@@ -106,11 +107,13 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     fit = Fit(
         trainer(config, board, settings["allow_other_hardware"], settings["import_from"], Claim(*settings["claim"]), test=False, part=part)
     )
-    told = -1
+    told, chronicle = -1, Chronicle(folder, board, last_step, print)
     while fit.going:
         time.sleep(_POLL_S)
+        chronicle.follow()
         # The last validation waits for its checkpoint: the scheduler may end this process when it hears of it.
         told = _tell([validation for validation in validations(folder, told) if validation["step"] < last_step], told)
+    chronicle.follow()
     error = failure(fit, read(board)[1], config)
     if error is None:
         _tell(validations(folder, told), told)

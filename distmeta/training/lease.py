@@ -119,6 +119,12 @@ def holder(run_folder: Path) -> str | None:
     return _content(run_folder / LEASE).get("owner")
 
 
+def holds(run_folder: Path) -> bool | None:
+    """Whether a process writes the folder now; None if one of another machine has its lease, of which nothing more can be known here."""
+    seen = _content(run_folder / LEASE)
+    return None if seen and seen.get("machine") != _machine() else _lives_here(seen)
+
+
 def check(claim: Claim) -> None:
     """Raises Overtaken unless the claim holds."""
     seen = _content(folder_at(claim.folder) / LEASE)

@@ -11,27 +11,22 @@ from distmeta.errors import ConfigError, DistmetaError, RunError
 from distmeta.learners.params import Params
 from distmeta.training import storage, stored
 from distmeta.training.checkpoint import CheckpointFolder, folder_name
+from distmeta.training.events import EventLog, StatusFile
 from distmeta.training.metrics_folder import MetricsFolder, read_lines
 from distmeta.training.model_folder import STORED_ROWS, TEST_EPISODES, ModelFolder, Rows
 from distmeta.training.storage import read_json, unknown_content, write_whole
 
 CONFIG = "config.yaml"
 REPORT = "report.html"
-_DATASET = "dataset.json"
-_METRICS, _STARTS = "metrics", "starts.jsonl"
-_CHECKPOINTS = "checkpoints"
+_DATASET, _RESULT = "dataset.json", "result.json"
+_METRICS, _STARTS, _CHECKPOINTS = "metrics", "starts.jsonl", "checkpoints"
 _BEST, _POINTER = "best", "best.json"
-_INIT, _BESIDE = "init_from", "beside"
-_INITIAL = "initial"
-_RESULT = "result.json"
-_LOG = "log.txt"
-_MLFLOW = "mlflow.json"
+_INITIAL, _INIT, _BESIDE = "initial", "init_from", "beside"
+_LOG, _EVENTS, _STATUS, _MLFLOW = "log.txt", "events.jsonl", "status.json", "mlflow.json"
 _TRIALS, _TRIAL, _FAILURE = "trials", "trial.json", "failure.json"
-_RETRAINED = "retrained"
-_BEST_CONFIG, _TABLE = "best.yaml", "trials.json"
+_RETRAINED, _BEST_CONFIG, _TABLE = "retrained", "best.yaml", "trials.json"
+_TUNE, _GROUPS = ".ray/tune", "placement_groups.json"
 _SEEDS, _SEED_RUNS = "seeds.json", "seeds"
-_TUNE = ".ray/tune"
-_GROUPS = "placement_groups.json"
 _FINISHED = "give the run_folder of a run that ended with its test"
 
 
@@ -48,6 +43,7 @@ class RunFolder:
     | init_from/, beside/0/ | the weights that it starts from, and the registered models that it is tested beside |
     | result.json, test_episodes.json | the final test, and its figures of every episode |
     | report.html, adaptation.png, log.txt, mlflow.json | for people; its run in MLflow |
+    | events.jsonl, status.json | what happened to it; how it goes, as its driver last saw |
     | lease.json | the process that writes here now |
 
     | of a sweep, beside config, dataset, log and MLflow's run | |
@@ -137,6 +133,14 @@ class RunFolder:
     @property
     def metrics(self) -> MetricsFolder:
         return MetricsFolder(self.path / _METRICS)
+
+    @property
+    def events(self) -> EventLog:
+        return EventLog(self.path / _EVENTS)
+
+    @property
+    def status(self) -> StatusFile:
+        return StatusFile(self.path / _STATUS)
 
     def note_start(self, step: int) -> None:
         """Remember that workers began to train at `step`: 0 the first time, later ones after a failure or by --resume."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, NotRequired
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 _Step = Annotated[int, Field(ge=0, le=10**9)]
@@ -41,3 +41,38 @@ class SweepTable(TypedDict):
 
 class Seeds(TypedDict):
     seeds: list[Any]
+
+
+class Member(TypedDict):
+    """A worker of a run: its rank, and where its process is."""
+
+    rank: Annotated[int, Field(ge=0, le=10**6)]
+    pid: int
+    node: str
+
+
+@with_config(ConfigDict(extra="allow"))
+class Event(TypedDict):
+    """A later version may have stored more."""
+
+    time: float
+    kind: str
+    step: NotRequired[_Step]
+    checkpoint: NotRequired[str | None]
+    workers: NotRequired[list[Member]]
+    rank: NotRequired[Annotated[int, Field(ge=0, le=10**6)]]
+    pid: NotRequired[int | None]
+    node: NotRequired[str | None]
+    log: NotRequired[str | None]
+    signal: NotRequired[str | None]
+    reason: NotRequired[str]
+
+
+class Status(TypedDict):
+    time: float
+    phase: str
+    step: _Step
+    steps: _Step
+    steps_per_s: NotRequired[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    figures: NotRequired[dict[str, str]]
+    workers: NotRequired[list[Member]]

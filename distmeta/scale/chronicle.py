@@ -1,0 +1,67 @@
+"""The driver's side of what happens to a run: the board is asked, the run folder keeps it, and whoever watches is told."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from distmeta.scale.losses import Failure, examine, lost
+from distmeta.scale.progress import ask
+from distmeta.training.events import sentence
+from distmeta.training.run_folder import RunFolder
+from distmeta.training.storage import on_disk
+
+_STATUS_EVERY_S = {True: 2.0, False: 30.0}  # on disk, and in object storage, where each write costs
+
+
+class Chronicle:
+    """Follows one training from its board; `say` tells people what they would else not hear of: lost workers and new starts."""
+
+    def __init__(self, run_folder: RunFolder, board: Any, steps: int, say: Callable[[str], None]) -> None:
+        self._run_folder, self._board, self._steps, self._say = run_folder, board, steps, say
+        self._seen = 0
+        self._workers: dict[int, dict[str, Any]] = {}
+        self._written = 0.0
+        self._trained = any(event["kind"] == "start" for event in run_folder.events.read())
+
+    def follow(self) -> dict[str, Any]:
+        """Take up what is new. Returns the run's status."""
+        status, heard = ask(self._board.heard, self._seen)
+        self._seen += len(heard)
+        for kind, facts in heard:
+            if kind == "start":
+                self._start(facts)
+            else:
+                self._failures(facts, status["step"])
+        self._keep(status, urgent=bool(heard))
+        return dict(status)
+
+    def _start(self, facts: dict[str, Any]) -> None:
+        self._workers = facts["workers"]
+        workers = [{key: place[key] for key in ("rank", "pid", "node", "ip", "log")} for place in self._workers.values()]
+        event = self._run_folder.events.add("start", step=facts["step"], checkpoint=facts["checkpoint"], workers=workers)
+        if self._trained:
+            self._say(sentence(event))
+        self._trained = True
+
+    def _failures(self, failures: dict[int, Failure], step: int) -> None:
+        newest = self._run_folder.newest_checkpoint()
+        for loss in lost(failures, set(self._workers)):
+            place = self._workers.get(loss.rank, {})
+            known = examine(loss, place)
+            event = self._run_folder.events.add(
+                known.pop("kind"),
+                rank=loss.rank,
+                **{key: place.get(key) for key in ("pid", "node", "ip", "log")},
+                **known,
+                step=step,
+                checkpoint=newest.name if newest else None,
+            )
+            self._say(sentence(event))
+
+    def _keep(self, status: dict[str, Any], urgent: bool) -> None:
+        """Write the status for those who ask from elsewhere."""
+        if urgent or time.monotonic() - self._written > _STATUS_EVERY_S[on_disk(self._run_folder.path)]:
+            self._written = time.monotonic()
+            shown = {key: status[key] for key in ("phase", "step", "steps_per_s", "figures") if key in status}
+            workers = [{key: place[key] for key in ("rank", "pid", "node")} for place in self._workers.values()]
+            self._run_folder.status.write(shown | {"steps": self._steps, "time": time.time(), "workers": workers})

@@ -1,0 +1,180 @@
+"""Which workers a run lost, and why: from what Ray Train heard of all of them, and what can still be found on a lost one's node."""
+
+import os
+import re
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+Place = dict[str, Any]
+"""Where a worker is: rank, pid, node (its host's name), ip, node_id, log, oom_kills."""
+
+_PROBE_S = 5.0
+_TAIL_BYTES = 20_000
+# What workers say of a peer that is gone or silent: gloo's and NCCL's words.
+_PEER_GONE = re.compile(r"Connection closed by peer|Connection reset|Broken pipe|Connection refused|remote process exited|Socket closed")
+_PEER_SILENT = re.compile(r"Timed out waiting|timed out|Timeout|watchdog", re.IGNORECASE)
+_COLLECTIVE = re.compile(r"gloo|nccl|ProcessGroup|DistBackendError", re.IGNORECASE)
+_SIGNAL_IN_LOG = re.compile(r"\*\*\* (SIG[A-Z]+) received|Fatal Python error: ([A-Z][a-z ]+)")
+_NAMED = {
+    "Segmentation fault": "SIGSEGV",
+    "Aborted": "SIGABRT",
+    "Bus error": "SIGBUS",
+    "Floating": "SIGFPE",
+    "Floating point exception": "SIGFPE",
+    "Illegal instruction": "SIGILL",
+}
+
+
+class Failure(NamedTuple):
+    """A worker's failure as Ray Train heard of it: the names of its exception and of what that one came from, and their text."""
+
+    kinds: tuple[str, ...]
+    text: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> "Failure":
+        inner = getattr(error, "health_check_failure", None) or error.__cause__
+        kinds = tuple(type(one).__name__ for one in (error, inner) if one is not None)
+        return cls(kinds, f"{error}"[-_TAIL_BYTES:])
+
+    @property
+    def last_line(self) -> str:
+        return " ".join((self.text.strip().splitlines() or [self.kinds[0]])[-1].split())[:300]
+
+
+class Loss(NamedTuple):
+    rank: int
+    kind: str
+    reason: str
+
+
+def lost(failures: dict[int, Failure], ranks: set[int]) -> list[Loss]:
+    """The workers among `ranks` that were lost; one that only lost its connection to another was not."""
+    losses: list[Loss] = []
+    witnesses: dict[int, Failure] = {}
+    for rank, failure in failures.items():
+        loss = _loss(rank, failure)
+        if loss is None:
+            witnesses[rank] = failure
+        else:
+            losses.append(loss)
+    if losses:
+        return losses
+    if not witnesses:
+        return []
+    suspects = sorted(ranks - failures.keys())
+    if not suspects:  # all of them lost a connection, and none is known to be gone
+        first = min(witnesses)
+        return [Loss(first, "failed", witnesses[first].last_line)]
+    said = " ".join(failure.text for failure in witnesses.values())
+    silent = _PEER_SILENT.search(said) and not _PEER_GONE.search(said)
+    kind, reason = ("hung", "it did not answer the other workers") if silent else ("died", "its connections to the other workers closed")
+    return [Loss(rank, kind, reason) for rank in suspects]
+
+
+def _loss(rank: int, failure: Failure) -> Loss | None:
+    """How the worker itself was lost; None if its failure is that it lost another."""
+    if "WorkerHealthCheckTimeoutError" in failure.kinds:
+        return Loss(rank, "hung", "it did not answer Ray")
+    if "OutOfMemoryError" in failure.kinds or "running low on memory" in failure.text:
+        return Loss(rank, "out of memory", "Ray's memory monitor ended it")
+    if "NodeDiedError" in failure.kinds or "node died" in failure.text.lower() or "The node has been marked dead" in failure.text:
+        return Loss(rank, "node lost", "Ray lost its node")
+    if "WorkerHealthCheckFailedError" in failure.kinds:
+        return Loss(rank, "died", "Ray lost its process")
+    if "Terminated" in failure.kinds:
+        return Loss(rank, "died", "SIGTERM: it was told to end, and left a checkpoint")
+    if _COLLECTIVE.search(failure.text) or _PEER_GONE.search(failure.text):
+        return None
+    return Loss(rank, "failed", f"{failure.kinds[0]}: {failure.last_line}")
+
+
+def here(rank: int) -> Place:
+    """Where this worker is."""
+    try:
+        log = os.readlink("/proc/self/fd/2")
+    except OSError:  # no Linux
+        log = ""
+    context = ray.get_runtime_context()
+    return {
+        "rank": rank,
+        "pid": os.getpid(),
+        "node": socket.gethostname(),
+        "ip": ray.util.get_node_ip_address(),
+        "node_id": context.get_node_id(),
+        "log": log if log.startswith("/") and not log.endswith("(deleted)") else "",
+        "cgroup": _cgroup(),
+        "oom_kills": oom_kills(_cgroup()),
+    }
+
+
+def _cgroup(table: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> str:
+    """The file that counts kills for lack of memory in this process's control group; empty if there is none."""
+    with suppress(OSError, ValueError):
+        for line in table.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            # Version 1 has a tree for each controller, version 2 one for all. In a container the tree may begin at the group itself.
+            tree, name = (root / "memory", "memory.oom_control") if controllers == "memory" else (root, "memory.events")
+            if controllers in ("memory", ""):
+                counter = next((file for file in (tree / path.strip("/") / name, tree / name) if file.exists()), None)
+                if counter is not None:
+                    return str(counter)
+    return ""
+
+
+def oom_kills(cgroup: str, machine: Path = Path("/proc/vmstat")) -> list[int]:
+    """How many processes the kernel has killed for lack of memory: in the control group and on the machine, as far as it counts them."""
+    counts = []
+    for file in (Path(cgroup), machine) if cgroup else (machine,):
+        with suppress(OSError):
+            counts += [int(count) for count in re.findall(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)]
+    return counts
+
+
+def signal_in(log: str) -> str | None:
+    """The signal that a process's log says it died of."""
+    with suppress(OSError):
+        with open(log, "rb") as file:
+            file.seek(max(0, os.path.getsize(log) - _TAIL_BYTES))
+            lines = list(_SIGNAL_IN_LOG.finditer(file.read().decode(errors="replace")))
+        if lines:
+            return lines[-1][1] or _NAMED.get(lines[-1][2].strip(), lines[-1][2].strip())
+    return None
+
+
+def examine(loss: Loss, place: Place) -> dict[str, Any]:
+    """What stands in the event: `kind`, `reason` and `signal`, once the worker's node has been asked. Never raises."""
+    known = {"kind": loss.kind, "reason": loss.reason, "signal": None}
+    if loss.kind != "died" or not place:
+        return known
+    if "SIGTERM" in loss.reason:
+        return known | {"signal": "SIGTERM"}
+    if not any(node["NodeID"] == place["node_id"] and node["Alive"] for node in ray.nodes()):
+        return known | {"kind": "node lost", "reason": "Ray lost its node"}
+    try:
+        signal, kills = _traces_at(place)
+    except RayError:  # the node goes too, or is too busy to answer
+        return known
+    if signal is None and kills > place["oom_kills"]:
+        return known | {"kind": "out of memory", "reason": "the kernel ended it", "signal": "SIGKILL"}
+    # A process that can still write says which signal ends it. What leaves no word is SIGKILL.
+    return known | {"signal": signal or "SIGKILL"}
+
+
+def _traces_at(place: Place) -> tuple[str | None, list[int]]:
+    """The signal in the worker's log, and the kernel's counts now, as its node knows them. Raises RayError."""
+    if place["node_id"] == ray.get_runtime_context().get_node_id():
+        return _traces(place["log"], place["cgroup"])
+    there = NodeAffinitySchedulingStrategy(place["node_id"], soft=False)
+    ask = ray.remote(num_cpus=0, max_retries=0)(_traces).options(scheduling_strategy=there)
+    return ray.get(ask.remote(place["log"], place["cgroup"]), timeout=_PROBE_S)
+
+
+def _traces(log: str, cgroup: str) -> tuple[str | None, list[int]]:
+    return signal_in(log), oom_kills(cgroup)

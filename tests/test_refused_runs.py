@@ -27,6 +27,7 @@ from distmeta.scale import places
 from distmeta.scale import run as runs
 from distmeta.scale.progress import STARTING
 from distmeta.sweep import driver
+from distmeta.training.run_folder import RunFolder
 
 
 class Refused(Exception):
@@ -219,3 +220,47 @@ def test_ray_does_not_upload_the_working_folder_under_uv_run() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ENABLE_UV_RUN_RUNTIME_ENV"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_both_ways_out_of_a_folder_that_holds_a_run_work(packed: Path, tmp_path: Path) -> None:
+    made = begun(tmp_path, packed)
+    with pytest.raises(ConfigError, match=r"holds a run already, .*\ncontinue it with --resume, or give --set run_folder=NEW"):
+        runs.check_run_folder(Run.of(made), resume=False)
+    runs.check_run_folder(Run.of(made), resume=True)
+    runs.check_run_folder(Run.of(with_values(made, {"run_folder": str(tmp_path / "NEW")}, "test")), resume=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"holds other files\ngive --set run_folder=NEW"):
+        runs.check_run_folder(Run.of(with_values(made, {"run_folder": str(tmp_path / "mine")}, "test")), resume=False)
+
+
+def test_a_folder_of_several_seeds_is_resumed_as_the_remedy_says(packed: Path, tmp_path: Path) -> None:
+    made = begun(tmp_path, packed)
+    RunFolder(made.run_folder).write_seeds({"seeds": [0, 3]})
+    with pytest.raises(ConfigError, match=r"holds runs of seeds 0,3\nadd --seeds 0,3, or give --set run_folder=NEW"):
+        runs.check_run_folder(Run.of(made), resume=True)
+    runs.check_run_folder(Run.of(made), resume=True, several_seeds=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"search": "pbt", "trials": 4, "grace": 7}, {"grace": 99}, {"scheduler": "none"}],
+    ids=["no validation before the last step", "a generation that ends without one", "a grace beyond the last step", "nothing wrong"],
+)
+def test_a_sweep_whose_remedies_are_followed_is_taken(settings: dict[str, Any], packed: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, packed, "sweep", validate_every=40 if not settings else 10)
+    content = made.model_dump() | {"sweep": {"space": {"outer.lr": {"uniform": [0.1, 0.2]}}} | settings}
+    for _ in range(4):
+        try:
+            driver._as_sweep(validate(content, "test"))
+            return
+        except ConfigError as error:
+            for key, value in re.findall(
+                r"(train\.validate_every|sweep\.grace|sweep\.scheduler)=?(?: to a multiple of )?(\w+)", error.remedy
+            ):
+                section, last = key.split(".")
+                content[section] = content[section] | {last: int(value) if value.isdigit() else value}
+                break
+            if "set both below" in error.remedy:
+                content["sweep"] = content["sweep"] | {"grace": None}
+    pytest.fail(f"its remedies lead nowhere: {content['sweep']}, {content['train']}")

@@ -11,7 +11,7 @@ from distmeta.registry.versions import look_up, run_of
 from distmeta.report.page import write_report
 from distmeta.report.section import Section
 from distmeta.training.run_folder import REPORT, RunFolder
-from distmeta.training.storage import on_disk, understood, write_whole
+from distmeta.training.storage import understood, write_whole
 
 
 def report(run_folder: RunFolder, shards: str | None = None, own: Config | None = None) -> Path:
@@ -37,10 +37,10 @@ def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Co
     Raises RegistryError if there is neither, ConfigError if there are `shards` to look at but no run folder.
     """
     version = look_up(uri, model_uri)
-    run_id, run_folder = run_of(uri, version)
-    if on_disk(run_folder.path) and _is_run(run_folder, run_id):  # a location that MLflow names is not looked up anywhere else
-        return report(run_folder, shards, own), True
-    where = f"the run of {model_uri} lies in {run_folder}, which is not here"
+    run_id, location = run_of(uri, version)
+    if "://" not in location and _is_run(RunFolder(location), run_id):  # a location that MLflow names is not looked up anywhere else
+        return report(RunFolder(location), shards, own), True
+    where = f"the run of {model_uri} lies in {location}, which is not here"
     if shards is not None:
         raise ConfigError(f"{where}: --shards cannot be looked at with it", "leave --shards out, for the report written when the run ended")
     page = fetch_file(uri, run_id, REPORT)

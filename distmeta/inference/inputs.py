@@ -36,7 +36,7 @@ def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor, 
 def _checked(images: Tensor, preprocessing: Preprocessing, like: Tensor, first: int) -> Tensor:
     wanted = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
     if images.shape[1:] != wanted:
-        raise DataError(f"images of shape {tuple(images.shape)}; (M, {', '.join(map(str, wanted))}) is needed", "normalise and resize them")
+        raise DataError(f"image {first} has shape {tuple(images.shape[1:])}; {wanted} is needed", "normalise and resize the images")
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         number = first + int(finite.int().argmin())

@@ -283,14 +283,14 @@ def check_known(model_uri: str, description: dict[str, Any], own: Collection[str
             )
 
 
-def run_of(uri: str, version: ModelVersion) -> tuple[str, RunFolder]:
-    """Of the run that a model version came from: its id in MLflow, and the folder it wrote, wherever that was. Raises RegistryError."""
+def run_of(uri: str, version: ModelVersion) -> tuple[str, str]:
+    """Of the run that a model version came from: its id in MLflow, and where it says that its folder is. Raises RegistryError."""
     with answers(uri):
         run = client(uri).get_run(version.run_id or "")
     folder = run.data.tags.get("run_folder")
     if folder is None:
         raise RegistryError(f"the MLflow run of {version.name}/{version.version} names no run_folder", "give the run's folder itself")
-    return run.info.run_id, RunFolder(folder)
+    return run.info.run_id, folder
 
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:

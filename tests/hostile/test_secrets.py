@@ -14,7 +14,12 @@ from http_server import serve
 from mlflow_http import Flaky, flaky_server
 from registered import WAY, finished_run
 
-SECRETS = {"data.shards": "Sh4rdsPassw0rd", "tracking.uri": "Track1ngPassw0rd", "init_from": "S1gnatureOfAFile"}
+SECRETS = {
+    "data.shards": "Sh4rdsPassw0rd",
+    "tracking.uri": "Track1ngPassw0rd",
+    "init_from": "S1gnatureOfAFile",
+    "AWS_SECRET_ACCESS_KEY": "Env1ronmentKey",  # as a user's shell has it
+}
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def test_secrets_of_a_whole_run_are_found_nowhere_afterwards(packed: Path, serve
         content["data"] |= {"eval": {"episodes": 5, "val_episodes": 5, "queries": 3}}
         own = tmp_path / "own.yaml"
         own.write_text(yaml.safe_dump(content))
-        environment = os.environ | {"RAY_TMPDIR": short, "HOME": str(home)}
+        environment = os.environ | {"RAY_TMPDIR": short, "HOME": str(home), "AWS_SECRET_ACCESS_KEY": SECRETS["AWS_SECRET_ACCESS_KEY"]}
 
         def ask(*arguments: str) -> tuple[int, str]:
             command = [sys.executable, "-m", "distmeta", *arguments]

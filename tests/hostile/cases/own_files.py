@@ -110,7 +110,7 @@ def _cases() -> Iterator[Case]:
                     _after(act, *ask),
                     "",
                     (0, 1, 2),
-                    real=path == "run/result.json" and verb == "report" and name in ("cut", "of other types"),
+                    real=name == "cut" and (verb, path) in (("report", "run/result.json"), ("verify", "data/manifest.json")),
                     seldom=name not in ("cut", "of other types"),
                 )
     for path in ("progress.json", "meta_params.safetensors", "optimizer.safetensors"):

@@ -25,7 +25,7 @@ quickstart: $(READY)
 	@$(BIN)/distmeta train configs/quickstart.yaml --resume
 
 test: $(READY) lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadgroup
 
 slow: $(READY)
 	$(BIN)/pytest -m slow

@@ -33,6 +33,14 @@ settings.register_profile("distmeta", deadline=None, derandomize=True, print_blo
 settings.load_profile("distmeta")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where files run side by side (`pytest -n`), each stays whole, for its fixtures; those of the group "ray" run one after the other."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

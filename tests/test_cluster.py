@@ -18,6 +18,8 @@ from distmeta.errors import ClusterError
 from distmeta.scale import cluster
 from distmeta.scale.cluster import connected
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 @pytest.fixture
 def silent() -> Iterator[str]:

@@ -29,7 +29,7 @@ from distmeta.scale.run import run
 from distmeta.training.events import LOST
 from distmeta.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")

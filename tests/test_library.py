@@ -18,6 +18,8 @@ from distmeta.data.pack import pack
 from distmeta.errors import ConfigError, DataError
 from distmeta.registry import versions
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 FIVE_WAY = {"model": DESCRIPTION["model"] | {"outputs": 5}, "task": {"way": 5, "shot": 1, "queries": 5}}
 

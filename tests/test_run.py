@@ -41,6 +41,8 @@ from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import LEASE, write_whole
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 STEPS, SLOTS = 40, 8
 
 

@@ -23,6 +23,8 @@ from distmeta.scale.train_seeds import train_seeds
 from distmeta.training.measurement import Measurement
 from distmeta.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.xdist_group("ray")
+
 
 def quiet(text: str) -> None:
     """What is said is not looked at."""

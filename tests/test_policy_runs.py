@@ -18,6 +18,7 @@ from torch import nn
 
 from distmeta.assembly.run import Run
 from distmeta.config import Config, validate
+from distmeta.errors import DistmetaError
 from distmeta.learners.forward import Forward
 from distmeta.learners.inner import InnerLoop
 from distmeta.learners.maml import FOMAML
@@ -137,6 +138,15 @@ def test_workers_that_die_inside_a_trpo_step_change_no_weights(home: Path, addre
         assert remembers.exists() == (inside != "nothing")
         assert bool(RunFolder(made.run_folder).restarts()) == (inside != "nothing")
     assert len(set(results.values())) == 1
+
+
+@pytest.mark.slow
+def test_a_run_whose_environment_hangs_ends_with_a_message(home: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more steps than the trial before a run makes."""
+    monkeypatch.chdir(Path(__file__).parent)  # where workers find the environment
+    options = {"id": "test_gymnasium.Stuck", "horizon": 25, "arguments": {"at": 24}, "step_timeout_s": 1}
+    with pytest.raises(DistmetaError, match=r"Stuck did not return from reset or step within 1 s"):
+        run(small(home, "stuck", data={"settings": {"environment": "gymnasium", "options": options}}), address=address)
 
 
 def cheetah(home: Path, name: str, **train: Any) -> Config:

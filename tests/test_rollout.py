@@ -58,6 +58,10 @@ def test_a_registered_policy_adapts_to_a_task_and_maps_observations_to_actions(p
     assert torch.equal(actions, again(torch.zeros(4, 2)))
 
 
+def test_a_policys_task_has_trajectories_and_no_classes(policy: PolicyModel) -> None:
+    assert policy.description["task"] == {"way": 1, "shot": 4, "queries": 4}
+
+
 def test_a_policy_adapts_in_another_environment_with_its_own_horizon(policy: PolicyModel) -> None:
     adapted = policy.adapt(build_environment("navigation", horizon=3), trajectories=4)
     assert adapted.played[0].rewards.shape == (1, 4, 3)

@@ -200,6 +200,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
     more: dict[str, Any] = {"published": config.published.model_dump()} if config.published else {}
     more |= {"metric": config.data.eval.metric} if config.data.eval.metric else {}
     more |= {"adapted": learner.adapted} if config.model.lora else {}
+    task = domain.train_task
     return more | {
         "model": model_settings(config, domain),
         "learner": {"name": config.learner.name} | learner.settings,
@@ -211,7 +212,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "domain": {"name": config.data.domain, "settings": domain.settings.model_dump(mode="json")},
         "dataset": domain.name,
         "fingerprint": domain.fingerprint,
-        "task": {"way": config.data.way, "shot": config.data.shot, "queries": config.data.queries},
+        "task": {"way": task.way, "shot": task.shot, "queries": task.queries},
         "training_seed": config.seed,
     }
 

@@ -27,7 +27,7 @@ class AdaptedPolicyModel(PythonModel):
             raise MlflowException(f"the policy cannot be used: {problem}")
         self.act = build_actor(self.description, params)
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[Any]:
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> NDArray[Any]:
         observations = torch.from_numpy(np.array(model_input, np.float64))
         size = self.description["observation_size"]
         if observations.ndim != 2 or observations.shape[1] != size:

@@ -249,12 +249,12 @@ def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
     setting = Setting(50, 3, 1, 3, seed=1, inner_steps=2, norm="batch")
     right = {number: torch.from_numpy(generator(5, "right", number).random((50, 2))) for number in (0, 1)}
 
-    def fresh(candidate: Config, episodes: int) -> Evaluation:
-        rows = right[int(candidate.run_folder[-1])]
+    def fresh(trial: Trial) -> Evaluation:
+        rows = right[trial.number]
         measurement = Accuracy().measure(build_learner("maml", nn.Linear(1, 3)), Task(3, 1, 3), rows)
         return Evaluation(measurement, Accuracy().keys(measurement), setting, rows)
 
-    monkeypatch.setattr("distmeta.sweep.driver.evaluate_fresh", fresh)
+    monkeypatch.setattr("distmeta.sweep.driver._on_fresh_episodes", lambda records, trials: [fresh(trial) for trial in trials])
     found = _describe(records, _winner(records), TrialTable(sys.stderr, RunFolder(tmp_path), records.settings))["fresh"]
     apart = scipy.stats.ttest_rel(right[1][:, 1].numpy(), right[0][:, 1].numpy()).confidence_interval(0.95)
     assert found["advance"] == pytest.approx((apart.low + apart.high) / 2)

@@ -217,6 +217,13 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
     }
 
 
+def use_kernels(config: Config, learner: Learner, dtype: str) -> None:
+    """Compute with the run's kernels, if they can be had on this machine, which need not be one that holds workers."""
+    if config.train.kernels == "native":
+        with suppress(KernelsUnavailable):
+            native.use(learner.model, library(dtype))
+
+
 def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int | None:
     """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`, found by running it without values.
 
@@ -225,9 +232,7 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
     Raises ConfigError if a parameter of the network does not reach the loss.
     """
     learner = learner_of(config, domain)
-    if config.train.kernels == "native":
-        with suppress(KernelsUnavailable):  # on this machine, which need not be one that holds workers
-            native.use(learner.model, library("float32"))
+    use_kernels(config, learner, "float32")
     learner.constant_body = False  # what takes most is the first step, where no features are kept yet
     params = learner.initial_params()
     batched = learner.batches_tasks(torch.device(device))

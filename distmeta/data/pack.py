@@ -30,6 +30,8 @@ SHARD_BYTES = 64_000_000  # a shard holds all classes of its split unless it wou
 
 _AGAIN = "the same command continues where it stopped"
 
+_FEWER = "run the same command again with fewer --processes; it continues where it stopped"
+
 
 class PackOptions(NamedTuple):
     """What a dataset is packed to.
@@ -101,7 +103,7 @@ def pack(
     Raises DataError if `out` exists, another pack writes it, the source holds no training image or too many that do not decode, or the
     disk is full; ConfigError if a split cannot serve `options.task`.
     """
-    with _work_folder(out) as work, Workers(processes) as workers:
+    with _work_folder(out) as work, Workers(processes, _FEWER) as workers:
         encoding = options.encoding._asdict() | {"value_range": options.value_range and list(options.value_range)}
         header = {"journal": 2, "encoding": encoding, "dataset": options.dataset, "source": options.source, "seed": options.seed}
         with closing(Spool(work, header)) as spool:

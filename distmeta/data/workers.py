@@ -52,11 +52,13 @@ def _cgroup_quotas(membership: Path, mount: Path) -> Iterator[float]:
 class Workers:
     """So many processes; with one, the work is done in this process. A context manager: on leaving it, they end.
 
-    They also end when this process is killed. Functions and items are pickled, so a function must be a module's own.
+    They also end when this process is killed. Functions and items are pickled, so a function must be a module's own. `remedy` says what
+    to do where one of them was killed.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, remedy: str) -> None:
         self._processes = processes
+        self._remedy = remedy
         self._pool: ProcessPoolExecutor | None = None
         if processes > 1:
             # The server imports torch once and forks workers that share it; it has no threads, so forking it is safe.
@@ -82,10 +84,7 @@ class Workers:
         try:
             yield from in_order(self._pool, function, items, 2 * self._processes)
         except BrokenProcessPool:
-            raise DataError(
-                "a packing process was killed, as a system does that is out of memory",
-                "run the same command again with fewer --processes; it continues where it stopped",
-            ) from None
+            raise DataError("a process was killed, as a system does that is out of memory", self._remedy) from None
 
 
 def _start_worker() -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from distmeta.assembly.build import use_kernels
 from distmeta.assembly.origins import fetch_models
 from distmeta.assembly.run import Run
 from distmeta.config import Config, SweepConfig, secrets_of
+from distmeta.data.workers import Workers, usable_cpus
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
@@ -200,10 +203,9 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
     episodes, first = records.settings.fresh_episodes, records.trials[0]
     compared = records.settings.baseline and first.state == "finished" and first is not winner
     view.say(f"trial {winner.number}{' and trial 0' if compared else ''} on {episodes} validation episodes that no trial has seen")
-    evaluation = evaluate_fresh(records.config_of(winner), episodes)
+    evaluation, *others = _on_fresh_episodes(records, [winner, first] if compared else [winner])
     fresh: dict[str, Any] = dict(evaluation.as_dict())
-    if compared:
-        other = evaluate_fresh(records.config_of(first), episodes)
+    for other in others:
         advance = paired_difference(evaluation.selected, other.selected)
         fresh |= {"trial_0": other.as_dict(), "advance": advance["difference"], "advance_ci95": advance["difference_ci95"]}
     return parameters(winner, records.folder) | {"fresh": fresh}
@@ -244,10 +246,20 @@ def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: 
     return {"model": result["model"], "test": result["test"]} | retrained
 
 
+def _on_fresh_episodes(records: Records, trials: list[Trial]) -> list[Evaluation]:
+    """Each trial on validation episodes that none has seen, computed side by side as far as this machine has CPUs."""
+    kernels = records.folder.read_config().train.kernels
+    runs = [Run.of(records.config_of(trial)).on("cpu", kernels).config for trial in trials]
+    with Workers(min(len(trials), usable_cpus()), "--resume compares them again") as workers:
+        return list(workers.map(partial(evaluate_fresh, episodes=records.settings.fresh_episodes), runs))
+
+
 def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
-    """A run's best step on `episodes` validation episodes of the next seed; in this process."""
+    """A run's best step on `episodes` validation episodes of the next seed."""
+    torch.set_num_threads(1)
     seed = config.data.eval.seed + 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
     this = Run.of(config, dtype=getattr(torch, config.train.weights))
+    use_kernels(config, this.learner, config.train.weights)
     params = this.best_params(this.learner.initial_params())
     return evaluate(this.metric, this.learner, params, this.domain.evaluation("val"), episodes, config.model.norm)

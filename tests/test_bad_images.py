@@ -31,7 +31,9 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_by_default_the_first_one_ends_it_by_name(damaged: Dataset) -> None:
     batches = EpisodeStream(damaged, "train", TASK, seed=0).training([0])
-    with pytest.raises(DataError, match=r"train-00000\d.tar/0000\d{4} does not decode .*\npack the dataset again, or raise data.max_bad_"):
+    with pytest.raises(
+        DataError, match=r"train-00000\d.tar/0000\d{4} does not decode .*\nraise data.max_bad_fraction, with which --resume"
+    ):
         list(islice(batches, 100))
 
 

@@ -44,7 +44,9 @@ def learner() -> Learner:
 def probabilities(inputs: Tensor) -> Tensor:
     preprocessing = {"image_size": SIDE, "channels": 1, "resize": "squash", "mean": [0.5], "std": [0.5]}
     made = learner()
-    return Adapted({"preprocessing": preprocessing}, made, made.initial_params(), ["a", "b", "c"]).predict(inputs)
+    return Adapted({"model": {"name": "gelu"}, "preprocessing": preprocessing}, made, made.initial_params(), ["a", "b", "c"]).predict(
+        inputs
+    )
 
 
 def outputs(inputs: Tensor) -> Tensor:

@@ -147,8 +147,8 @@ def test_a_run_says_what_it_waits_for_and_who_holds_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(places, "groups", lambda: found)
     monkeypatch.setattr(places, "own_job", lambda: "01")
     monkeypatch.setattr(places, "jobs", lambda: [{"JobID": "02", "DriverPid": 7, "DriverIPAddress": "host"}])
-    phases = iter([STARTING, STARTING, STARTING, "training"])
-    monkeypatch.setattr(runs, "read", lambda board: ({"phase": next(phases), "step": 0}, None))
+    phases = iter([STARTING, STARTING, STARTING, "training", "training"])
+    chronicle: Any = SimpleNamespace(follow=lambda: {"phase": next(phases), "step": 0})
 
     def watch(fit: Any, look: Any, stop: Any) -> None:
         for groups in ([], [group("01", placed=False), group("02", placed=True)], [group("01", placed=True)], []):
@@ -157,7 +157,7 @@ def test_a_run_says_what_it_waits_for_and_who_holds_it(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(runs, "watch", watch)
     display: Any = SimpleNamespace(show=shown.append, say=shown.append)
-    runs._watch(SimpleNamespace(), None, display, {"CPU": 1.0}, 2)  # type: ignore[arg-type]
+    runs._watch(SimpleNamespace(), None, display, chronicle, lambda: runs._awaited({"CPU": 1.0}, 2))  # type: ignore[arg-type]
     assert [status["phase"] for status in shown] == [
         f"{STARTING}: waits for Ray Train",
         f"{STARTING}: waits for 2 CPU (job 02 (process 7 on host) holds 2 CPU)",

@@ -18,6 +18,7 @@ from ray.util.placement_group import PlacementGroup
 
 _Row: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
 _NOBODY = ray.ActorID.nil().binary()  # created it: a driver did, such as Ray Tune's
+_PLACE = "its place"
 
 
 class Group(NamedTuple):
@@ -97,15 +98,20 @@ def holders(placed: Iterable[Group], names: dict[str, str], kinds: Iterable[str]
     return ", ".join(f"{name} holds {amounts_text(amounts)}" for name, amounts in held.items() if any(amounts.values()))
 
 
+def stage(mine: list[Group]) -> str:
+    """What a run that does not train yet waits for next, as far as its groups tell."""
+    if not mine:
+        return "Ray Train"
+    return "its workers to start" if any(group.placed for group in mine) else _PLACE
+
+
 def awaited(mine: list[Group], others: Iterable[Group], names: dict[str, str], needs: Mapping[str, float], workers: int) -> str:
     """What a run that does not train yet waits for, for people: its groups are `mine`, and each of its `workers` needs so much.
 
     `others` are all groups of the cluster, `names` as in `holders`.
     """
-    if not mine:
-        return "Ray Train"
-    if any(group.placed for group in mine):
-        return "its workers to start"
+    if (next_stage := stage(mine)) != _PLACE:
+        return next_stage
     held = holders((group for group in others if group.placed), names, needs)
     return f"{amounts_text({kind: amount * workers for kind, amount in needs.items()})} ({held or 'nobody holds it'})"
 

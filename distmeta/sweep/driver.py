@@ -249,17 +249,18 @@ def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: 
 def _on_fresh_episodes(records: Records, trials: list[Trial]) -> list[Evaluation]:
     """Each trial on validation episodes that none has seen, computed side by side as far as this machine has CPUs."""
     kernels = records.folder.read_config().train.kernels
-    runs = [Run.of(records.config_of(trial)).on("cpu", kernels).config for trial in trials]
     with Workers(min(len(trials), usable_cpus()), "--resume compares them again") as workers:
-        return list(workers.map(partial(evaluate_fresh, episodes=records.settings.fresh_episodes), runs))
+        return list(
+            workers.map(partial(evaluate_fresh, kernels=kernels, episodes=records.settings.fresh_episodes), map(records.config_of, trials))
+        )
 
 
-def evaluate_fresh(config: Config, episodes: int) -> Evaluation:
+def evaluate_fresh(config: Config, kernels: str, episodes: int) -> Evaluation:
     """A run's best step on `episodes` validation episodes of the next seed."""
     torch.set_num_threads(1)
     seed = config.data.eval.seed + 1
     config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
-    this = Run.of(config, dtype=getattr(torch, config.train.weights))
-    use_kernels(config, this.learner, config.train.weights)
+    this = Run.of(config, dtype=getattr(torch, config.train.weights)).on("cpu", kernels)
+    use_kernels(this.config, this.learner, config.train.weights)
     params = this.best_params(this.learner.initial_params())
     return evaluate(this.metric, this.learner, params, this.domain.evaluation("val"), episodes, config.model.norm)

@@ -26,7 +26,7 @@ from distmeta.training.lease import Claim
 
 _EVERY_S = 1.0
 _ANSWER_S = 30.0
-_PLACE = "its place"
+_PROCESS = "its process"
 
 
 @dataclass
@@ -40,15 +40,6 @@ class _Start:
     waited_s: float = 0.0
     restarted: bool = False
     blocked: bool = False
-
-
-def _stage(driver: Any, groups: list[Group]) -> str:
-    """What a trial waits for that has this driver and these groups."""
-    if driver is None:
-        return "its process"
-    if not groups:
-        return "Ray Train"
-    return "its workers to start" if any(group.placed for group in groups) else _PLACE
 
 
 def _driver(status: dict[str, Any]) -> Any:
@@ -139,11 +130,11 @@ class Watchdog:
             start = self._starts.setdefault(number, _Start())
             mine = [group for group in groups if trial_of.get(group.controller) == number]
             start.blocked = bool(mine) and not enough and not any(group.placed for group in mine)
-            stage = _stage(drivers[number], mine)
+            stage = _PROCESS if drivers[number] is None else places.stage(mine)
             if stage != start.stage:  # it gets on, if slowly
                 start.stage, start.waited_s = stage, 0.0
-            awaited = places.awaited(mine, groups, names, self._needs, self._workers)
-            waiting[number] = f"waits for {awaited if drivers[number] is not None else stage}"
+            awaited = stage if stage == _PROCESS else places.awaited(mine, groups, names, self._needs, self._workers)
+            waiting[number] = f"waits for {awaited}"
         return waiting
 
     def _expire(self, one: Running, start: _Start, driver: Any) -> None:

@@ -156,8 +156,8 @@ def by_torchopt(work: Work) -> Step:
             for _ in range(work.inner_steps):
                 inner.step(loss(network(support), targets))
             loss(network(queries), query_targets).backward()
-            for part, state in zip((network, inner), before, strict=True):
-                torchopt.recover_state_dict(part, state)
+            torchopt.recover_state_dict(network, before[0])
+            torchopt.recover_state_dict(inner, before[1])
         assert all(now is then for now, then in zip(network.parameters(), own, strict=True))
         return _gathered(network, work)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from constant_network import Constant
 
-from distmeta.envs import build_environment
+from distmeta.envs import ENVIRONMENTS, build_environment
 from distmeta.envs.environment import Continuous, Discrete, Environment
+from distmeta.envs.gymnasium import GymnasiumEnvironment
 from distmeta.envs.stream import TaskStream, fingerprint
 from distmeta.errors import ConfigError, DataError
 from distmeta.learners.policy import policy_for
@@ -211,6 +212,19 @@ def test_an_environment_that_hangs_is_left_behind() -> None:
     with pytest.raises(DataError, match=r"raise data.settings.options.step_timeout_s"):
         played(late)
     made("Drift").check()  # another thread serves the others
+
+
+@pytest.mark.parametrize("name", [name for name, kind in ENVIRONMENTS.items() if issubclass(kind, GymnasiumEnvironment)])
+def test_every_environment_of_gymnasiums_takes_a_time_limit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    options = {"id": "CartPole-v1"} if name == "gymnasium" else {}
+    environment = build_environment(name, horizon=2, step_timeout_s=0.1, **options)
+    assert isinstance(environment, GymnasiumEnvironment)
+    monkeypatch.setattr(environment, "_reset", lambda *_: threading.Event().wait())
+    with pytest.raises(DataError, match=r"did not return from reset or step within 0.1 s"):
+        environment.check()
+    with pytest.raises(ConfigError, match=r"step_timeout_s=0"):
+        build_environment(name, step_timeout_s=0, **options)
 
 
 def test_the_time_limit_is_a_steps_not_a_rollouts() -> None:

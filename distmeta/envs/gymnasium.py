@@ -231,8 +231,8 @@ class HalfCheetahDirection(GymnasiumEnvironment):
     The reward is the velocity in that direction minus 0.05 times the action's square, as in the code of MAML's authors.
     """
 
-    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200) -> None:
-        super().__init__("HalfCheetah-v5", horizon, {"ctrl_cost_weight": 0.05})
+    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200, step_timeout_s: PositiveFloat = 60.0) -> None:
+        super().__init__("HalfCheetah-v5", horizon, {"ctrl_cost_weight": 0.05}, step_timeout_s=step_timeout_s)
         self.task_fields = ("direction",)
 
     @property
@@ -253,8 +253,8 @@ class HalfCheetahDirection(GymnasiumEnvironment):
 class HalfCheetahVelocity(HalfCheetahDirection):
     """HalfCheetah-v5 that is to run at a speed drawn from [0, 2]; the reward is minus what is missing, and minus the same for actions."""
 
-    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200) -> None:
-        super().__init__(horizon)
+    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200, step_timeout_s: PositiveFloat = 60.0) -> None:
+        super().__init__(horizon, step_timeout_s)
         self.task_fields = ("velocity",)
 
     @property

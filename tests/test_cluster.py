@@ -79,6 +79,18 @@ def test_a_stale_address_is_found_out_within_20_s(silent: str) -> None:
     assert time.monotonic() - began < 25
 
 
+def test_a_machine_too_busy_to_start_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception then, in these words."""
+
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because the GCS has become overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(ClusterError, match=r"did not start on this machine in time\ntry again when the machine is less busy"):
+        connected(None).__enter__()
+
+
 def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_named(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     folder.mkdir()

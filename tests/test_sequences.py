@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from distmeta import cli
+from distmeta.assembly.build import model_description
 from distmeta.assembly.domain import Domain, domain_of
 from distmeta.assembly.run import Run
 from distmeta.config import Config, load_config, validate, with_values
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError, DataError, RegistryError
-from distmeta.inference.tensors import TensorModel
+from distmeta.inference.tensors import TensorModel, build_tensor_model
 from distmeta.learners.objective import CrossEntropy
 from distmeta.registry.tensors import load_tensor_model
 from distmeta.registry.versions import load_model
@@ -174,6 +175,93 @@ def test_what_the_texts_cannot_serve_is_refused(home: Path, texts: Config, value
     (home / "few.tsv").write_text("".join(f"class {number}\ttext {i}\n" for number in range(8) for i in range(12)))
     with pytest.raises((ConfigError, DataError), match=message):
         Run.of(with_values(texts, values, "test")).check()
+
+
+# Models of sequences and texts in use
+
+
+def untrained(config: Config) -> TensorModel:
+    """The model that `config` starts from, as a registry would build it."""
+    this = Run.of(config)
+    description = model_description(config, this.domain, this.learner)
+    own = [description["model"]["name"]]
+    return build_tensor_model("models:/it/1", description, this.learner.whole(this.start()), own, this.domain.objective)
+
+
+def of_sinusoids(learner: str) -> tuple[TensorModel, torch.Tensor, torch.Tensor]:
+    config = sequences("transformer", learner)
+    (episode,) = episodes(domain_of(config), 1)
+    return untrained(config), episode.support_images[0], episode.support_labels[0]
+
+
+NAN = float("nan")
+WRONG_EXAMPLES: list[tuple[Callable[..., tuple[Any, Any]], str]] = [
+    (lambda x, y: (x[:0], y[:0]), r"0 inputs but targets \(0, 1\)"),
+    (lambda x, y: (x, y[:2]), r"4 inputs but targets \(2, 1\)"),
+    (lambda x, y: (x, y[:, 0]), r"targets are float32 \(4,\); real numbers \(4, 1\) are needed"),
+    (lambda x, y: (x, y.expand(4, 2)), r"targets are float32 \(4, 2\); real numbers \(4, 1\)"),
+    (lambda x, y: (x, y.long()), r"targets are int64 \(4, 1\); real numbers"),
+    (lambda x, y: (x, y * NAN), r"target 0 holds values that are not finite"),
+    (lambda x, y: (x, y.tolist()), r"4 inputs but targets of type list"),
+    (lambda x, y: (x.tolist(), y), r"inputs are list; a tensor"),
+    (lambda x, y: (x * NAN, y), r"input 0 holds values that are not finite"),
+    (lambda x, y: (x.expand(4, 6, 2), y), r"does not read inputs float32 \(4, 6, 2\)"),
+    (lambda x, y: (x[0, 0, 0], y), r"inputs are a single number; a tensor"),
+]
+
+
+@pytest.mark.parametrize("learner", ["maml", "in-context"])
+@pytest.mark.parametrize(("change", "message"), WRONG_EXAMPLES)
+def test_examples_that_do_not_fit_are_refused_in_our_words(learner: str, change: Callable[..., Any], message: str) -> None:
+    model, inputs, targets = of_sinusoids(learner)
+    with pytest.raises(DataError, match=message):
+        model.adapt(*change(inputs, targets))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.expand(4, 6, 2), r"does not read inputs float32 \(4, 6, 2\)"),
+        (lambda x: x * NAN, r"input 0 holds"),
+        (lambda x: x.numpy(), r"inputs are ndarray; a tensor"),
+        (lambda x: (x * 1e38) * torch.tensor([[[1.0]], [[0.0]], [[0.0]], [[0.0]]]), r"the network's output for input 0 holds"),
+    ],
+)
+def test_queries_that_do_not_fit_are_refused_in_our_words(change: Callable[..., Any], message: str) -> None:
+    model, inputs, targets = of_sinusoids("maml")
+    adapted = model.adapt(inputs, targets)
+    assert adapted.predict(inputs[:0]).shape == (0, 1)
+    with pytest.raises(DataError, match=message):
+        adapted.predict(change(inputs))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x.float(), y), r"does not read inputs float32 \(25, 24\)"),
+        (lambda x, y: (x + 300, y), r"does not read inputs int64 \(25, 24\): .*out of range"),
+        (lambda x, y: (x - 300, y), r"does not read inputs int64 \(25, 24\): .*out of range"),
+        (lambda x, y: (x, y.float()), r"targets are float32 \(25,\); class numbers \(M,\) are needed"),
+        (lambda x, y: (x, y[:, None]), r"targets are int64 \(25, 1\); class numbers"),
+        (lambda x, y: (x, y + 1), r"the class numbers are 1, 2, 3, 4, 5; 0..4 are needed"),
+        (lambda x, y: (x, torch.where(y > 0, y, -100)), r"the class numbers are -100, 1, 2, 3, 4; 0..4"),
+        (lambda x, y: (x[:10], y[:10]), r"the class numbers are 0, 1; 0..4 are needed"),
+    ],
+)
+def test_texts_that_do_not_fit_are_refused_in_our_words(texts: Config, change: Callable[..., Any], message: str) -> None:
+    (episode,) = episodes(domain_of(texts), 1)
+    with pytest.raises(DataError, match=message):
+        untrained(texts).adapt(*change(episode.support_images[0], episode.support_labels[0]))
+
+
+def test_a_metric_learner_takes_any_number_of_classes_of_texts(texts: Config) -> None:
+    values = {"learner.name": "protonet", "learner.inner_lr": None, "learner.inner_steps": None}
+    model = untrained(with_values(texts, values, "test"))
+    (episode,) = episodes(domain_of(texts), 1)
+    inputs, targets = episode.support_images[0], episode.support_labels[0]
+    assert model.adapt(inputs[:10], targets[:10]).predict(inputs).shape == (25, 2)
+    with pytest.raises(DataError, match=r"the class numbers are 1, 2, 3, 4, 5; 0, 1, … without a gap"):
+        model.adapt(inputs, targets + 1)
 
 
 # Whole runs

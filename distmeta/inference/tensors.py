@@ -1,7 +1,8 @@
 """A meta-trained model whose inputs are not images (vectors, sequences, token ids): adapt it to examples, ask it for others."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -30,18 +31,24 @@ class TensorModel(NamedTuple):
         """The network adapted to M examples, by `inner_steps` (default: those it was evaluated with).
 
         inputs (M, …) as the domain gives them; targets (M, N) real numbers in regression, (M,) class numbers from 0 in classification.
-        Raises DataError if they do not fit together or adapting diverges, ConfigError for other inner_steps than the learner can make.
+        Raises DataError if they do not fit together or the network does not read them, or adapting diverges; ConfigError for other
+        inner_steps than the learner can make.
         """
-        if len(inputs) != len(targets) or not len(inputs):
-            raise DataError(f"{len(inputs)} inputs but {len(targets)} targets", "give one target for each input, and at least one")
-        _check_finite(inputs)
+        _check(inputs, "input")
+        if not isinstance(targets, Tensor) or targets.shape[:1] != inputs.shape[:1] or not len(inputs):
+            given = f"targets {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"targets of type {type(targets).__name__}"
+            raise DataError(f"{len(inputs)} inputs but {given}", "give a tensor with one target for each input, and at least one")
         learner = copy.deepcopy(self.learner)
+        learner.objective.check_targets(targets, None if learner.any_way else self.description["model"]["outputs"])
         if inner_steps is not None:
             limits().check("inner_steps", inner_steps)
             learner.check_steps(self.meta_params, inner_steps)
             learner.inner_steps_eval = inner_steps
         episode = EpisodeBatch.of_support(inputs, targets).like(floating(self.meta_params))
-        adapted = learner.adapt(self.meta_params, episode)
+        with _reading(inputs):
+            adapted = learner.adapt(self.meta_params, episode)
+            with torch.no_grad():  # what adapts without the network has not read them yet
+                learner.outputs(adapted, episode.support_images[0, :1])
         problem = unusable(adapted)
         if problem:
             raise DataError(f"adapting by {learner.inner_steps_eval} inner steps diverged: {problem}", "give fewer inner steps")
@@ -58,12 +65,16 @@ class AdaptedTensors(NamedTuple):
     def predict(self, inputs: Tensor) -> Tensor:
         """The network's outputs (M, N) for inputs (M, …): values, or logits of classes.
 
-        Those of one input do not depend on the others, bit for bit. Raises DataError if an input holds a value that is not finite.
+        Those of one input do not depend on the others, bit for bit. Raises DataError if the network does not read the inputs, or an input
+        or its outputs hold a value that is not finite.
         """
-        _check_finite(inputs)
+        _check(inputs, "input")
         like = floating(self.params)
         given = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
-        return one_by_one(lambda one: self.learner.outputs(self.params, one), given)
+        with _reading(inputs):
+            outputs = one_by_one(lambda one: self.learner.outputs(self.params, one), given)
+        _check(outputs, "the network's output for input")
+        return outputs
 
 
 def build_tensor_model(
@@ -79,7 +90,25 @@ def build_tensor_model(
     return TensorModel(uri, description, learner, weights)
 
 
-def _check_finite(inputs: Tensor) -> None:
-    if not inputs.isfinite().all():
-        number = int(inputs.isfinite().flatten(1).all(1).int().argmin())
-        raise DataError(f"input {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+def _check(values: Tensor, what: str) -> None:
+    """Raises DataError unless `values`, (M, …), are a tensor of finite values; `what` names one."""
+    if not isinstance(values, Tensor) or not values.dim():
+        found = "a single number" if isinstance(values, Tensor) else type(values).__name__
+        raise DataError(f"inputs are {found}; a tensor (M, …) is needed", "convert them with torch.as_tensor")
+    finite = values.isfinite().unsqueeze(-1).flatten(1).all(1)
+    if not finite.all():
+        number = int(finite.int().argmin())
+        raise DataError(f"{what} {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+
+
+@contextmanager
+def _reading(inputs: Tensor) -> Iterator[None]:
+    """Raises DataError for whatever torch says when a network does not read `inputs`."""
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        kind = f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape)}"
+        raise DataError(
+            f"the network does not read inputs {kind}: {' '.join(str(error).split())}",
+            "give inputs of the type, shape and range that it was trained with",
+        ) from error

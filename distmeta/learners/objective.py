@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from distmeta.data.episodes import EpisodeBatch
+from distmeta.errors import DataError
 from distmeta.learners.forward import Network
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SHOWN = 8  # class numbers in a message
 
 
 class Cost(NamedTuple):
@@ -47,6 +51,11 @@ class Objective(ABC):
     def part(self, batch: Any, step: int, size: int | None) -> Any:
         """`batch` with the `size` support examples of inner step `step` (None: all). Default: `batch`."""
         return batch
+
+    def check_targets(self, targets: Tensor, outputs: int | None) -> None:
+        """Raises DataError unless a task may have the targets (M, …) of M examples, where the network has so many `outputs` (None: any
+        number of classes is learned). For targets that people give. Default: nothing is checked."""
+        return None
 
     def network(self, network: nn.Module) -> nn.Module:
         """The module to train: `network`, which config.model names, or one around it (a policy adds its noise). Default: `network`."""
@@ -90,6 +99,15 @@ class CrossEntropy(Supervised):
         losses = cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape).mean(1)
         return Cost(losses, (outputs.detach().argmax(-1) == targets).double().mean(1))
 
+    def check_targets(self, targets: Tensor, outputs: int | None) -> None:
+        if targets.dim() != 1 or targets.dtype not in _INTEGERS:
+            raise DataError(f"targets are {_kind(targets)}; class numbers (M,) are needed", "give one whole number for each input")
+        classes = targets.unique().tolist()
+        if classes != list(range(outputs or max(2, len(classes)))):
+            wanted = f"0..{outputs - 1}" if outputs else "0, 1, … without a gap, two at least"
+            shown = ", ".join(str(number) for number in classes[:_SHOWN]) + (", …" if len(classes) > _SHOWN else "")
+            raise DataError(f"the class numbers are {shown}; {wanted} are needed", "give examples of each class, and of no other")
+
     def order(self, targets: Tensor) -> Tensor:
         """Classes take turns; all tasks have their labels in the same places."""
         labels = targets[0]
@@ -102,3 +120,16 @@ class SquaredError(Supervised):
 
     def cost(self, outputs: Tensor, targets: Tensor) -> Cost:
         return Cost((outputs - targets).square().flatten(1).mean(1))
+
+    def check_targets(self, targets: Tensor, outputs: int | None) -> None:
+        wanted = (len(targets), outputs)
+        if tuple(targets.shape) != wanted or not targets.is_floating_point():
+            raise DataError(f"targets are {_kind(targets)}; real numbers {wanted} are needed", "give a row of numbers for each input")
+        finite = targets.isfinite().all(1)
+        if not finite.all():
+            number = int(finite.int().argmin())
+            raise DataError(f"target {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

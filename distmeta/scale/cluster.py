@@ -28,7 +28,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 from distmeta.config import TrainConfig
-from distmeta.errors import ClusterError, ConfigError
+from distmeta.errors import ClusterError, ConfigError, DistmetaError
 from distmeta.masking import masked
 from distmeta.scale.places import amounts_text, places_on
 from distmeta.terminal import lasting, lost_output
@@ -57,7 +57,9 @@ def connected(address: str | None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 runtime_env={"worker_process_setup_hook": _process_setup()},
             )
-    except (ConnectionError, TimeoutError, ValueError, RuntimeError, OSError) as error:
+    except DistmetaError:  # a signal of the user's
+        raise
+    except Exception as error:  # Ray raises even plain Exceptions
         raise _refused(error, address or outside) from None
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
@@ -104,6 +106,8 @@ def _refused(error: Exception, address: str | None) -> ClusterError:
         return ClusterError(
             f"the path of Ray's temporary folder is too long for sockets: {get_default_ray_temp_dir()}", "set RAY_TMPDIR=/tmp"
         )
+    if "timed out during startup" in str(error):
+        return ClusterError("Ray did not start on this machine in time", "try again when the machine is less busy")
     where = f"the Ray cluster at {address} refuses" if address else "Ray does not start on this machine"
     return ClusterError(f"{where}: {_first_line(error)}", "distmeta doctor says more")
 

@@ -177,6 +177,7 @@ def test_learners_ask_for_support_data_at_each_step(hidden_points: Config, name:
         ({"data.domain": "classification", "data.settings": {}}, r"data.shards is not set"),
         ({"data.domain": "regression", "data.settings": {}}, r"data.functions is not set"),
         ({"data.settings": {"depth": 3}}, r"data.settings.depth=3: .*\nset one of the domain's settings: tries, spread"),
+        ({"data.settings": {"tries": "many"}}, r"data.settings.tries='many': .*\nchange data.settings.tries"),
         ({"data.settings": {"tries": "many"}}, r"data.settings.tries='many'"),
         ({"learner.name": "protonet", "learner.inner_lr": None, "learner.inner_steps": None}, r"learner protonet classifies; the tasks of"),
     ],

@@ -223,8 +223,9 @@ def test_every_environment_of_gymnasiums_takes_a_time_limit(name: str, monkeypat
     monkeypatch.setattr(environment, "_reset", lambda *_: threading.Event().wait())
     with pytest.raises(DataError, match=r"did not return from reset or step within 0.1 s"):
         environment.check()
-    with pytest.raises(ConfigError, match=r"step_timeout_s=0"):
-        build_environment(name, step_timeout_s=0, **options)
+    for never in (0, -1, float("inf"), float("nan"), 1e9):
+        with pytest.raises(ConfigError, match=rf"step_timeout_s={never}: .*\nchange step_timeout_s"):
+            build_environment(name, step_timeout_s=never, **options)
 
 
 def test_the_time_limit_is_a_steps_not_a_rollouts() -> None:

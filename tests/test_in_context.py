@@ -127,6 +127,16 @@ def test_it_starts_as_its_seed_says() -> None:
     assert first == again != other
 
 
+def test_a_network_that_reads_sequences_of_one_length_alone_is_refused() -> None:
+    shape = InContext.network_shape(INPUT, WAY)
+    inputs = torch.zeros(2, *shape)
+    for name, settings in NETWORKS.items():
+        build_learner("in-context", build_model(name, shape, WAY, seed=1, **settings)).check_network(inputs)
+    learner = build_learner("in-context", build_model("mlp", shape, WAY, seed=1, norm="none"))
+    with pytest.raises(ConfigError, match=r"reads sequences of any length: .*\nset model.name=transformer or lstm"):
+        learner.check_network(inputs)
+
+
 def test_a_head_that_is_not_linear_is_refused() -> None:
     model = build_model("mlp", (7,), 1, "none", output_activation="sigmoid")
     with pytest.raises(ConfigError, match=r"learner in-context needs a linear head; head is Sequential\nchoose another network"):

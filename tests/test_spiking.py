@@ -15,6 +15,7 @@ from torch import Tensor
 from distmeta.assembly.run import Run
 from distmeta.config import Config, validate
 from distmeta.data.episodes import EpisodeBatch
+from distmeta.errors import ConfigError
 from distmeta.learners import build_learner
 from distmeta.learners.params import Params, flatten, unflatten
 from distmeta.models import build_model
@@ -110,6 +111,21 @@ def test_spiking_tasks_batched_by_vmap_are_a_loop(name: str) -> None:
     gradients = [learner.slot_gradients(params, batch)[0] for learner, params, batch in (loop, vmap)]
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("steps", (0, 2.5)),
+        ("beta", (-0.1, 1.1, math.nan, math.inf)),
+        ("threshold", (0.0, -1.0, math.nan, math.inf)),
+        ("surrogate_scale", (0.0, -1.0, math.nan, math.inf)),
+    ],
+)
+def test_settings_that_no_neuron_has_are_refused(key: str, values: tuple[float, ...]) -> None:
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"model.{key}=.*\nfix model.{key}"):
+            build_model("spiking_conv4", (1, 16, 16), 5, **{key: value})
 
 
 def test_features_are_rates() -> None:

@@ -272,3 +272,4 @@ def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
     like, inputs = next(learner.model.parameters()), _two_inputs(config, domain)
     inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
+    learner.check_network(inputs)

@@ -71,9 +71,10 @@ class Domain(ABC):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(["data.settings", *map(str, first["loc"])])
-            keys = ", ".join(self.Settings.model_fields) or "none"
+            remedies = {"extra_forbidden": f"set one of the domain's settings: {', '.join(self.Settings.model_fields) or 'none'}"}
+            remedies |= {"missing": f"set {key}"}
             raise ConfigError(
-                f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}", f"set one of the domain's settings: {keys}"
+                f"{key}={first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}", remedies.get(first["type"], f"change {key}")
             ) from None
 
     @property

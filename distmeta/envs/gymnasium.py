@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from distmeta.bounds import PositiveFloat
 from distmeta.envs.environment import Continuous, Discrete, Environment, Step
 from distmeta.envs.watch import Hung, Watch
 from distmeta.errors import ConfigError, DataError, DistmetaError
 from distmeta.seeds import generator
 
+_Seconds = Annotated[float, Field(gt=0, le=10**6)]  # Python cannot wait for ever
 _SEEDS = 2**31
 _REPLAYED = 20  # steps of the two rollouts that are compared
 _watch = Watch()  # one for all environments of a process, which holds their thread
@@ -55,7 +55,7 @@ class GymnasiumEnvironment(Environment):
         horizon: Annotated[int, Field(ge=1)] = 200,
         arguments: dict[str, Any] | None = None,
         deterministic: bool = True,
-        step_timeout_s: PositiveFloat = 60.0,
+        step_timeout_s: _Seconds = 60.0,
     ) -> None:
         self.id = id
         self.horizon = horizon
@@ -231,7 +231,7 @@ class HalfCheetahDirection(GymnasiumEnvironment):
     The reward is the velocity in that direction minus 0.05 times the action's square, as in the code of MAML's authors.
     """
 
-    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200, step_timeout_s: PositiveFloat = 60.0) -> None:
+    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200, step_timeout_s: _Seconds = 60.0) -> None:
         super().__init__("HalfCheetah-v5", horizon, {"ctrl_cost_weight": 0.05}, step_timeout_s=step_timeout_s)
         self.task_fields = ("direction",)
 
@@ -253,7 +253,7 @@ class HalfCheetahDirection(GymnasiumEnvironment):
 class HalfCheetahVelocity(HalfCheetahDirection):
     """HalfCheetah-v5 that is to run at a speed drawn from [0, 2]; the reward is minus what is missing, and minus the same for actions."""
 
-    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200, step_timeout_s: PositiveFloat = 60.0) -> None:
+    def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200, step_timeout_s: _Seconds = 60.0) -> None:
         super().__init__(horizon, step_timeout_s)
         self.task_fields = ("velocity",)
 

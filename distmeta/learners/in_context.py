@@ -44,6 +44,16 @@ class InContext(Learner):
     def network_shape(cls, input_shape: tuple[int, ...], outputs: int) -> tuple[int, ...]:
         return (1, prod(input_shape) + outputs + 1)
 
+    @torch.no_grad()
+    def check_network(self, inputs: Tensor) -> None:
+        try:
+            self.model(torch.cat([inputs, inputs], 1))
+        except Exception as error:  # whatever a network raises that reads one length alone
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"learner in-context needs a network that reads sequences of any length: {reason}", "set model.name=transformer or lstm"
+            ) from None
+
     def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> MetaGradients:
         assert isinstance(self.objective, Supervised)
         shown = examples(batch.support_images, batch.support_labels, self._targets)

@@ -248,6 +248,10 @@ class Learner(ABC):
         with frozen(self.model):
             return Logits(transductive, self.outputs(adapted, queries))
 
+    def check_network(self, inputs: Tensor) -> None:
+        """Raises ConfigError unless the network, which reads inputs (M, …), does what else the learner asks of it. Default: no more."""
+        return None
+
     def check_steps(self, meta_params: Params, steps: int) -> None:
         """Raises ConfigError unless the learner can adapt by `steps` inner steps."""
         if self.inner_steps_eval == 0:

@@ -2,18 +2,14 @@
 
 import math
 from itertools import pairwise
-from typing import Annotated, cast
+from typing import cast
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from distmeta.bounds import Positive
+from distmeta.bounds import Fraction, Positive, PositiveFloat
 from distmeta.models.layers import image_shape
 from distmeta.models.norm import has_bias, make_norm
-
-Leak = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 def arctangent(potential: Tensor, scale: float) -> Tensor:
@@ -82,7 +78,7 @@ class SpikingConv4(nn.Module):
         norm: str = "batch",
         filters: Positive = 32,
         steps: Positive = 4,
-        beta: Leak = 0.5,
+        beta: Fraction = 0.5,
         threshold: PositiveFloat = 1.0,
         surrogate_scale: PositiveFloat = math.pi,
     ) -> None:

@@ -48,7 +48,7 @@ static void first_forward(Sizes s, Images x, const real* w, const real* gamma, c
   constexpr int SIZE = Patch<C>::SIZE;
   if (!measured) Gram<C>::measure(x, s.N, s.H, s.W, gram);
   const Gram<C> M(gram);
-  Buffer<real> filters((size_t)SIZE * s.out), padded((size_t)(s.H + 2) * (s.W + 2) * C), y((size_t)2 * s.W * s.out);
+  Buffer<real> filters((size_t)SIZE * s.out), padded(bordered_size<C>(s.H, s.W)), y((size_t)2 * s.W * s.out);
   Buffer<double> sum(s.out), Mw((size_t)s.out * SIZE);
   by_patch<C>(w, filters, s.out);
   M.apply(filters, s.out, sum, Mw);
@@ -73,7 +73,7 @@ static void first_forward(Sizes s, Images x, const real* w, const real* gamma, c
 // S = Σ g p: only the maxima have a gradient g, so only their patches are read.
 template <int C> static void gradient_times_patches(Sizes s, Images x, const real* grad_output, ConstPooled from, double* S) {
   constexpr int SIZE = Patch<C>::SIZE, STRIDE = Patch<C>::STRIDE, G = Patch<C>::GROUPS;
-  Buffer<real> padded((size_t)(s.H + 2) * (s.W + 2) * C), patches((size_t)2 * s.W * STRIDE), g((size_t)(s.W / 2) * s.out), image((size_t)s.out * STRIDE);
+  Buffer<real> padded(bordered_size<C>(s.H, s.W)), patches(s.W * STRIDE + patches_size<C>(s.W)), g((size_t)(s.W / 2) * s.out), image((size_t)s.out * STRIDE);
   const int corners[4] = {0, STRIDE, s.W * STRIDE, (s.W + 1) * STRIDE};
   const size_t pooled_row = (size_t)(s.W / 2) * s.out;
   std::fill_n(S, (size_t)s.out * SIZE, 0.0);
@@ -134,7 +134,7 @@ static void first_second(Sizes s, Images x, const real* hw, const real* u, const
                          real* by_grad_output, real* by_w, real* by_gamma) {
   constexpr int SIZE = Patch<C>::SIZE;
   const Gram<C> M(gram);
-  Buffer<real> filters((size_t)SIZE * s.out), others((size_t)SIZE * s.out), padded((size_t)(s.H + 2) * (s.W + 2) * C), h((size_t)2 * s.W * s.out);
+  Buffer<real> filters((size_t)SIZE * s.out), others((size_t)SIZE * s.out), padded(bordered_size<C>(s.H, s.W)), h((size_t)2 * s.W * s.out);
   Buffer<double> sum(s.out), sum_h(s.out), Mw((size_t)s.out * SIZE), Mh((size_t)s.out * SIZE);
   by_patch<C>(w, filters, s.out);
   by_patch<C>(hw, others, s.out);

@@ -11,9 +11,10 @@
 #pragma once
 #include "lanes.h"
 
-// Sizes for C colours: values of a patch, and the lanes that hold them and the 1.
+// Sizes for C colours: values of a patch's row and of a patch, and the lanes that hold a patch and the 1.
 template <int C> struct Patch {
-  static constexpr int SIZE = 9 * C;
+  static constexpr int ROW = 3 * C;
+  static constexpr int SIZE = 3 * ROW;
   static constexpr int GROUPS = SIZE / LANES + 1;
   static constexpr int STRIDE = GROUPS * LANES;
 };
@@ -24,10 +25,14 @@ struct Images {
   int64_t next_image, next_colour, next_row, next_pixel;
 };
 
-// One image → (H+2, W+2, C) with a border of zeros.
+// Values of an image with a border of zeros, one row more below, and what a vector that begins at the last value reads beyond it.
+template <int C> static INLINE size_t bordered_size(int H, int W) { return (size_t)(H + 3) * (W + 2) * C + LANES; }
+template <int C> static INLINE size_t patches_size(int W) { return (size_t)W * Patch<C>::STRIDE + LANES; }
+
+// One image → (H+3, W+2, C).
 template <int C> static void pad_image(const Images& images, int n, real* padded, int H, int W) {
   const size_t row = (size_t)(W + 2) * C;
-  memset(padded, 0, row * (H + 2) * sizeof(real));
+  memset(padded, 0, bordered_size<C>(H, W) * sizeof(real));
   for (int y = 0; y < H; y++) {
     const real* from = images.values + n * images.next_image + y * images.next_row;
     real* to = padded + (y + 1) * row + C;
@@ -36,68 +41,95 @@ template <int C> static void pad_image(const Images& images, int n, real* padded
   }
 }
 
-// The patches of one row of pixels: (W, STRIDE), zeros behind the 1.
+// The patches of one row of pixels: (W, STRIDE). What stands behind the 1 has no meaning: whole vectors are copied, each over the last one's end.
 template <int C> static void patches_of_row(const real* padded, int y, real* patches, int W) {
   const size_t row = (size_t)(W + 2) * C;
   for (int x = 0; x < W; x++) {
+    const real* from = padded + y * row + (size_t)x * C;
     real* to = patches + (size_t)x * Patch<C>::STRIDE;
-    for (int k = 0; k < 3; k++) memcpy(to + k * 3 * C, padded + (y + k) * row + (size_t)x * C, 3 * C * sizeof(real));
+    for (int k = 0; k < 3; k++) store(to + k * Patch<C>::ROW, load(from + k * row));
     to[Patch<C>::SIZE] = 1;
-    for (int k = Patch<C>::SIZE + 1; k < Patch<C>::STRIDE; k++) to[k] = 0;
   }
 }
 
 // M and s: (SIZE, STRIDE), s in column SIZE.
+//
+// A patch p(y, x) is three rows of the bordered image, q(y, x), q(y+1, x) and q(y+2, x), so block (i, j) of M is the sum of
+// A(y) = Σ_x q(y, x) q(y+j-i, x)ᵀ over y from i to H-1+i. These sums share all but one term, for q is zero in rows 0 and H+1: the products with
+// a patch's first row are enough, over y from 1 to H, and a third of the work.
 template <int C> class Gram {
  public:
   explicit Gram(const double* values) : values_(values) {}
 
   static void measure(Images images, int N, int H, int W, double* values) {
-    std::fill_n(values, Patch<C>::SIZE * Patch<C>::STRIDE, 0.0);
-    Buffer<real> padded((size_t)(H + 2) * (W + 2) * C), patches((size_t)W * Patch<C>::STRIDE);
+    Products all = {}, first = {}, last = {};
+    Buffer<real> padded(bordered_size<C>(H, W)), patches(patches_size<C>(W));
     for (int n = 0; n < N; n++) {
       pad_image<C>(images, n, padded, H, W);
-      for (int y = 0; y < H; y++) {
+      for (int y = 1; y <= H; y++) {
         patches_of_row<C>(padded, y, patches, W);
-        for (int k = 0; k < Patch<C>::SIZE; k += ROWS) add_rows(patches, k, W, values);
+        const Products row = products(patches, W);
+        all.add(row);
+        if (y == 1) first.add(row);
+        if (y == H) last.add(row);
       }
     }
+    for (int i = 0; i < 3; i++)
+      for (int a = 0; a < ROW; a++) {
+        const auto total = [&](int l) { return all.of[a][l] - (i == 0 ? last.of[a][l] : i == 2 ? first.of[a][l] : 0); };
+        const int k = i * ROW + a;
+        values[k * STRIDE + SIZE] = total(SIZE);
+        for (int l = i * ROW; l < SIZE; l++) values[k * STRIDE + l] = values[l * STRIDE + k] = total(l - i * ROW);
+      }
   }
 
-  double sum(int k) const { return values_[k * Patch<C>::STRIDE + Patch<C>::SIZE]; }
+  double sum(int k) const { return values_[k * STRIDE + SIZE]; }
 
   // s·w and M w of every filter: w (SIZE, out) → (out) and (out, SIZE).
   void apply(const real* w, int out, double* dot, double* product) const {
     for (int o = 0; o < out; o++) {
       dot[o] = 0;
-      for (int k = 0; k < Patch<C>::SIZE; k++) dot[o] += sum(k) * w[k * out + o];
-      for (int k = 0; k < Patch<C>::SIZE; k++) {
+      for (int k = 0; k < SIZE; k++) dot[o] += sum(k) * w[k * out + o];
+      for (int k = 0; k < SIZE; k++) {
         double total = 0;
-        for (int l = 0; l < Patch<C>::SIZE; l++) total += values_[k * Patch<C>::STRIDE + l] * w[l * out + o];
-        product[o * Patch<C>::SIZE + k] = total;
+        for (int l = 0; l < SIZE; l++) total += values_[k * STRIDE + l] * w[l * out + o];
+        product[o * SIZE + k] = total;
       }
     }
   }
 
  private:
-  static constexpr int ROWS = PARTS == 1 ? 9 : 3;  // of the matrix, summed at once in registers
+  static constexpr int ROW = Patch<C>::ROW, SIZE = Patch<C>::SIZE, STRIDE = Patch<C>::STRIDE, GROUPS = Patch<C>::GROUPS;
+  static constexpr int AT_ONCE = PARTS == 1 ? ROW : 3;  // rows that are summed in registers
 
-  static void add_rows(const real* patches, int k, int W, double* values) {
-    Lanes sums[ROWS][Patch<C>::GROUPS];
-    UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int g = 0; g < Patch<C>::GROUPS; g++) sums[i][g] = zero();
-    DO_NOT_UNROLL for (int x = 0; x < W; x++, patches += Patch<C>::STRIDE) {
-      Lanes patch[Patch<C>::GROUPS];
-      UNROLL for (int g = 0; g < Patch<C>::GROUPS; g++) patch[g] = load(patches + g * LANES);
-      UNROLL for (int i = 0; i < ROWS; i++) {
-        Lanes value = broadcast(patches[k + i]);
-        UNROLL for (int g = 0; g < Patch<C>::GROUPS; g++) sums[i][g] = fused(value, patch[g], sums[i][g]);
+  // Σ q pᵀ over pixels, q being the patch's first row.
+  struct Products {
+    double of[ROW][STRIDE];
+    void add(const Products& other) {
+      for (int k = 0; k < ROW; k++)
+        for (int l = 0; l <= SIZE; l++) of[k][l] += other.of[k][l];
+    }
+  };
+
+  // Of one row of pixels.
+  static Products products(const real* patches, int W) {
+    Products products;
+    for (int k = 0; k < ROW; k += AT_ONCE) {
+      Lanes sums[AT_ONCE][GROUPS];
+      UNROLL for (int i = 0; i < AT_ONCE; i++) UNROLL for (int g = 0; g < GROUPS; g++) sums[i][g] = zero();
+      DO_NOT_UNROLL for (int x = 0; x < W; x++) {
+        const real* patch = patches + (size_t)x * STRIDE;
+        UNROLL for (int i = 0; i < AT_ONCE; i++) {
+          Lanes value = broadcast(patch[k + i]);
+          UNROLL for (int g = 0; g < GROUPS; g++) sums[i][g] = fused(value, load(patch + g * LANES), sums[i][g]);
+        }
       }
+      real rows[AT_ONCE][STRIDE];
+      UNROLL for (int i = 0; i < AT_ONCE; i++) UNROLL for (int g = 0; g < GROUPS; g++) store(rows[i] + g * LANES, sums[i][g]);
+      for (int i = 0; i < AT_ONCE; i++)
+        for (int l = 0; l <= SIZE; l++) products.of[k + i][l] = rows[i][l];
     }
-    for (int i = 0; i < ROWS; i++) {
-      real row[Patch<C>::STRIDE];
-      for (int g = 0; g < Patch<C>::GROUPS; g++) store(row + g * LANES, sums[i][g]);
-      for (int l = 0; l <= Patch<C>::SIZE; l++) values[(k + i) * Patch<C>::STRIDE + l] += row[l];
-    }
+    return products;
   }
 
   const double* values_;

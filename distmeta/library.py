@@ -4,13 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from distmeta.assembly.received import metric_for
 from distmeta.config import Config, load_config
 from distmeta.data.splits import Split
 from distmeta.inference.evaluate import evaluation_stream
 from distmeta.inference.model import Model
 from distmeta.registry.tracking import tracking_uri as resolve
 from distmeta.registry.versions import load_model
-from distmeta.training.accuracy import Accuracy
 from distmeta.training.evaluate import evaluate as measure
 
 
@@ -42,11 +42,14 @@ def evaluate(
     queries: int = 15,
     episodes: int = 600,
     seed: int = 0,
+    metric: str | None = None,
 ) -> dict[str, Any]:
-    """How accurate `model` is on fixed episodes of a packed dataset: mean, 95% interval and what they were measured on.
+    """How good `model` is on fixed episodes of a packed dataset: mean, 95% interval and what they were measured on.
 
-    `way` and `shot` are those it was trained for, if None. Computed here; `distmeta evaluate` spreads the episodes over Ray workers, with
+    `way` and `shot` are those it was trained for, if None. `metric` is "accuracy" or the import path of your own Metric; a model that was
+    validated by your own needs one of them. Computed here; `distmeta evaluate` spreads the episodes over Ray workers, with
     the same answer. Raises DataError, ConfigError.
     """
     stream = evaluation_stream(model, str(shards), split, way, shot, queries, seed)
-    return measure(Accuracy(), model.learner, model.meta_params, stream, episodes, model.description["norm"]).as_dict()
+    scored_by = metric_for(model.description, metric)
+    return measure(scored_by, model.learner, model.meta_params, stream, episodes, model.description["norm"]).as_dict()

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.progress import (
@@ -213,12 +213,12 @@ def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator
                 before = count
 
 
-def next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None) -> None:
-    """The commands that show the model at work, as they must be typed here."""
+def next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None, own: Mapping[str, str]) -> None:
+    """The commands that show the model at work, as they must be typed here; `own` holds import paths of the user's classes, by flag."""
     program = "distmeta" if shutil.which("distmeta") else os.path.relpath(sys.argv[0])
     uri = f" --tracking-uri {shlex.quote(tracking_uri)}" if tracking_uri else ""
-    shards = shlex.quote(shards)
+    classes = "".join(f" {flag} {shlex.quote(name)}" for flag, name in own.items())
     say("next:")
-    say(f"  {program} inspect {shards} --way {way} --shot {shot} --export episode")
-    say(f"  {program} predict --model {model} --support episode/support --query episode/query{uri}")
+    say(f"  {program} inspect {shlex.quote(shards)} --way {way} --shot {shot} --export episode")
+    say(f"  {program} predict --model {model}{classes} --support episode/support --query episode/query{uri}")
     say(f"  {program} models{uri}")

@@ -1,5 +1,6 @@
 """From a config to objects: what fits is built, what does not is refused with the key, the rule and the remedy."""
 
+import random
 import re
 import sys
 from pathlib import Path
@@ -153,6 +154,50 @@ class Narrow(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.top(images.flatten(1))
+
+
+class OwnBuffer(nn.Module):
+    """A buffer that is not kept, and that every instance computes alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(0, 1, 256), persistent=False)
+        self.head = nn.Linear(256, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1) * self.scale)
+
+
+class DrawnBuffer(OwnBuffer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.rand(256)
+
+
+class DrawnAttribute(OwnBuffer):
+    def __init__(self) -> None:
+        super().__init__()
+        del self._buffers["scale"]
+        self.scale = torch.rand(256)
+
+
+class DrawnOrder(OwnBuffer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = random.sample(range(256), 256)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.flatten(1)[:, self.order])
+
+
+@pytest.mark.parametrize("name", ["DrawnBuffer", "DrawnAttribute", "DrawnOrder"])
+def test_what_a_constructor_draws_beside_its_state_is_refused_because_workers_would_draw_it_again(name: str, packed: Path) -> None:
+    with pytest.raises(ConfigError, match=r"another instance of .* gives other outputs with the same parameters and buffers\nregister"):
+        check(config({"data": IMAGES["data"]}, packed, model={"name": f"networks_of_a_user.{name}"}))
+
+
+def test_a_buffer_that_every_instance_computes_alike_need_not_be_kept(packed: Path) -> None:
+    check(config({"data": IMAGES["data"]}, packed, model={"name": "networks_of_a_user.OwnBuffer"}))
 
 
 class Deaf(Narrow):

@@ -21,6 +21,21 @@ from distmeta.registry import versions
 pytestmark = pytest.mark.xdist_group("ray")
 
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+TWO = """
+import distmeta
+import torch
+
+
+class Two(distmeta.Metric):
+    name = "two"
+    axis = None
+
+    def columns(self, learner):
+        return ["only"]
+
+    def score(self, learner, meta_params, episode):
+        return torch.tensor([2.0])
+"""
 FIVE_WAY = {"model": DESCRIPTION["model"] | {"outputs": 5}, "task": {"way": 5, "shot": 1, "queries": 5}}
 
 
@@ -78,6 +93,22 @@ def test_evaluate_refuses_what_the_model_cannot_do(home: Path, tmp_path: Path) -
     pack(patterns(), tmp_path / "cropped", options(resize="center-crop"))
     with pytest.raises(ConfigError, match="holds images resized by center-crop; the model reads squash"):
         distmeta.evaluate(model, tmp_path / "cropped", queries=3)
+
+
+def test_a_model_with_a_metric_of_its_owners_is_evaluated_by_what_the_user_names(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = distmeta.load("models:/protonet@champion", f"sqlite:///{home / 'mlflow.db'}")
+    model = model._replace(description=model.description | {"metric": "this.Loss"})
+    shards, few = home / "data" / "glyphs", {"way": 3, "queries": 3, "episodes": 2}
+    with pytest.raises(ConfigError, match=r"validated by the metric 'this.Loss', .*\n.*--metric this.Loss .* else give --metric accuracy"):
+        distmeta.evaluate(model, shards, **few)
+    assert distmeta.evaluate(model, shards, **few, metric="accuracy")["measurement"]["name"] == "accuracy"
+    (tmp_path / "constant_two.py").write_text(TWO)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert distmeta.evaluate(model, shards, **few, metric="constant_two.Two")["measurement"]["values"] == [2.0]
+    with pytest.raises(ConfigError, match=r"^--metric=distmeta\.config\.Config is \w+, not a Metric\n"):
+        distmeta.evaluate(model, shards, **few, metric="distmeta.config.Config")
 
 
 def test_evaluate_shows_coloured_images_to_a_model_of_grey_ones_in_grey(home: Path, tmp_path: Path) -> None:

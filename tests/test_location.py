@@ -10,6 +10,7 @@ import psutil
 import pytest
 from http_server import Served, serve
 
+from distmeta.assembly.build import fetch_weights
 from distmeta.data.episodes import Task
 from distmeta.data.location import Location, Reading, may_pass
 from distmeta.data.shards import Dataset
@@ -53,6 +54,28 @@ def test_errors_that_do_not_pass_name_shard_and_attempts(served: Served, dataset
     with pytest.raises(DataError, match=rf"{info.name} {reason} \(3 attempts\)\n"):
         Dataset(served.url, READING).fetch(info)
     assert served.requests[info.name] == (6 if fault == "reset" else 3)  # aiohttp itself tries twice when a kept connection breaks
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (404, r"^init_from=.*/w.pt does not exist\n"),
+        (403, r"/w.pt cannot be read: 403"),
+        (500, r"/w.pt cannot be read: 500, .* \(3 attempts\)\n"),
+        ("reset", r"/w.pt cannot be read: (?!.*does not exist).* \(3 attempts\)\n"),
+    ],
+)
+def test_a_file_of_weights_that_cannot_be_had_is_named_with_the_reason(tmp_path: Path, fault: int | str, message: str) -> None:
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    with serve(tmp_path) as server:
+        server.faults["w.pt"] = [fault] * 20
+        with pytest.raises(DataError, match=message):
+            fetch_weights(f"{server.url}/w.pt", tmp_path, READING)
+
+
+def test_a_folder_is_not_a_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read: Is a directory\ngive the path or URL of a file of weights"):
+        fetch_weights(str(tmp_path), tmp_path, READING)
 
 
 @pytest.mark.parametrize(("fault", "message"), [(404, "is missing"), (403, "cannot be read: 403"), ("flip", "does not match its SHA-256")])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,14 +40,14 @@ Main = Callable[..., Any]
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Main:
-    """The command line in an empty folder; gives what --json prints."""
+    """The command line in an empty folder; gives what --json prints, or without it the lines for people."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
 
     def run(*arguments: str) -> Any:
         code, out, err = call(monkeypatch, capsys, *arguments)
         assert code == 0, err
-        return json.loads(out.splitlines()[-1]) if "--json" in arguments else out
+        return json.loads(out.splitlines()[-1]) if "--json" in arguments else err
 
     return run
 
@@ -61,35 +62,105 @@ def write_config(packed: Path, folder: Path, **sections: Any) -> None:
     (folder / "own.yaml").write_text(yaml.safe_dump(common | sections))
 
 
-def test_a_learner_and_a_metric_in_files_beside_the_config_train_sweep_register_and_predict(
-    main: Main, address: str, packed: Path, tmp_path: Path
-) -> None:
-    blocks = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "(distmeta.LEARNERS" in code or "(BothEnds" in code]
-    (tmp_path / "both_ends.py").write_text("\n".join(blocks))
-    (metric,) = [code for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "class LogLoss" in code]
-    (tmp_path / "log_loss.py").write_text(metric)
-    learner = {"name": "both_ends.Watched", "before": 0.3, "inner_lr": 0.1, "inner_steps": 1}
-    space = {"space": {"learner.before": {"choice": [0.2, 0.8]}}, "trials": 2, "scheduler": "none", "promote": "none"}
-    write_config(packed, tmp_path, model={"filters": 4}, learner=learner, sweep=space)
-    uri = ["--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
+TWISTED = """
+from contextlib import suppress
 
-    named = ["--set", "data.eval.metric=log_loss.LogLoss"]
-    result = main("train", "own.yaml", *named, "--address", address, "--json")
-    assert result["test"]["measurement"]["name"] == "log loss"
-    run_folder = RunFolder(result["run_folder"])
+import ray.train
+from torch import nn
+
+import distmeta.assembly.run as assembled
+
+
+class Net(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, 4).requires_grad_(False))
+        self.head = nn.Linear(4, outputs)
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
+rank, fill = None, assembled.fill
+with suppress(Exception):  # in the driver
+    rank = ray.train.get_context().get_world_rank()
+if rank == 1:  # as if it had read another run folder
+    assembled.fill = lambda model, values: fill(model, values | {"body.1.bias": values["body.1.bias"] + 1})
+"""
+FILES = {
+    "class LogLoss": "log_loss.py",
+    "class Net": "my_network.py",
+    "class BothEnds": "own_learner.py",
+    "class Watched": "own_learner.py",
+}
+SMALL = {"outer.steps": 2, "outer.meta_batch_size": 2, "data.queries": 3, "train.checkpoint_every": 2, "train.validate_every": 2}
+SMALL |= {"train.cpus_per_worker": 0.5, "train.device": "cpu"}
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Language and text of the page's blocks about the folder to work in, in their order."""
+    return re.findall(r"```(python|sh)\n(.*?)```", PAGE.partition("\n## A folder to work in\n")[2], re.DOTALL)
+
+
+def shorten(folder: Path) -> None:
+    """Make the runs of the config that `init` wrote short."""
+    content = yaml.safe_load((folder / "own_learner.yaml").read_text())
+    content["data"]["eval"], content["model"]["filters"] = {"queries": 3, "episodes": 6, "val_episodes": 6}, 4
+    for key, value in SMALL.items():
+        section, _, name = key.partition(".")
+        content[section][name] = value
+    (folder / "own_learner.yaml").write_text(yaml.safe_dump(content))
+
+
+def test_the_page_pasted_line_by_line_trains_evaluates_sweeps_and_predicts(
+    main: Main, address: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its dataset is another one, and its runs are short."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    few = {"evaluate": ["--queries", "3", "--episodes", "6"], "sweep": ["--set", "sweep.trials=2", "--set", "sweep.scheduler=none"]}
+    on_ray = {"train", "evaluate", "sweep"}
+    answers: dict[str, Any] = {}
+    for language, text in blocks():
+        if language == "python":
+            (name,) = {file for part, file in FILES.items() if part in text}
+            with Path(name).open("w" if "import" in text else "a") as file:
+                file.write(f"\n\n{text}")
+            sys.modules.pop(name.removesuffix(".py"), None)
+            continue
+        for line in text.splitlines():
+            program, verb, *arguments = shlex.split(line)
+            if program == "cd":
+                monkeypatch.chdir(verb)
+                shorten(Path.cwd())
+                continue
+            assert program == "distmeta"
+            if verb == "pack":
+                Path("data").mkdir()
+                Path("data/glyphs").symlink_to(packed)
+                continue
+            more = [*few.get(verb, []), *(["--address", address] if verb in on_ray else [])]
+            answers[line] = main(verb, *arguments, *more, *(["--json"] if verb not in ("init", "inspect") else []))
+
+    by_metric, evaluated, network, _, watched, swept, predicted = (answer for answer in answers.values() if not isinstance(answer, str))
+    assert evaluated["measurement"] == by_metric["test"]["measurement"]
+    assert evaluated["measurement"]["name"] == "log loss"
+    assert network["test"]["measurement"]["name"] == "accuracy"
+    assert len(swept["trials"]) == 2
+    assert len(predicted) == 5 * 3
+    run_folder = RunFolder(watched["run_folder"])
     records = list(run_folder.metrics.read())
     # The mean of a convex function is no less than that of the mean.
     assert all(record["learner/perplexity"] >= math.exp(record["meta_loss"]) - 1e-6 for record in records)
-    sent = MlflowClient(uri[1]).get_metric_history(result["run_id"], "learner/perplexity")
+    sent = MlflowClient("sqlite:///mlflow.db").get_metric_history(watched["run_id"], "learner/perplexity")
     assert [point.value for point in sent] == [record["learner/perplexity"] for record in records]
-    assert "perplexity" in (Path(result["run_folder"]) / "report.html").read_text()
+    assert "perplexity" in (Path(watched["run_folder"]) / "report.html").read_text()
     assert run_folder.best.read_description()["learner"]["before"] == 0.3
 
-    swept = main("sweep", "own.yaml", "--set", "run_folder=runs/sweep", *named, "--address", address, "--json")
-    assert len(swept["trials"]) == 2
-    main("inspect", str(packed), "--export", "episode", "--way", "3")
-    asked = ["--model", result["model"], "--support", "episode/support", "--query", "episode/query", *uri, "--json"]
-    assert len(main("predict", *asked, "--learner", "both_ends.Watched")) == 9
+    ended = main("train", "own_learner.yaml", "--set", f"run_folder={watched['run_folder']}", "--set", "learner.name=own_learner.Watched",
+                 "--set", "tracking.model=watched", "--resume", "--address", address)  # fmt: skip
+    (predict,) = [shlex.split(line)[1:] for line in ended.splitlines() if re.match(r"  \S+ predict ", line)]
+    assert len(main(*predict, "--json")) == 5 * 3
 
 
 @pytest.mark.slow
@@ -112,3 +183,16 @@ def test_a_vision_transformer_with_pairs_ends_in_the_same_bits_on_two_workers(
     assert len(moved) > 2
     assert all(".parametrizations." in name or name.startswith("head.") for name in moved)
     assert all(set(record["ranks"]) == {0, 1} for record in RunFolder(results[1]["run_folder"]).metrics.read())
+
+
+def test_workers_whose_frozen_weights_differ_do_not_train_together(
+    address: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "twisted.py").write_text(TWISTED)
+    write_config(packed, tmp_path, model={"name": "twisted.Net"}, learner={"name": "fomaml"})
+    code, _, err = call(monkeypatch, capsys, "train", "own.yaml", "--address", address)
+    assert code == 1
+    assert re.search(r"worker 1 holds other frozen weights than worker 0\n +begin again in a new run_folder, which all workers read\n", err)
+    assert RunFolder(tmp_path / "runs" / "own").newest_checkpoint() is None

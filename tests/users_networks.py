@@ -1,5 +1,6 @@
 """Networks as users write them: each case of the contract in docs/extending.md, alone and combined."""
 
+import math
 import random
 import sys
 import time
@@ -238,6 +239,72 @@ class SpectralNorm(Flat):
     def __init__(self, outputs: int) -> None:
         super().__init__(outputs)
         parametrizations.spectral_norm(self.hidden)
+
+
+class SpectralNormInEvaluation(SpectralNorm):
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.hidden.eval()
+
+
+class IntegersFirst(Flat):
+    """Its first parameter, a frozen one, holds integers."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.codes = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+
+
+class Complex(Flat):
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.register_buffer("phases", torch.zeros(3, dtype=torch.complex64))
+
+
+class Sparse(Flat):
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.register_buffer("graph", torch.eye(3).to_sparse())
+
+
+class OnMeta(Flat):
+    def __init__(self, outputs: int) -> None:
+        with torch.device("meta"):
+            super().__init__(outputs)
+
+
+class NotANumber(Flat):
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        nn.init.constant_(self.hidden.weight, math.nan)
+
+
+class Exits(Flat):
+    def __init__(self, outputs: int) -> None:
+        raise SystemExit(3)
+
+
+class Grows(Flat):
+    """Each instance has a parameter that the one before lacks."""
+
+    instances = 0
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.register_parameter(f"extra{Grows.instances}", nn.Parameter(torch.zeros(1)))
+        if Grows.instances % 2 == 0:
+            del self._parameters[f"extra{Grows.instances}"]
+        Grows.instances += 1
+
+
+_ONLY: list[nn.Module] = []
+
+
+def same() -> nn.Module:
+    """One module for all calls."""
+    if not _ONLY:
+        _ONLY.append(Flat(OUTPUTS))
+    return _ONLY[0]
 
 
 class Hooked(Flat):

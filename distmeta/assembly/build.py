@@ -19,10 +19,13 @@ from distmeta.inference.model import build
 from distmeta.learners import build_learner, check_settings, learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.memory import predicted_bytes
-from distmeta.learners.params import Params, floating
+from distmeta.learners.params import Params, fill, floating, floating_parameter, state
 from distmeta.masking import masked
 from distmeta.models import MODELS, build_model, native
+from distmeta.models.call import twice_differentiable
+from distmeta.models.construct import seeded
 from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
+from distmeta.models.convert import set_training
 from distmeta.models.head import HEAD, features
 from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.models.norm import BatchNorm2d, FrozenBatchNorm, RunningBatchNorm2d
@@ -147,6 +150,8 @@ def fetch_weights(origin: str, folder: Path, reading: Reading) -> None:
                 location.download(file, location.size(file), copy)
         except FileNotFoundError:
             raise DataError(f"init_from={name} does not exist", "give the path or URL of a file of weights") from None
+        except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+            raise DataError(f"init_from={name} cannot be read: {error.strerror}", "give the path or URL of a file of weights") from None
         save_params({key: value.clone() for key, value in read_weights(copy, f"init_from={name}").items()}, folder / WEIGHTS)
         (folder / SOURCE).write_text(json.dumps({"origin": name, "sha256": sha256(copy)}))
 
@@ -269,7 +274,30 @@ def _step_once(config: Config, learner: Learner, params: Params, example: Batch)
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
     """Raises ConfigError unless the network does what docs/extending.md asks of one, tried out on two inputs."""
-    like, inputs = next(learner.model.parameters()), _two_inputs(config, domain)
+    like, inputs = floating_parameter(learner.model), _two_inputs(config, domain)
     inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
     learner.check_network(inputs)
+    if config.model.name not in MODELS:
+        _check_carried(config, domain, learner, inputs)
+
+
+def _check_carried(config: Config, domain: Domain, learner: Learner, inputs: torch.Tensor) -> None:
+    """Raises ConfigError unless another instance computes the same with the network's parameters and persistent buffers.
+
+    That is what workers and published models do: they construct the network for its shape, and read its values.
+    """
+    again = build_model(**model_settings(config, domain), allow_import=True).to(inputs.device, floating_parameter(learner.model).dtype)
+    fill(again, state(learner.model))
+    if inputs.is_floating_point():
+        inputs = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
+    outputs = []
+    for network in (learner.model, again):
+        set_training(network, False)
+        with torch.no_grad(), seeded(0), twice_differentiable():
+            outputs.append(network(inputs))
+    if not torch.allclose(*outputs, rtol=0, atol=0, equal_nan=True):
+        raise ConfigError(
+            f"another instance of model.name={config.model.name} gives other outputs with the same parameters and buffers",
+            "register whatever its constructor draws as a parameter or a persistent buffer",
+        )

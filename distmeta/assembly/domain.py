@@ -18,7 +18,7 @@ from distmeta.learners.maml import MAML
 from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params
 from distmeta.learners.policy_gradient import PolicyGradient
-from distmeta.models.construct import imported
+from distmeta.models.construct import RAISED, imported
 from distmeta.report.section import Section as ReportSection
 from distmeta.training.evaluate import Stream
 from distmeta.training.metric import Metric
@@ -150,21 +150,27 @@ def domain_of(config: Config) -> Domain:
 def metric_of(config: Config, domain: Domain) -> Metric:
     """How episodes of validation and test are scored: the metric that `config`, the user's own, names, else the domain's.
 
-    Raises ConfigError if the name leads to no metric, or to one that lacks a part.
+    Raises ConfigError as `metric_at`.
     """
     path = config.data.eval.metric
-    if path is None:
-        return domain.metric
-    chosen = imported("data.eval.metric", path)
+    return domain.metric if path is None else metric_at("data.eval.metric", path)
+
+
+def metric_at(key: str, path: str) -> Metric:
+    """The metric at an import path that the user gave; `key` is the config's, or the flag.
+
+    Raises ConfigError if the path leads to no metric, or to one that lacks a part.
+    """
+    chosen = imported(key, path)
     if not (isinstance(chosen, type) and issubclass(chosen, Metric)):
-        raise ConfigError(f"data.eval.metric={path} is {type(chosen).__name__}, not a Metric", "derive it from distmeta.Metric")
+        raise ConfigError(f"{key}={path} is {type(chosen).__name__}, not a Metric", "derive it from distmeta.Metric")
     missing = [*sorted(chosen.__abstractmethods__), *(["name"] if not hasattr(chosen, "name") else [])]
     if missing:
-        raise ConfigError(f"data.eval.metric={path} has no {', '.join(missing)}", "define each as docs/extending.md does")
+        raise ConfigError(f"{key}={path} has no {', '.join(missing)}", "define each as docs/extending.md does")
     try:
         metric: Metric = chosen()
-    except Exception as error:  # whatever the user's own class raises
-        raise ConfigError(f"data.eval.metric={path} cannot be built: {error!r}", "let its constructor take no arguments") from error
+    except RAISED as error:  # whatever the user's own class raises
+        raise ConfigError(f"{key}={path} cannot be built: {error!r}", "let its constructor take no arguments") from error
     return metric
 
 
@@ -179,7 +185,7 @@ def _own(name: str, config: Config) -> Domain:
         missing += [part for part in Domain.__annotations__ if domain is not None and not hasattr(domain, part)]
     except DistmetaError:
         raise
-    except Exception as error:  # whatever the user's own class raises
+    except RAISED as error:  # whatever the user's own class raises
         raise ConfigError(f"data.domain={name} cannot be built: {error!r}", "fix its constructor, or change data.settings") from error
     if domain is None or missing:
         raise ConfigError(f"data.domain={name} has no {', '.join(missing)}", "define each as docs/extending.md does")

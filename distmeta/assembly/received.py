@@ -1,10 +1,14 @@
-"""What may be followed in the config of a run folder, which somebody else may have written: only what the user says."""
+"""What may be followed in a run folder's config or a model's description, which somebody else may have written: only what the user says."""
 
-from distmeta.assembly.domain import DOMAINS
+from typing import Any
+
+from distmeta.assembly.domain import DOMAINS, metric_at
 from distmeta.config import CacheConfig, Config
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
 from distmeta.models import MODELS
+from distmeta.training.accuracy import Accuracy
+from distmeta.training.metric import Metric
 
 
 def followed(received: Config, own: Config | None, shards: str | None) -> Config:
@@ -27,6 +31,21 @@ def followed(received: Config, own: Config | None, shards: str | None) -> Config
         )
     cache = own.data.cache if own is not None else CacheConfig()
     return received.model_copy(update={"data": received.data.model_copy(update={"shards": location, "cache": cache})})
+
+
+def metric_for(description: dict[str, Any], given: str | None) -> Metric:
+    """How a registered model of images is scored: by the metric that the user names (`given`), an import path or "accuracy".
+
+    Without one it is accuracy. Raises ConfigError if the model was validated by a metric of its owner's, whose import path is followed
+    only on the user's word; and as `metric_at`.
+    """
+    validated_by = description.get("metric")
+    if given is None and validated_by is not None:
+        raise ConfigError(
+            f"the model was validated by the metric {validated_by!r}, which is not part of distmeta",
+            f"if it is your own class, name it: --metric {validated_by} (metric={validated_by!r} in Python); else give --metric accuracy",
+        )
+    return Accuracy() if given in (None, Accuracy.name) else metric_at("--metric", given)
 
 
 def _imported(config: Config) -> dict[str, str]:

@@ -23,7 +23,7 @@ from distmeta.config import Config
 from distmeta.errors import ConfigError
 from distmeta.learners.description import default_name
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params, fill
+from distmeta.learners.params import Params, fill, floating_parameter
 from distmeta.masking import masked
 from distmeta.models import MODELS
 from distmeta.training.checkpoint import machine
@@ -144,7 +144,7 @@ class Run:
         Raises ConfigError if it does not fit.
         """
         origin = self.config.data.eval.beside[number]
-        like = next(self.learner.model.parameters())
+        like = floating_parameter(self.learner.model)
         return published_learner(self.folder.beside(number), self.domain, origin, like)
 
     def worker_bytes(self, device: str, slots: int) -> int | None:

@@ -144,6 +144,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the episodes.")] = 0,
     network: Network = None,
     learner: OwnLearner = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Score the episodes by accuracy, or by the metric at this import path (default: accuracy)."),
+    ] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
@@ -161,7 +165,8 @@ def evaluate(
     from distmeta.scale.evaluate import PART, EpisodeSource
     from distmeta.scale.evaluate import evaluate as start
 
-    parts = start(loaded, EpisodeSource(shards=shards, split=split, way=way, shot=shot, queries=queries, seed=seed), episodes, address, own)
+    source = EpisodeSource(shards=shards, split=split, way=way, shot=shot, queries=queries, seed=seed)
+    parts = start(loaded, source, episodes, address, own, metric)
     *_, test = counted(parts, f"parts of {PART} episodes", 1 + -(-episodes // PART))
     if as_json:
         print_json(test)

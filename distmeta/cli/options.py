@@ -61,3 +61,11 @@ def own_classes(*paths: str | None) -> list[str]:
     """The import paths that were given, of classes that Python finds from the working folder."""
     import_from_here()
     return [path for path in paths if path is not None]
+
+
+def imported_of(network: str, learner: str) -> dict[str, str]:
+    """The flags by which `own_classes` is given those of a run's names that are the user's own: flag → import path."""
+    from distmeta.learners import LEARNERS
+    from distmeta.models import MODELS
+
+    return ({"--network": network} if network not in MODELS else {}) | ({"--learner": learner} if learner not in LEARNERS else {})

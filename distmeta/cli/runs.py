@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from distmeta.cli.options import Address, Json, OtherHardware, Seeds, Sets, TrackingUri, import_from_here
+from distmeta.cli.options import Address, Json, OtherHardware, Seeds, Sets, TrackingUri, import_from_here, imported_of
 from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_seeds, show_table, show_test
 
 
@@ -84,7 +84,8 @@ def train(
     show_test(result["test"])
     say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
     if settings.data.shards is not None:
-        next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri)
+        data, own = settings.data, imported_of(settings.model.name, settings.learner.name)
+        next_commands(settings.data.shards, result["model"], data.way, data.shot, settings.tracking.uri, own)
 
 
 def sweep(

@@ -119,7 +119,14 @@ class Location:
 
     def _size(self, path: str) -> int:
         if isinstance(self._filesystem, AsyncFileSystem):
-            return int(_within(2 * self.reading.timeout_s, self._filesystem.loop, partial(self._filesystem._size, path)))
+            try:
+                return int(_within(2 * self.reading.timeout_s, self._filesystem.loop, partial(self._filesystem._size, path)))
+            except FileNotFoundError as error:
+                cause = error.__cause__  # of HTTP, fsspec gives every failure this name
+                lacking = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404
+                if isinstance(cause, Exception) and not lacking:
+                    raise cause from None
+                raise
         return int(self._filesystem.size(path))
 
     def _patiently(self, name: str, action: Callable[[str], T]) -> T:

@@ -36,6 +36,7 @@ class Description(TypedDict):
     adapted: NotRequired[list[str]]
     notes: NotRequired[list[str]]
     dataset: NotRequired[_Name]
+    metric: NotRequired[_Name]
     fingerprint: NotRequired[Annotated[str, Field(max_length=200)]]
     step: NotRequired[Annotated[int, Field(ge=0, le=10**9)]]
     validation: NotRequired[dict[str, Any]]

@@ -13,7 +13,7 @@ from distmeta.errors import ConfigError
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Forward, Head
 from distmeta.learners.inner import InnerLoop, MetaGradients, checkpointed, unrolled
-from distmeta.learners.params import Params, leaves
+from distmeta.learners.params import Params, floating_parameter, leaves
 from distmeta.models.head import head_of, is_head
 
 _ENGINES = {"unrolled": unrolled, "checkpointed": checkpointed}
@@ -138,7 +138,7 @@ class MAMLPlusPlus(MAML):
     def initial_params(self) -> Params:
         params = super().initial_params()
         steps = max(self.inner_steps, self.inner_steps_eval)
-        like = next(self.model.parameters())
+        like = floating_parameter(self.model)
         return params | {self._rate_name(name): like.new_full((steps,), self.inner_lr) for name in self.adapted}
 
     def rate(self, params: Params, name: str, step: int) -> Tensor:

@@ -14,7 +14,7 @@ from distmeta.learners.forward import Forward, Method, frozen
 from distmeta.learners.inner import MetaGradients, gradients_of
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Cost, Supervised
-from distmeta.learners.params import Params
+from distmeta.learners.params import Params, floating_parameter
 from distmeta.models.head import head_of, is_head
 
 IMAGES_PER_SLOT = 32  # of Classifier-Baseline, unless told otherwise
@@ -117,7 +117,7 @@ class MetaBaseline(EpisodicMetricLearner):
         self.temperature = temperature
 
     def initial_params(self) -> Params:
-        like = next(self.model.parameters())
+        like = floating_parameter(self.model)
         return super().initial_params() | {"temperature": like.new_tensor(self.temperature)}
 
     def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:

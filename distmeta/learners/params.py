@@ -54,6 +54,11 @@ def floating(params: Params) -> Tensor:
     return next(value for value in params.values() if value.is_floating_point())
 
 
+def floating_parameter(model: nn.Module) -> Tensor:
+    """The same among the parameters of `model`, of which frozen ones may hold integers."""
+    return floating(dict(model.named_parameters()))
+
+
 def leaves(params: Params) -> Params:
     """The same values, to differentiate by."""
     return {name: value.detach().requires_grad_() for name, value in params.items()}

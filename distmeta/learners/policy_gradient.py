@@ -11,6 +11,7 @@ from distmeta.errors import ConfigError
 from distmeta.learners.forward import Network
 from distmeta.learners.held import HeldBatch, Phase
 from distmeta.learners.objective import Cost, Objective
+from distmeta.learners.params import floating_parameter
 from distmeta.learners.policy import Policy, policy_for
 from distmeta.learners.trajectories import Trajectories, advantages, ratio_loss, rollout, surrogate_loss
 from distmeta.models.norm import BatchNorm2d
@@ -118,7 +119,7 @@ class PolicyGradient(Objective):
                 raise ConfigError(
                     f"the network's {name} is batch normalisation: a policy acts on one observation at a time", "set model.norm=none"
                 )
-        like = next(network.parameters())
+        like = floating_parameter(network)
         for name, value in self.policy.own_params().items():
             network.register_parameter(name, nn.Parameter(value.to(like.device, like.dtype)))
         return network

@@ -13,6 +13,9 @@ from torch import nn
 from distmeta.errors import ConfigError, DistmetaError
 from distmeta.time_limit import time_limit
 
+RAISED = (Exception, SystemExit)
+"""What a user's own module or constructor may end with: a script without `if __name__ == "__main__"` calls sys.exit when imported."""
+
 IMPORT_LIMIT_S = 300.0
 """Seconds that importing a network's module, or constructing it, may take: a download fits in, a deadlock does not."""
 
@@ -20,7 +23,7 @@ IMPORT_LIMIT_S = 300.0
 def imported(key: str, path: str) -> Any:
     """What the import path names: my_package.my_module.Name, or Name.method of a class. Raises ConfigError; `key` is the config's."""
     parts = path.split(".")
-    error: Exception | None = None
+    error: BaseException | None = None
     with _limited(f"{key}={path!r}: its import"):
         for count in range(len(parts) - 1, 0, -1):
             module = ".".join(parts[:count])
@@ -36,12 +39,13 @@ def imported(key: str, path: str) -> Any:
                     break
             except DistmetaError:
                 raise
-            except Exception as raised:  # whatever the user's own module raises
+            except RAISED as raised:  # whatever the user's own module raises
                 error = raised
                 break
-    raise ConfigError(
-        f"{key}={path!r} cannot be imported: {error!r}", "give a path that Python finds from here, such as my_package.my_module.Name"
-    ) from error
+    remedy = "give a path that Python finds from here, such as my_package.my_module.Name"
+    if not isinstance(error, ModuleNotFoundError | AttributeError):
+        remedy = f"fix what {module} does when it is imported"
+    raise ConfigError(f"{key}={path!r} cannot be imported: {error!r}", remedy) from error
 
 
 def constructed(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: int | None) -> nn.Module:
@@ -52,9 +56,12 @@ def constructed(name: str, make: Callable[..., Any], arguments: dict[str, Any], 
     """
     model = _made(name, make, arguments, seed)
     if seed is not None:
-        twin = _made(name, make, arguments, seed).state_dict()
-        for key, value in model.state_dict().items():
-            if key not in twin or not _same_bytes(value, twin[key]):
+        twin = _made(name, make, arguments, seed)
+        if twin is model:
+            raise ConfigError(f"model.name={name!r} returns the same module at each call", "construct a new one in each call")
+        first, second = model.state_dict(), twin.state_dict()
+        for key in [*first, *second]:
+            if key not in first or key not in second or not _same_bytes(first[key], second[key]):
                 raise ConfigError(
                     f"model.name={name!r} starts with another {key} each time it is constructed",
                     "draw its values from torch, numpy or random without seeding them from the clock, and leave no tensor uninitialised",
@@ -68,7 +75,7 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
             model = make(**arguments)
     except DistmetaError:
         raise
-    except Exception as error:  # whatever the user's own class raises
+    except RAISED as error:  # whatever the user's own class raises
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ConfigError(
             f"model.name={name!r} cannot be built from {given}: {error!r}", "fix the constructor, or change model.*"
@@ -80,15 +87,29 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
     for key, value in (*model.named_parameters(), *model.named_buffers()):
         if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise ConfigError(f"model.name={name!r} has a lazy layer: {key} has no shape yet", "give the layer its input size")
-    if next(model.parameters(), None) is None:
-        raise ConfigError(f"model.name={name!r} has no parameters", "choose a network that can learn")
+        kind = _unusual(value)
+        if kind:
+            raise ConfigError(f"{key} of model.name={name!r} is a {kind} tensor, which is not supported", "keep its values as real numbers")
+    if not any(value.is_floating_point() for value in model.parameters()):
+        raise ConfigError(f"model.name={name!r} has no parameters in floating point", "choose a network that can learn")
     return model
+
+
+def _unusual(value: torch.Tensor) -> str:
+    """Which kind of tensor `value` is, if not a plain one of real numbers."""
+    kinds = {
+        "meta": value.is_meta,
+        "sparse": value.layout is not torch.strided,
+        "quantized": value.is_quantized,
+        "complex": value.is_complex(),
+    }
+    return next((kind for kind, found in kinds.items() if found), "")
 
 
 def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return torch.equal(one, other) or one.numpy(force=True).tobytes() == other.numpy(force=True).tobytes()
+    return torch.equal(*(value.detach().reshape(-1).view(torch.uint8) for value in (one, other)))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
     shape = ", ".join(map(str, inputs.shape))
     before = {key: buffer.clone() for key, buffer in model.named_buffers()}
     try:
+        set_training(model, False)  # first, because a constructor may have left some layers in evaluation mode
         set_training(model, True)
         with torch.random.fork_rng(devices=[]):
             answer: Any = model(inputs)
@@ -48,6 +49,10 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
         )
     if not answer.is_floating_point():
         raise ConfigError(f"model.name={name} returns {answer.dtype}; floating point is needed", "return scores, not the predicted classes")
+    if (answer.isnan() | answer.isposinf()).any():
+        raise ConfigError(
+            f"model.name={name} gives NaN or infinity as it starts", "look at its initial values, and at what its forward divides by"
+        )
     if not answer.requires_grad:
         raise ConfigError(
             f"the outputs of model.name={name} do not depend on a trainable parameter",
@@ -57,7 +62,7 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
     if changed:
         raise ConfigError(
             f"the forward of model.name={name} changes its buffer {changed[0]} while training, so a step could not be repeated",
-            "keep that buffer constant (for spectral norm: use torch.nn.utils.parametrizations with eval(), or remove it)",
+            "leave the layer that changes it out (spectral norm does), or keep that buffer constant",
         )
 
 

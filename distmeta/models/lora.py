@@ -46,7 +46,7 @@ def add_pairs(model: nn.Module, rank: int, alpha: float, modules: Sequence[str])
     Raises ConfigError if a pattern matches no such layer, or the layer is the head.
     """
     places = {name: place for name, module in model.named_modules() if (place := _place(module)) and not is_head(model, f"{name}.")}
-    chosen = matching(modules, places, "model.lora.modules")
+    chosen = matching(modules, places, "model.lora.modules", "linear or convolution layer before the head")
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_(is_head(model, parameter_name) and parameter.requires_grad)
     for name in chosen:

@@ -7,11 +7,14 @@ from fnmatch import fnmatchcase
 from distmeta.errors import ConfigError
 
 
-def matching(patterns: Sequence[str], names: Iterable[str], key: str) -> list[str]:
-    """Those of `names` that match one of `patterns`, in their order. Raises ConfigError, with near names, if a pattern matches none."""
+def matching(patterns: Sequence[str], names: Iterable[str], key: str, what: str = "parameter") -> list[str]:
+    """Those of `names` that match one of `patterns`, in their order. Raises ConfigError, with near names, if a pattern matches none.
+
+    `what` says of what they are the names.
+    """
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise ConfigError(f"{key}={pattern!r} matches no name in the network", f"names near it: {', '.join(near)}")
+            raise ConfigError(f"{key}={pattern!r} matches no {what} of the network", f"names near it: {', '.join(near)}")
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

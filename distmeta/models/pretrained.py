@@ -31,10 +31,11 @@ def read_weights(path: Path, origin: str) -> dict[str, Tensor]:
             raise DataError(f"{origin} does not hold safetensors: {error}", "download or export the weights again") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler raises
-        reason = " ".join(str(error).split())[:160]
+    except Exception as error:  # torch raises what its unpickler raises, at length
+        refused = re.search(r"WeightsUnpickler error: (.*)", str(error))
+        reason = refused[1] if refused else f"{type(error).__name__}: {error}"
         raise DataError(
-            f"{origin} is not a state dict that can be read without running code: {reason}",
+            f"{origin} is not a state dict that can be read without running code: {' '.join(reason.split())[:160]}",
             "save it again with torch.save(network.state_dict(), FILE), or as safetensors",
         ) from None
     for wrapper in _WRAPPERS:

@@ -10,6 +10,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
+from distmeta.assembly.received import metric_for
 from distmeta.data.splits import Split
 from distmeta.errors import ClusterError, DistmetaError
 from distmeta.inference.evaluate import evaluation_stream
@@ -20,7 +21,6 @@ from distmeta.learners.params import Params
 from distmeta.models import build_model
 from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
-from distmeta.training.accuracy import Accuracy
 from distmeta.training.devices import device_of
 from distmeta.training.evaluate import evaluation_of, scores
 
@@ -39,40 +39,47 @@ class EpisodeSource(NamedTuple):
 
 
 def evaluate(
-    model: Model, source: EpisodeSource, episodes: int, address: str | None, own: Collection[str] = ()
+    model: Model, source: EpisodeSource, episodes: int, address: str | None, own: Collection[str] = (), metric: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the network's random initialisation beside it.
 
-    `own` holds the import paths of the network's and the learner's class, if they are the user's own. Yields an empty dictionary for each
+    `own` holds the import paths of the network's and the learner's class, if they are the user's own, and `metric` names what scores
+    the episodes, as `distmeta.assembly.received.metric_for` takes it. Yields an empty dictionary for each
     part that is done, and at last the figures: the same from any cluster of one kind of machine.
     Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
     """
-    stream = evaluation_stream(model, *source)
+    scored_by, stream = metric_for(model.description, metric), evaluation_stream(model, *source)
+    columns = len(scored_by.columns(model.learner))
     parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]
     with connected(address):
         on_gpu = bool(ray.cluster_resources().get("GPU"))
         task = _score.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
-        weights, places = ray.put(model.meta_params), (tuple(own), os.getcwd())
-        going = {task.remote(model.uri, model.description, weights, source, indices, places): indices for indices in parts}
-        by_episode = torch.zeros(episodes, 4, dtype=torch.float64)
+        weights, users = ray.put(model.meta_params), (tuple(own), metric, os.getcwd())
+        going = {task.remote(model.uri, model.description, weights, source, indices, users): indices for indices in parts}
+        by_episode = torch.zeros(episodes, 2 * columns, dtype=torch.float64)
         while going:
             (done, *_), _ = ray.wait(list(going))
             by_episode[going.pop(done)] = _got(done)
             yield {}
     norm = model.description["norm"]
-    trained, random_init = (evaluation_of(Accuracy(), part, model.learner, stream, norm) for part in by_episode.split(2, dim=1))
+    trained, random_init = (evaluation_of(scored_by, part, model.learner, stream, norm) for part in by_episode.split(columns, dim=1))
     yield trained.as_dict() | random_init.as_baseline() | {"baseline": "random initialisation"}
 
 
 @ray.remote
 def _score(
-    uri: str, description: dict[str, Any], weights: Params, source: EpisodeSource, indices: list[int], places: tuple[tuple[str, ...], str]
+    uri: str,
+    description: dict[str, Any],
+    weights: Params,
+    source: EpisodeSource,
+    indices: list[int],
+    users: tuple[tuple[str, ...], str | None, str],
 ) -> Tensor:
-    """Scores of these episodes (len(indices), 4): by the model, and by its random initialisation.
+    """Scores of these episodes (len(indices), 2 · columns): by the model, and by its random initialisation.
 
-    `places`: import paths of the user's own classes, and the folder where they are found.
+    `users`: import paths of the user's own classes, the metric that the user named, and the folder where they are found.
     """
-    own, import_from = places
+    own, metric, import_from = users
     sys.path.append(import_from)
     torch.set_num_threads(1)
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -84,7 +91,8 @@ def _score(
     drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(source.seed, "initial weights"))
     learner = build_learner(model=drawn, allow_import=True, **description["learner"])
     random_init = weights | {name: value.to(weights[name]) for name, value in learner.initial_params().items()}
-    return torch.cat([scores(Accuracy(), model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
+    scored_by = metric_for(description, metric)
+    return torch.cat([scores(scored_by, model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
 
 
 def _got(done: Any) -> Tensor:

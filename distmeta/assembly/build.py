@@ -296,7 +296,7 @@ def _check_carried(config: Config, domain: Domain, learner: Learner, inputs: tor
         set_training(network, False)
         with torch.no_grad(), seeded(0), twice_differentiable():
             outputs.append(network(inputs))
-    if not torch.allclose(*outputs, rtol=0, atol=0, equal_nan=True):
+    if not torch.allclose(outputs[0], outputs[1], rtol=0, atol=0, equal_nan=True):
         raise ConfigError(
             f"another instance of model.name={config.model.name} gives other outputs with the same parameters and buffers",
             "register whatever its constructor draws as a parameter or a persistent buffer",

@@ -84,8 +84,8 @@ def train(
     show_test(result["test"])
     say(f"best step {result['best_step']} of {result['steps']}; model {result['model']}")
     if settings.data.shards is not None:
-        data, own = settings.data, imported_of(settings.model.name, settings.learner.name)
-        next_commands(settings.data.shards, result["model"], data.way, data.shot, settings.tracking.uri, own)
+        own = imported_of(settings.model.name, settings.learner.name)
+        next_commands(settings.data.shards, result["model"], settings.data.way, settings.data.shot, settings.tracking.uri, own)
 
 
 def sweep(

@@ -1,4 +1,5 @@
 # make quickstart: embedded data, a meta-trained model, the commands to use it.   make test: what CI runs.   make slow: the tests that take long.
+# make bench: every comparison that docs/results.md repeats, in at most 40 minutes on an idle machine.
 # Each sets up .venv by itself. TORCH_INDEX=URL takes torch from another wheel index (a CPU or CUDA build).
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test slow lint docs clean
+.PHONY: install quickstart test slow bench lint docs clean
 
 install: $(READY)
 
@@ -20,8 +21,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-quickstart: $(READY)
-	@test -e data/glyphs/manifest.json || $(BIN)/distmeta pack --dataset glyphs --out data/glyphs
+data/glyphs/manifest.json: | $(READY)
+	$(BIN)/distmeta pack --dataset glyphs --out data/glyphs
+
+quickstart: $(READY) data/glyphs/manifest.json
 	@$(BIN)/distmeta train configs/quickstart.yaml --resume
 
 test: $(READY) lint
@@ -29,6 +32,10 @@ test: $(READY) lint
 
 slow: $(READY)
 	$(BIN)/pytest -m slow
+
+bench: $(READY) data/glyphs/manifest.json
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python tests/bench/everything.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

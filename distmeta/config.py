@@ -351,6 +351,9 @@ class SweepConfig(Section):
     """ASHA reduction factor: one in this many trials survives each rung."""
     fresh_episodes: Annotated[Positive, Change.ON_RESUME] = 600
     """Number of fresh validation episodes on which the winner and trial 0 are compared at the end."""
+    seeds: Annotated[list[Count], Change.ON_RESUME] = []
+    """Training seeds: at the end the winner's config and trial 0's are trained, tested and registered once for each, and compared over
+    them (default: none, the trials themselves are compared)."""
     promote: Annotated[Literal["best", "retrain", "none"], Change.ON_RESUME] = "best"
     """What is tested and registered: the winning trial (best), a new run with its config (retrain), or nothing (none)."""
     retrain_steps: Annotated[Steps | None, Change.ON_RESUME] = None
@@ -373,6 +376,8 @@ class SweepConfig(Section):
     def _coherent(self) -> "SweepConfig":
         if not self.space:
             raise PydanticCustomError("empty_space", "sweep.space names no key")
+        if self.seeds and len(set(self.seeds)) < max(2, len(self.seeds)):
+            raise PydanticCustomError("several_seeds", "sweep.seeds holds two or more different seeds")
         if self.search == "pbt" and self.total < 4:
             raise PydanticCustomError("small_population", "search: pbt needs 4 trials or more: the worst quarter follows the best")
         ranges = [key for key, values in self.space.items() if values.choice is None]
@@ -593,7 +598,8 @@ def _check_space(config: Config, origin: str) -> None:
         if key == "seed":
             raise ConfigError(
                 f"sweep.space names {key} in {origin}, which all trials must have alike: the best of several seeds is a lucky draw",
-                "train the config once for each seed and take their mean: distmeta train CONFIG --seeds 0,1,2",
+                "train the config once for each seed and take their mean: distmeta train CONFIG --seeds 0,1,2; or set sweep.seeds=[0,1,2], "
+                "which compares the winner with trial 0 over seeds",
             )
         if change_of(key) in (Change.ON_RESUME, Change.BETWEEN_RUNS):
             raise ConfigError(

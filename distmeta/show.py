@@ -176,6 +176,20 @@ def show_advance(fresh: dict[str, Any]) -> None:
     say(f"{line} ({ours.columns[ours.selected]} {ours.axis or ''}".rstrip() + ")")
 
 
+def show_advance_over_seeds(seeds: dict[str, Any], fresh: dict[str, Any]) -> None:
+    """How far a sweep's winner is ahead of trial 0 over several training seeds."""
+    ours = measurement_of(fresh)
+    for name, title in (("winner", "the winner's config"), ("trial_0", "trial 0's")):
+        if name in seeds:
+            tested = measurement_of({KEY: seeds[name]["over_seeds"]})
+            say(f"{title}, trained with seeds {', '.join(map(str, seeds['seeds']))}: test {tested.summary} over seeds")
+    if "advance" in seeds:
+        over_seeds, over_episodes = (
+            ours.difference(seeds["advance"], seeds[f"advance_ci95_over_{kind}"]) for kind in ("seeds", "episodes")
+        )
+        say(f"on validation episodes that no trial saw the winner's is ahead by {over_seeds} over seeds ({over_episodes} over episodes)")
+
+
 def summary(row: dict[str, Any]) -> str:
     """What a registered model came to on its test, "?" where its tags do not say it."""
     try:

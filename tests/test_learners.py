@@ -289,6 +289,20 @@ def test_without_an_inner_lr_all_are_plain_multi_task_learning() -> None:
     torch.testing.assert_close(given, wanted, rtol=1e-8, atol=1e-11)
 
 
+def test_reptile_adapts_at_test_in_batches_of_their_own() -> None:
+    model, episode = network("mlp", "none"), batch(1)
+    theta = learner("reptile", model).initial_params()
+    own, all_alike, other = (
+        learner("reptile", model, inner_batch=size, inner_batch_eval=of_eval) for size, of_eval in ((4, 3), (3, None), (4, None))
+    )
+    adapted = [flatten(list(made.adaptation(theta, episode))[-1]) for made in (own, all_alike, other)]
+    torch.testing.assert_close(adapted[0], adapted[1], rtol=0, atol=0)
+    assert not torch.equal(adapted[0], adapted[2])
+    trained = [made.slot_gradients(theta, batch(1))[0] for made in (own, all_alike, other)]
+    torch.testing.assert_close(trained[0], trained[2], rtol=0, atol=0)
+    assert not torch.equal(trained[0], trained[1])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_permuting_labels_and_head_rows_permutes_the_gradient(name: str) -> None:
     made = learner(name, network("mlp", "batch"))

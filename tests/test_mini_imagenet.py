@@ -1,7 +1,9 @@
 """miniImageNet's lists, over its own images and over ImageNet's, by name and by number."""
 
+import hashlib
 import io
 import tarfile
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,36 @@ def test_lists_and_images_must_be_there(lists: Path, tmp_path: Path) -> None:
         read(tmp_path / "absent", lists)
     with pytest.raises(DataError, match="holds no class"):
         read(lists, lists)
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "said"),
+    [
+        ((2, 1, 1), 3, "2/1/1 classes in train/val/test, theirs have 64/16/20"),
+        ((64, 16, 20), 3, "classes have 3 to 3 images, theirs 600"),
+        ((64, 16, 20), 600, "as many classes and images, but not the same"),
+    ],
+)
+def test_lists_that_are_not_the_published_ones_are_told_apart(
+    classes: tuple[int, int, int], images: int, said: str, tmp_path: Path
+) -> None:
+    wnids = iter(f"n{number:08d}" for number in range(1, 101))
+    for split, count in zip(WNIDS, classes, strict=True):
+        rows = [f"{renamed(wnid, number)},{wnid}\n" for wnid in islice(wnids, count) for number in range(images)]
+        (tmp_path / f"{split}.csv").write_text("filename,label\n" + "".join(rows))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / renamed("n00000001", 0)).write_bytes(b"x")
+    told: list[str] = []
+    opened = mini_imagenet.read(tmp_path / "images", tmp_path, True, told.append)
+    assert opened.facts["mini_imagenet_lists"] == "others"
+    assert told[0].endswith(said)
+
+
+def test_the_published_lists_are_known_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: Path) -> None:
+    lines = sorted(f"{split},{wnid},{renamed(wnid, n)}\n" for split, wnids in WNIDS.items() for wnid in wnids for n in NUMBERS)
+    monkeypatch.setattr(mini_imagenet, "_PUBLISHED_SHA256", hashlib.sha256("".join(lines).encode()).hexdigest())
+    header, *rows = (lists / "train.csv").read_text().splitlines()
+    (lists / "train.csv").write_text("\n".join([header, *reversed(rows)]))
+    told: list[str] = []
+    opened = mini_imagenet.read(as_folders(tmp_path / "folders", ALL), lists, False, told.append)
+    assert (opened.facts["mini_imagenet_lists"], told) == ("Ravi and Larochelle 2017", [])

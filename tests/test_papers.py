@@ -33,7 +33,7 @@ def header(recipe: Path) -> dict[str, str]:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_recipe_says_where_it_comes_from(recipe: Path) -> None:
     told, config = header(recipe), load_config(recipe)
-    assert list(told) == ["Paper", "Published", "Settings", "Different here", "Command", "Ours"]
+    assert list(told) == ["Paper", "Published", "Checked", "Settings", "Different here", "Command", "Ours"]
     assert told["Command"].strip() == f"distmeta train configs/papers/{recipe.name}"
     assert config.run_folder == f"runs/papers/{recipe.stem}"
     published = config.published

@@ -34,8 +34,9 @@ from distmeta.errors import ClusterError, ConfigError, RunError
 from distmeta.learners import build_learner
 from distmeta.learners.params import weights_sha256
 from distmeta.seeds import generator
-from distmeta.show import show_advance
+from distmeta.show import show_advance, show_advance_over_seeds
 from distmeta.sweep.driver import _as_sweep, _describe, _winner, check_space, sweep
+from distmeta.sweep.fresh import compare_over_seeds
 from distmeta.sweep.population import Population, followed, near
 from distmeta.sweep.records import Records
 from distmeta.sweep.search import Search
@@ -239,6 +240,58 @@ def test_a_trial_that_went_all_the_way_ranks_before_one_that_was_stopped(tmp_pat
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def evaluation(rows: torch.Tensor, setting: Setting) -> Evaluation:
+    measurement = Accuracy().measure(build_learner("maml", nn.Linear(1, 3)), Task(3, 1, 3), rows)
+    return Evaluation(measurement, Accuracy().keys(measurement), setting, rows)
+
+
+def test_over_seeds_the_winner_and_trial_0_are_trained_once_each_and_compared_pairwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without training: what is asked to be trained and evaluated, and what becomes of the scores."""
+    base = config(tmp_path, seeds=[4, 5, 6])
+    for number, score in enumerate((0.5, 0.7)):
+        finished(RunFolder(base.run_folder), number, [score] * 6, state="finished")
+    records = Records(base)
+    setting = Setting(50, 3, 1, 3, seed=1, inner_steps=2, norm="batch")
+    right = {(trial, seed): torch.from_numpy(generator(trial, "right", seed).random((50, 2))) for trial in (0, 1) for seed in (4, 5, 6)}
+    trained: list[tuple[str, list[int], float]] = []
+
+    def train(made: Config, seeds: list[int], resume: bool, *_: object) -> dict[str, Any]:
+        trained.append((made.run_folder, seeds, made.learner.settings["inner_lr"]))
+        assert resume, "what a killed sweep has trained is not trained again"
+        measured = evaluation(right[1, 4], setting).measurement.as_dict()
+        return {"run_id": "parent", "run_folder": made.run_folder, "over_seeds": measured, "over_episodes": measured}
+
+    def evaluated(records: Records, configs: list[Config]) -> list[Evaluation]:
+        trials = {str(records.folder.compared(number).of_seed(made.seed)): number for number in (0, 1) for made in configs}
+        return [evaluation(right[trials[made.run_folder], made.seed], setting) for made in configs]
+
+    tags: dict[str, str] = {}
+    monkeypatch.setattr("distmeta.sweep.fresh.train_seeds", train)
+    monkeypatch.setattr("distmeta.sweep.fresh.on_fresh_episodes", evaluated)
+    monkeypatch.setattr("distmeta.sweep.fresh.tracking.set_tags", lambda uri, run_id, given: tags.update(given))
+    found = compare_over_seeds(records, records.trials[1], "uri", "sweep", None, False)
+    assert [(folder, seeds) for folder, seeds, _ in trained] == [(str(records.folder.compared(n)), [4, 5, 6]) for n in (1, 0)]
+    assert trained[0][2] == records.config_of(records.trials[1]).learner.settings["inner_lr"] != trained[1][2]
+    assert tags["mlflow.parentRunId"] == "sweep"
+    ahead = torch.stack([right[1, seed][:, 1] - right[0, seed][:, 1] for seed in (4, 5, 6)])
+    for interval, values in (("seeds", ahead.mean(1)), ("episodes", ahead.mean(0))):
+        half = scipy.stats.ttest_1samp(values.numpy(), 0).confidence_interval(0.95)
+        assert found[f"advance_ci95_over_{interval}"] == pytest.approx((half.high - half.low) / 2)
+    assert found["advance"] == pytest.approx(ahead.mean().item())
+    show_advance_over_seeds(found, evaluation(right[1, 4], setting).as_dict())
+    said = capsys.readouterr().err
+    assert f"ahead by {100 * found['advance']:+.1f} ± {100 * found['advance_ci95_over_seeds']:.1f} points over seeds" in said
+    assert "advance" not in compare_over_seeds(records, records.trials[0], "uri", "sweep", None, False), "trial 0 is the winner itself"
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 1], [0, 1, 0], [-1, 2]])
+def test_seeds_of_a_comparison_are_several_and_different(seeds: list[int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sweep"):
+        config(tmp_path, seeds=seeds)
+
+
 def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,12 +302,9 @@ def test_the_winner_meets_the_config_as_it_stands_on_the_same_fresh_episodes(
     setting = Setting(50, 3, 1, 3, seed=1, inner_steps=2, norm="batch")
     right = {number: torch.from_numpy(generator(5, "right", number).random((50, 2))) for number in (0, 1)}
 
-    def fresh(trial: Trial) -> Evaluation:
-        rows = right[trial.number]
-        measurement = Accuracy().measure(build_learner("maml", nn.Linear(1, 3)), Task(3, 1, 3), rows)
-        return Evaluation(measurement, Accuracy().keys(measurement), setting, rows)
-
-    monkeypatch.setattr("distmeta.sweep.driver._on_fresh_episodes", lambda records, trials: [fresh(trial) for trial in trials])
+    numbers = {records.config_of(trial).run_folder: trial.number for trial in records.trials}
+    fresh = {run_folder: evaluation(right[number], setting) for run_folder, number in numbers.items()}
+    monkeypatch.setattr("distmeta.sweep.driver.on_fresh_episodes", lambda records, configs: [fresh[made.run_folder] for made in configs])
     found = _describe(records, _winner(records), TrialTable(sys.stderr, RunFolder(tmp_path), records.settings))["fresh"]
     apart = scipy.stats.ttest_rel(right[1][:, 1].numpy(), right[0][:, 1].numpy()).confidence_interval(0.95)
     assert found["advance"] == pytest.approx((apart.low + apart.high) / 2)

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 import typer
 
 from distmeta.cli.options import Address, Json, OtherHardware, Seeds, Sets, TrackingUri, import_from_here, imported_of
-from distmeta.show import next_commands, print_json, print_table, say, show_advance, show_schedule, show_seeds, show_table, show_test
+from distmeta.show import (
+    next_commands,
+    print_json,
+    print_table,
+    say,
+    show_advance,
+    show_advance_over_seeds,
+    show_schedule,
+    show_seeds,
+    show_table,
+    show_test,
+)
 
 
 def init(
@@ -120,6 +131,8 @@ def sweep(
         say("trial 0, the config without changes, did best")
     show_schedule(best.get("history", []))
     show_advance(best["fresh"])
+    if "seeds" in best:
+        show_advance_over_seeds(best["seeds"], best["fresh"])
     if "model" in best:
         if "retrained" in best:
             say(f"retrained for {best['retrained_steps']} steps in {best['retrained']}")

@@ -2,25 +2,22 @@
 
 import os
 from collections import Counter
-from functools import partial
 from typing import Any
 
-import torch
 from ray import tune
 from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from distmeta.assembly.build import use_kernels
 from distmeta.assembly.origins import fetch_models
 from distmeta.assembly.run import Run
 from distmeta.config import Config, SweepConfig, secrets_of
-from distmeta.data.workers import Workers, usable_cpus
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
 from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
 from distmeta.scale.fit import Fit, watch
 from distmeta.scale.kernels import settled
 from distmeta.scale.run import absolute, opened, run
+from distmeta.sweep.fresh import compare_over_seeds, on_fresh_episodes
 from distmeta.sweep.mirror import SweepMirror
 from distmeta.sweep.population import Population, check_changeable, check_generations
 from distmeta.sweep.records import Records, driver_restarts, trial_config
@@ -28,7 +25,7 @@ from distmeta.sweep.trials import Trial, run_trial
 from distmeta.sweep.tuner import Asha, Interrupt, Source
 from distmeta.sweep.view import TrialTable, draw, parameters
 from distmeta.sweep.watchdog import Watchdog
-from distmeta.training.evaluate import Evaluation, evaluate, paired_difference
+from distmeta.training.evaluate import paired_difference
 from distmeta.training.lease import Claim
 
 _DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: with one it could wait for ever for its own workers
@@ -203,7 +200,8 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
     episodes, first = records.settings.fresh_episodes, records.trials[0]
     compared = records.settings.baseline and first.state == "finished" and first is not winner
     view.say(f"trial {winner.number}{' and trial 0' if compared else ''} on {episodes} validation episodes that no trial has seen")
-    evaluation, *others = _on_fresh_episodes(records, [winner, first] if compared else [winner])
+    configs = [records.config_of(trial) for trial in ([winner, first] if compared else [winner])]
+    evaluation, *others = on_fresh_episodes(records, configs)
     fresh: dict[str, Any] = dict(evaluation.as_dict())
     for other in others:
         advance = paired_difference(evaluation.selected, other.selected)
@@ -221,6 +219,8 @@ def _conclude(
     best_config = folder.write_best_config((schedule if len(winner.history) > 1 else "") + again.to_yaml())
     pictures = draw(records.trials, folder, records.settings)
     run_id = folder.read_mlflow()["run_id"]
+    if records.settings.seeds:
+        best["seeds"] = compare_over_seeds(records, winner, uri, run_id, address, allow_other_hardware)
     if records.settings.promote != "none":
         best |= _promote(records, winner, run_id, uri, address, allow_other_hardware)
     ranking = records.ranking()
@@ -244,23 +244,3 @@ def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: 
     if retrained:
         tracking.set_tags(uri, result["run_id"], {"mlflow.parentRunId": sweep_id, "retrained": str(winner.number)})
     return {"model": result["model"], "test": result["test"]} | retrained
-
-
-def _on_fresh_episodes(records: Records, trials: list[Trial]) -> list[Evaluation]:
-    """Each trial on validation episodes that none has seen, computed side by side as far as this machine has CPUs."""
-    kernels = records.folder.read_config().train.kernels
-    with Workers(min(len(trials), usable_cpus()), "--resume compares them again") as workers:
-        return list(
-            workers.map(partial(evaluate_fresh, kernels=kernels, episodes=records.settings.fresh_episodes), map(records.config_of, trials))
-        )
-
-
-def evaluate_fresh(config: Config, kernels: str, episodes: int) -> Evaluation:
-    """A run's best step on `episodes` validation episodes of the next seed."""
-    torch.set_num_threads(1)
-    seed = config.data.eval.seed + 1
-    config = config.model_copy(update={"data": config.data.model_copy(update={"eval": config.data.eval.model_copy(update={"seed": seed})})})
-    this = Run.of(config, dtype=getattr(torch, config.train.weights)).on("cpu", kernels)
-    use_kernels(this.config, this.learner, config.train.weights)
-    params = this.best_params(this.learner.initial_params())
-    return evaluate(this.metric, this.learner, params, this.domain.evaluation("val"), episodes, config.model.norm)

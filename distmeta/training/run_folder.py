@@ -24,7 +24,7 @@ _BEST, _POINTER = "best", "best.json"
 _INITIAL, _INIT, _BESIDE = "initial", "init_from", "beside"
 _LOG, _EVENTS, _STATUS, _MLFLOW = "log.txt", "events.jsonl", "status.json", "mlflow.json"
 _TRIALS, _TRIAL, _FAILURE = "trials", "trial.json", "failure.json"
-_RETRAINED, _BEST_CONFIG, _TABLE = "retrained", "best.yaml", "trials.json"
+_RETRAINED, _COMPARED, _BEST_CONFIG, _TABLE = "retrained", "compared", "best.yaml", "trials.json"
 _TUNE, _GROUPS = ".ray/tune", "placement_groups.json"
 _SEEDS, _SEED_RUNS = "seeds.json", "seeds"
 _FINISHED = "give the run_folder of a run that ended with its test"
@@ -50,6 +50,7 @@ class RunFolder:
     |---|---|
     | trials/trial-000/ | a run folder, with trial.json and, if it failed, failure.json |
     | retrained/…/ | a run folder |
+    | compared/trial-000/ | runs of a trial's config with the seeds of sweep.seeds |
     | best.yaml, trials.json, by_parameter.png, … | what the sweep found |
     | .ray/tune | Ray Tune's own records, which nobody reads |
     | placement_groups.json | the groups of Ray's that it has made |
@@ -221,7 +222,6 @@ class RunFolder:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the final test was made."""
         return (self.path / _RESULT).exists()
 
     def write_result(self, result: dict[str, Any], by_episode: Rows) -> None:
@@ -295,12 +295,15 @@ class RunFolder:
         """The run of a trial's config over so many steps: a resume may find another winner, or change the steps."""
         return RunFolder(self.path / _RETRAINED / f"trial-{trial:03d}-{steps}-steps")
 
+    def compared(self, trial: int) -> "RunFolder":
+        """The runs of a trial's config with several seeds."""
+        return RunFolder(self.path / _COMPARED / f"trial-{trial:03d}")
+
     def write_best_config(self, text: str) -> Path:
         write_whole(self.path / _BEST_CONFIG, text)
         return self.path / _BEST_CONFIG
 
     def write_table(self, answer: dict[str, Any]) -> Path:
-        """Keep what the sweep came to."""
         write_whole(self.path / _TABLE, json.dumps(answer, indent=1))
         return self.path / _TABLE
 
@@ -324,8 +327,6 @@ class RunFolder:
     def read_groups(self) -> list[str]:
         path = self.path / _GROUPS
         return read_json(path, list[str]) if path.exists() else []
-
-    # Of the runs of one config with several seeds.
 
     @property
     def holds_seeds(self) -> bool:

@@ -8,19 +8,16 @@ For each learner of LEARNERS the steps that fit into the time (on an idle machin
 """
 
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from steps import steps_in, with_allocator
 
-from distmeta.assembly.run import Run
-from distmeta.config import Config, load_config
-from distmeta.learners.allocator import ALLOCATOR
+from distmeta.config import load_config
 from distmeta.training.intervals import mean_and_ci95
 
 LEARNERS = {
@@ -39,33 +36,17 @@ LEARNERS = {
 }
 
 
-def step_seconds(config: Config) -> float:
-    """Median processor time of a worker's share of a step, and 6 ms for what else a step needs; a busy machine does not change it."""
-    torch.set_num_threads(1)
-    run = Run.of(config)
-    domain, learner, params = run.domain, run.learner, run.start()
-    batches = domain.training(range(config.outer.meta_batch_size // config.train.most), 0)
-    times = []
-    for _ in range(12):
-        batch = next(batches)
-        start = time.process_time()
-        learner.slot_gradients(params, batch)
-        times.append(time.process_time() - start)
-    return sorted(times)[len(times) // 2] + 0.006
-
-
 def main(
     config: Path,
     learner: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.")] = None,
     minutes: Annotated[float, typer.Option(help="Training time of each learner.")] = 4.0,
     out: Annotated[Path, typer.Option(help="Folder for the run folders.")] = Path("runs/learners"),
 ) -> None:
-    if not os.environ.keys() >= ALLOCATOR.keys():  # as workers have it, and before the process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+    with_allocator()
     names = learner or list(LEARNERS)
     for name in names:
         sets = [*LEARNERS[name], f"run_folder={out / name}", f"tracking.model={config.stem.replace('_', '-')}-{name}"]
-        steps = max(1, round(60 * minutes / step_seconds(load_config(config, sets))))
+        steps = steps_in(load_config(config, sets), minutes)
         sets += [f"outer.steps={steps}", f"train.validate_every={max(1, steps // 8)}", f"train.checkpoint_every={max(1, steps // 4)}"]
         print(f"{name}: {steps} steps", flush=True)
         command = [sys.executable, "-c", "from distmeta.cli import main; main()", "train", str(config), "--resume"]

@@ -4,8 +4,11 @@ The published lists name images n0153282900000005.jpg: the WordNet id, then eigh
 images under these very names, and ImageNet itself, whose names are others. Ravi and Larochelle published no table between the two. The
 rule that tools follow (mini-imagenet-tools, for one): the number counts, from 1, the class's files in ImageNet in the order of the number
 in their own names (n01532829_28.JPEG). Which of the two was used stands in the manifest.
+
+The lists themselves are compared with the published ones, because accuracies on other lists cannot be compared with published figures.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +23,9 @@ from distmeta.errors import DataError
 
 _RENAMED = re.compile(r"(n\d{8})(\d{8})\.jpe?g", re.IGNORECASE)
 _NUMBERED = re.compile(r"_(\d+)\.[A-Za-z]+$")
+_PUBLISHED = {"train": 64, "val": 16, "test": 20}  # classes, of 600 images each
+# Of github.com/twitter/meta-learning-lstm, commit 0df7fc7, data/miniImagenet: SHA-256 of its sorted lines "split,wnid,filename".
+_PUBLISHED_SHA256 = "abf3e1af8ab01a353312fbac39746cc2a34595261bbaa9679cc61ac1e90ceeb9"
 _EITHER = "give the folder of miniImageNet's own images, or ILSVRC2012_img_train.tar whole"
 
 
@@ -31,6 +37,12 @@ class _Lists(NamedTuple):
     def total(self) -> int:
         return sum(map(len, self.files.values()))
 
+    @property
+    def are_published(self) -> bool:
+        """Whether they name the images of Ravi and Larochelle's lists, in the same splits."""
+        lines = sorted(f"{self.classes[wnid].split},{wnid},{name}\n" for wnid, names in self.files.items() for name in names)
+        return hashlib.sha256("".join(lines).encode()).hexdigest() == _PUBLISHED_SHA256
+
 
 def read(source: Path, splits: Path, allow_missing: bool, report: Callable[[str], None]) -> Source:
     """The images that the lists in `splits` name, each class its own category.
@@ -41,13 +53,28 @@ def read(source: Path, splits: Path, allow_missing: bool, report: Callable[[str]
     with readable(source):
         lists = _read_lists(splits)
         paths = _find_files(source, {name for names in lists.files.values() for name in names}) if source.is_dir() else {}
+    facts = {"mini_imagenet_lists": "Ravi and Larochelle 2017" if lists.are_published else "others"}
+    if not lists.are_published:
+        report(_differences(splits, lists))
     if paths:
-        return Source(_by_name(source, lists, paths, allow_missing, report), lists.total, {"mini_imagenet_images": "by name"})
+        return Source(_by_name(source, lists, paths, allow_missing, report), lists.total, facts | {"mini_imagenet_images": "by name"})
     renamed = all(_RENAMED.fullmatch(name) for names in lists.files.values() for name in names)
     rule = "by number" if renamed else "by name"
     choose = (lambda wnid, names: _by_number(wnid, names, lists)) if renamed else (lambda wnid, names: _named(wnid, names, lists))
     images = _from_imagenet(source, lists, choose, allow_missing, report)
-    return Source(images, lists.total, {"mini_imagenet_images": rule})
+    return Source(images, lists.total, facts | {"mini_imagenet_images": rule})
+
+
+def _differences(folder: Path, lists: _Lists) -> str:
+    """What tells other lists from the published ones."""
+    counts = {split: sum(known.split == split for known in lists.classes.values()) for split in SPLITS}
+    sizes = sorted({len(names) for names in lists.files.values()})
+    text = f"the lists in {folder} are not Ravi and Larochelle's, so accuracies cannot be compared with published ones"
+    if counts != _PUBLISHED:
+        return f"{text}: {'/'.join(map(str, counts.values()))} classes in {'/'.join(counts)}, theirs have 64/16/20"
+    if sizes != [600]:
+        return f"{text}: classes have {sizes[0]} to {sizes[-1]} images, theirs 600"
+    return f"{text}: as many classes and images, but not the same"
 
 
 def _read_lists(folder: Path) -> _Lists:

@@ -1,0 +1,120 @@
+"""Every comparison of docs/results.md that one machine can repeat in 40 minutes: what `make bench` runs.
+
+    python tests/bench/everything.py [--only NAME …] [--list]
+
+Each part is a program of its own with a time limit, and prints its own table; ratios are measured in alternation within one part. What a
+part needs and does not find is named, and the part is skipped. At the end a table says what became of each. Exit code 1 if a part failed.
+A part that its limit ends prints what it had, and counts as stopped, not as failed: on a slow or busy machine, run it alone.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+
+BENCH = Path(__file__).parent
+ROOT = BENCH.parent.parent
+GLYPHS, OMNIGLOT = "data/glyphs", "data/omniglot"
+PEERS = Path(os.environ.get("DISTMETA_PEERS", "peers"))  # clones of peers' repositories
+
+
+class Part(NamedTuple):
+    """`{scratch}` in `arguments` is a folder that is removed in the end; `minutes` is the limit; `needs` are paths."""
+
+    name: str
+    what: str
+    minutes: float
+    arguments: list[str]
+    needs: tuple[str, ...] = ()
+
+
+def peer(name: str) -> Part:
+    clone = str(PEERS / name)
+    return Part(f"peer {name}", "their weights and episodes, our evaluation", 1, ["bench/peers.py", name, clone], (clone,))
+
+
+PARTS = [
+    Part("golden", "200 meta-losses of the quickstart beside those in git", 1.5, ["golden.py", GLYPHS], (GLYPHS,)),
+    Part("agreement", "meta-gradients of all contenders in float64", 1, ["bench/meta_gradient.py", "--only", "agreement"]),
+    Part(
+        "one worker",
+        "a step beside higher, TorchOpt and torch.func",
+        3,
+        ["bench/meta_gradient.py", "--only", "one-worker", "--repeats", "5"],
+    ),
+    Part("two workers", "the same on two Ray workers", 3, ["bench/meta_gradient.py", "--only", "two-workers", "--repeats", "5"]),
+    Part("kernels", "native kernels beside torch's", 2, ["bench/meta_gradient.py", "--only", "kernels", "--repeats", "5"]),
+    Part("reduction", "the exact sum beside a float sum", 3, ["bench/meta_gradient.py", "--only", "reduction", "--repeats", "5"]),
+    Part("checkpointed", "time beside unrolled", 3, ["bench/meta_gradient.py", "--only", "checkpointed", "--repeats", "3"]),
+    Part("memory", "peak memory at 5 and 50 inner steps", 3, ["bench/meta_gradient.py", "--only", "memory"]),
+    Part("sinusoids", "25 small tasks at once", 1, ["bench/meta_gradient.py", "--only", "sinusoids", "--repeats", "5"]),
+    Part("adapt", "a published model beside bare torch", 1, ["bench/adapt.py", "--repeats", "7"]),
+    Part(
+        "stream", "episodes beside WebDataset and a folder", 4, ["bench/stream.py", "--images", "20000", "--only", "webdataset", "folder"]
+    ),
+    Part("step time", "where a step's time goes", 1.5, ["bench/step_time.py", GLYPHS], (GLYPHS,)),
+    Part("same bits", "one hash on 1, 2, 3 and 4 workers", 4, ["bench/same_weights.py", GLYPHS, "--only", "workers"], (GLYPHS,)),
+    Part(
+        "learners",
+        "six learners in equal time on Omniglot, 20 s each",
+        7,
+        ["bench/learners.py", "configs/omniglot_5way_1shot_maml.yaml", "--minutes", "0.33", "--out", "{scratch}/learners"],
+        (OMNIGLOT,),
+    ),
+    *map(peer, ("few-shot-meta-baseline", "prototypical-networks")),
+]
+assert sum(part.minutes for part in PARTS) <= 40
+
+
+def run(part: Part, scratch: str) -> tuple[str, float]:
+    """What became of a part, and its seconds."""
+    absent = [path for path in part.needs if not (ROOT / path).exists()]
+    if absent:
+        return f"skipped: {', '.join(absent)} absent", 0.0
+    print(f"\n== {part.name}: {part.what}", flush=True)
+    program, *arguments = (argument.format(scratch=scratch) for argument in part.arguments)
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{scratch}/mlflow.db"}
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, str(BENCH.parent / program), *arguments], cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        code = process.wait(60 * part.minutes)
+        outcome = "ok" if code == 0 else f"failed (exit code {code})"
+    except subprocess.TimeoutExpired:
+        outcome = f"stopped after {part.minutes:g} min"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)  # with the processes that it started
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+    return outcome, time.monotonic() - began
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Names of parts (default: all). May be repeated.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Print the parts with their limits (minutes).")] = False,
+) -> None:
+    unknown = set(only or ()) - {part.name for part in PARTS}
+    if unknown:
+        raise typer.BadParameter(f"no part is called {', '.join(sorted(unknown))}; see --list")
+    chosen = [part for part in PARTS if not only or part.name in only]
+    if show:
+        print("\n".join(f"{part.name:28} {part.minutes:4g} min  {part.what}" for part in chosen))
+        return
+    with tempfile.TemporaryDirectory(prefix="distmeta-bench-") as scratch:
+        outcomes = [(part, *run(part, scratch)) for part in chosen]
+    print("\n| part | what | outcome | seconds |\n|---|---|---|---|")
+    for part, outcome, seconds in outcomes:
+        print(f"| {part.name} | {part.what} | {outcome} | {seconds:.0f} |")
+    sys.exit(any(outcome.startswith("failed") for _, outcome, _ in outcomes))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -133,7 +133,7 @@ def translated(theirs: dict[str, Tensor], names: list[tuple[str, str]]) -> Param
 
 
 class Noise:
-    """Episodes whose classes are pictures of noise, and whose images are these under more noise."""
+    """Episodes whose classes are smooth pictures drawn at random, and whose images are these under noise."""
 
     seed = 0
 
@@ -144,8 +144,9 @@ class Noise:
         way, shot, queries = self.task.way, self.task.shot, self.task.queries
         for index in indices:
             random = torch.Generator().manual_seed(index)
-            classes = torch.randn(way, 1, *self.image, generator=random)
-            images = classes + 2 * torch.randn(way, shot + queries, *self.image, generator=random)
+            channels, *size = self.image
+            classes = nn.functional.interpolate(torch.randn(way, channels, 4, 4, generator=random), size, mode="bilinear")[:, None]
+            images = classes + torch.randn(way, shot + queries, *self.image, generator=random)
             labels = torch.arange(way)
             yield EpisodeBatch(
                 step=0,

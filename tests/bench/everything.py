@@ -34,9 +34,10 @@ class Part(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-def peer(name: str) -> Part:
+def peer(name: str, minutes: float, episodes: int) -> Part:
     clone = str(PEERS / name)
-    return Part(f"peer {name}", "their weights and episodes, our evaluation", 1, ["bench/peers.py", name, clone], (clone,))
+    arguments = ["bench/peers.py", name, clone, "--episodes", str(episodes)]
+    return Part(f"peer {name}", "their weights and episodes, our evaluation", minutes, arguments, (clone,))
 
 
 PARTS = [
@@ -50,7 +51,7 @@ PARTS = [
     ),
     Part("two workers", "the same on two Ray workers", 3, ["bench/meta_gradient.py", "--only", "two-workers", "--repeats", "5"]),
     Part("kernels", "native kernels beside torch's", 2, ["bench/meta_gradient.py", "--only", "kernels", "--repeats", "5"]),
-    Part("reduction", "the exact sum beside a float sum", 3, ["bench/meta_gradient.py", "--only", "reduction", "--repeats", "5"]),
+    Part("reduction", "the exact sum beside a float sum", 2, ["bench/meta_gradient.py", "--only", "reduction", "--repeats", "5"]),
     Part("checkpointed", "time beside unrolled", 3, ["bench/meta_gradient.py", "--only", "checkpointed", "--repeats", "3"]),
     Part("memory", "peak memory at 5 and 50 inner steps", 3, ["bench/meta_gradient.py", "--only", "memory"]),
     Part("sinusoids", "25 small tasks at once", 1, ["bench/meta_gradient.py", "--only", "sinusoids", "--repeats", "5"]),
@@ -63,11 +64,12 @@ PARTS = [
     Part(
         "learners",
         "six learners in equal time on Omniglot, 20 s each",
-        7,
+        6,
         ["bench/learners.py", "configs/omniglot_5way_1shot_maml.yaml", "--minutes", "0.33", "--out", "{scratch}/learners"],
         (OMNIGLOT,),
     ),
-    *map(peer, ("few-shot-meta-baseline", "prototypical-networks")),
+    peer("few-shot-meta-baseline", 3, episodes=5),
+    peer("prototypical-networks", 1, episodes=20),
 ]
 assert sum(part.minutes for part in PARTS) <= 40
 

@@ -35,6 +35,7 @@ from distmeta.training.evaluate import evaluate
 from distmeta.training.intervals import mean_and_ci95
 
 TOLERANCE = 1e-9
+SETTLING = 4  # batches that give random weights their running statistics
 
 
 class Peer(NamedTuple):
@@ -208,7 +209,7 @@ def main(
     network = peer.make(weights).double()
     plain = EpisodeStream(Dataset(str(packed)), "test", task, seed=0, image_size=peer.image[-1]) if packed else Noise(task, peer.image)
     if weights is None:
-        settled(network, (batch.query_images[0].double() for batch in plain.evaluation(list(range(episodes, episodes + 20)))))
+        settled(network, (batch.query_images[0].double() for batch in plain.evaluation(list(range(episodes, episodes + SETTLING)))))
     network.eval()
     stream = Recorded(plain)
     learner = build_learner(name=peer.learner, model=build_model(**peer.model, input_shape=peer.image, outputs=task.way, seed=0).double())

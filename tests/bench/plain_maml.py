@@ -11,7 +11,7 @@ distmeta's streams, so that both see the same images, and the test is the config
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -75,7 +75,7 @@ def test(network: nn.Module, config: Config, this: Run) -> tuple[float | None, f
     """Transductive accuracy on the config's test episodes, as papers quote it."""
     learner, accuracies = this.learner, []
     for batch in this.domain.evaluation("test").evaluation(list(range(config.data.eval.episodes))):
-        for episode in batch.each():
+        for episode in cast(EpisodeBatch, batch).each():
             images, labels = episode.support_images[0], episode.support_labels[0]
             lr, steps = config.learner.settings["inner_lr"], learner.inner_steps_eval
             params = adapted(network, dict(network.named_parameters()), images, labels, lr, steps, graph=False)
@@ -98,8 +98,8 @@ def main(
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     this = Run.of(made)
-    batches = this.domain.training(range(made.outer.meta_batch_size), 0)
-    channels, side = next(this.domain.training([0], 0)).support_images.shape[2:4]
+    batches = cast(Iterator[EpisodeBatch], this.domain.training(range(made.outer.meta_batch_size), 0))  # of a packed dataset
+    channels, side = next(batches).support_images.shape[2:4]
     network = Network(channels, made.model.own.get("filters", 64), side, made.data.way)
     own = made.learner.settings
     count = train(network, batches, own["inner_lr"], own.get("inner_steps", 5), made.outer.lr, 60 * minutes)

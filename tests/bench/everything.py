@@ -54,7 +54,7 @@ PARTS = [
     Part("reduction", "the exact sum beside a float sum", 2, ["bench/meta_gradient.py", "--only", "reduction", "--repeats", "5"]),
     Part("checkpointed", "time beside unrolled", 3, ["bench/meta_gradient.py", "--only", "checkpointed", "--repeats", "3"]),
     Part("memory", "peak memory at 5 and 50 inner steps", 3, ["bench/meta_gradient.py", "--only", "memory"]),
-    Part("sinusoids", "25 small tasks at once", 1, ["bench/meta_gradient.py", "--only", "sinusoids", "--repeats", "5"]),
+    Part("sinusoids", "25 small tasks at once", 1.5, ["bench/meta_gradient.py", "--only", "sinusoids", "--repeats", "5"]),
     Part("adapt", "a published model beside bare torch", 1, ["bench/adapt.py", "--repeats", "7"]),
     Part(
         "stream", "episodes beside WebDataset and a folder", 4, ["bench/stream.py", "--images", "20000", "--only", "webdataset", "folder"]
@@ -64,7 +64,7 @@ PARTS = [
     Part(
         "learners",
         "six learners in equal time on Omniglot, 20 s each",
-        6,
+        5.5,
         ["bench/learners.py", "configs/omniglot_5way_1shot_maml.yaml", "--minutes", "0.33", "--out", "{scratch}/learners"],
         (OMNIGLOT,),
     ),
@@ -110,6 +110,7 @@ def main(
     if show:
         print("\n".join(f"{part.name:28} {part.minutes:4g} min  {part.what}" for part in chosen))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the part that runs is ended, too
     with tempfile.TemporaryDirectory(prefix="distmeta-bench-") as scratch:
         outcomes = [(part, *run(part, scratch)) for part in chosen]
     print("\n| part | what | outcome | seconds |\n|---|---|---|---|")

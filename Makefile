@@ -1,14 +1,16 @@
 # make quickstart: embedded data, a meta-trained model, the commands to use it.   make test: what CI runs.   make slow: the tests that take long.
 # make bench: every comparison that docs/results.md repeats, in at most 40 minutes on an idle machine.
+# make release: build the version that pyproject.toml names, try it in an empty environment, and tag it.
 # Each sets up .venv by itself. TORCH_INDEX=URL takes torch from another wheel index (a CPU or CUDA build).
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test slow bench lint docs clean
+.PHONY: install quickstart test slow bench lint docs release clean
 
 install: $(READY)
 
@@ -46,6 +48,18 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+release: $(READY)
+	@test -z "$$(git status --porcelain)" || { echo "the working tree has changes; commit them first"; exit 1; }
+	@grep -q '^## $(VERSION)' CHANGELOG.md || { echo "CHANGELOG.md has no section '## $(VERSION)'; give its first section that title"; exit 1; }
+	@! git rev-parse -q --verify refs/tags/v$(VERSION) > /dev/null || { echo "v$(VERSION) is tagged already; raise version in pyproject.toml"; exit 1; }
+	$(MAKE) test
+	rm -rf dist
+	$(BIN)/pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m build
+	.ci/wheel dist/*.whl
+	git tag --annotate v$(VERSION) --message "distmeta $(VERSION)"
+	@echo "next: git push origin v$(VERSION), then upload dist/* to the package index"
 
 clean:
 	rm -rf .venv

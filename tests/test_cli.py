@@ -1,5 +1,6 @@
 """The command line's answers to bad input: two lines, exit code 1 or 2, never a traceback, nothing half-written."""
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,8 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["distmeta", "--debug", "inspect", "absent"])
     with pytest.raises(DataError):
         cli.main()
+
+
+def test_the_version_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(monkeypatch, capsys, "--version")
+    assert (code, out) == (0, f"distmeta {importlib.metadata.version('distmeta')}\n")

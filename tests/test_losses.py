@@ -10,8 +10,9 @@ import ray
 from distmeta.errors import RunError
 from distmeta.scale.chronicle import Chronicle
 from distmeta.scale.losses import Failure, Loss, _cgroup, lost, oom_kills, signal_in
-from distmeta.training.events import LOST, EventLog, sentence
+from distmeta.training.events import EventLog, sentence
 from distmeta.training.run_folder import RunFolder
+from distmeta.training.stored import LOST
 
 DIED = Failure(("WorkerHealthCheckFailedError", "ActorDiedError"), "A worker health check failed.\nThe actor died unexpectedly")
 HUNG = Failure(("WorkerHealthCheckTimeoutError",), "A worker health check has been hanging for 10.20 seconds. Marking the worker as dead.")

@@ -113,3 +113,37 @@ def test_the_verb_prints_lines_or_json(monkeypatch: pytest.MonkeyPatch, capsys: 
         out = capsys.readouterr().out
         assert ended.value.code == 0
         assert json.loads(out)["state"] == "stopped" if "--json" in more else f"{tmp_path / 'run'}: stopped; step 0 of 100" in out
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"time": 1e300, "kind": "finished"},
+        {"time": 1.0, "kind": "start", "step": 0, "workers": []},
+        {"time": 1.0, "kind": "start", "step": 0, "checkpoint": None},
+        {"time": 1.0, "kind": "died", "reason": "killed"},
+        {"time": 1.0, "kind": "hung", "rank": 1},
+        {"time": 1.0},
+        ["start"],
+    ],
+)
+def test_an_event_that_lacks_what_its_kind_needs_is_damage(event: Any, tmp_path: Path) -> None:
+    made = folder(tmp_path / "run")
+    (tmp_path / "run" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    with pytest.raises(RunError, match=r"events\.jsonl"):
+        status(made)
+
+
+def test_what_a_received_folder_says_of_its_events_commands_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    made = folder(tmp_path / "run")
+    made.events.add("of a later version", reason="\x1b[31mred\x07")
+    made.events.add("\x1b]0;title\x07")
+    monkeypatch.setattr("sys.argv", ["distmeta", "status", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert r"of a later version: \x1b[31mred\x07" in out
+    assert "\x1b" not in out

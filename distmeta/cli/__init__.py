@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -43,8 +45,16 @@ for verb in VERBS:
 _KEPT = {"init", "train", "sweep", "pack", "publish", "promote", "sync", "submit"}  # verbs whose results are not only printed
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"distmeta {version('distmeta')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")] = False,
+) -> None:
     """Few-shot meta-training at cluster scale."""
     try:
         os.getcwd()

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from distmeta.cli.options import Json, TrackingUri
+from distmeta.masking import printable
 from distmeta.show import print_json
 
 
@@ -26,7 +27,7 @@ def status(
         if as_json:
             print_json(answer)
         else:
-            print("\n".join(lines(answer)), flush=True)
+            print("\n".join(map(printable, lines(answer))), flush=True)
 
 
 def table(

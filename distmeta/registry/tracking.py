@@ -29,10 +29,11 @@ from distmeta.errors import DistmetaError, Overtaken, RegistryError, RunError, S
 from distmeta.masking import masked
 from distmeta.registry import store
 from distmeta.registry.context import EXPERIMENT_TAGS, dataset_inputs, page_of, source_tags
-from distmeta.training.events import LOST, sentence
+from distmeta.training.events import sentence
 from distmeta.training.measurement import BASELINE_KEY, KEY
 from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
+from distmeta.training.stored import LOST
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints a traceback of what it raises as well
 

@@ -10,11 +10,12 @@ from markupsafe import Markup
 from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.figures import Curve, bars, binned, lines
 from distmeta.report.section import Plot, Section
-from distmeta.training.events import LOST, Event, sentence
+from distmeta.training.events import Event, sentence
 from distmeta.training.measurement import Measurement, baseline_of, measurement_of, quantity, score_of
 from distmeta.training.metrics_folder import OWN_METRICS, Record
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import write_whole
+from distmeta.training.stored import LOST
 
 _PARTS = {
     "data": "waiting for episodes",

@@ -61,10 +61,6 @@ class StatusFile:
         return read_json(self._path, stored.Status) if self._path.exists() else None
 
 
-LOST = ("died", "out of memory", "hung", "failed", "node lost")
-"""The kinds of event that cost a run a worker."""
-
-
 def sentence(event: Event) -> str:
     """An event for people, without its time."""
     kind = event["kind"]
@@ -72,7 +68,7 @@ def sentence(event: Event) -> str:
         count = len(event["workers"])
         origin = "from the beginning" if event["checkpoint"] is None else f"from checkpoint {event['checkpoint']}"
         return f"{count} workers train {origin}" if count > 1 else f"1 worker trains {origin}"
-    if kind not in LOST:
+    if kind not in stored.LOST:
         return f"{kind}: {event['reason']}" if event.get("reason") else kind
     where = f"process {event['pid']} on {event['node']}" if event.get("pid") else "its place is unknown"
     at = f" at step {event['step']}" if event.get("step") else ""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, NotRequired
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
 _Step = Annotated[int, Field(ge=0, le=10**9)]
@@ -51,25 +51,51 @@ class Member(TypedDict):
     node: str
 
 
-@with_config(ConfigDict(extra="allow"))
-class Event(TypedDict):
-    """A later version may have stored more."""
+_Time = Annotated[float, Field(ge=0, le=1e10)]  # seconds since 1970
 
-    time: float
+
+class _Event(TypedDict):
+    time: _Time
     kind: str
     step: NotRequired[_Step]
+
+
+class _Other(_Event):
+    reason: NotRequired[str]
+
+
+class _Started(_Event):
+    checkpoint: str | None
+    workers: list[Member]
+
+
+class _Lost(_Event):
+    rank: Annotated[int, Field(ge=0, le=10**6)]
+    reason: str
     checkpoint: NotRequired[str | None]
-    workers: NotRequired[list[Member]]
-    rank: NotRequired[Annotated[int, Field(ge=0, le=10**6)]]
     pid: NotRequired[int | None]
     node: NotRequired[str | None]
     log: NotRequired[str | None]
     signal: NotRequired[str | None]
-    reason: NotRequired[str]
+
+
+LOST = ("died", "out of memory", "hung", "failed", "node lost")
+"""The kinds of event that cost a run a worker."""
+
+
+def _sort_of_event(event: Any) -> str:
+    kind = event.get("kind") if isinstance(event, dict) else None
+    return "start" if kind == "start" else "lost" if kind in LOST else "other"
+
+
+# A later version may have stored more: other kinds, and more keys.
+Event = Annotated[
+    Annotated[_Started, Tag("start")] | Annotated[_Lost, Tag("lost")] | Annotated[_Other, Tag("other")], Discriminator(_sort_of_event)
+]
 
 
 class Status(TypedDict):
-    time: float
+    time: _Time
     phase: str
     step: _Step
     steps: _Step

@@ -16,7 +16,7 @@ from distmeta.assembly.domain import domain_of
 from distmeta.cli import main
 from distmeta.config import Config, validate
 from distmeta.envs import build_environment
-from distmeta.errors import ConfigError, RegistryError
+from distmeta.errors import ConfigError, DataError, RegistryError
 from distmeta.inference.policy import PolicyModel
 from distmeta.registry import tracking, versions
 from distmeta.registry.policies import load_policy, save_policy
@@ -73,12 +73,15 @@ def test_a_policy_adapts_in_another_environment_with_its_own_horizon(policy: Pol
     [
         ({"environment": build_environment("grid")}, r"was trained with"),
         ({"task": [0.1]}, r"has 2 components, not 1"),
+        ({"task": [0.1, float("nan")]}, r"must be finite"),
         ({"inner_steps": 0}, r"0 inner steps"),
+        ({"inner_steps": 10**6}, r"1,000,000 inner steps; at most 1,000"),
+        ({"trajectories": 10**9}, r"1,000,000,000 trajectories; at most 10,000"),
         ({"trajectories": 1}, r"needs more than one"),
     ],
 )
 def test_what_a_policy_cannot_do_is_refused(policy: PolicyModel, changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises((ConfigError, DataError), match=reason):
         policy.adapt(**changes)
 
 
@@ -92,6 +95,12 @@ def test_a_policy_of_the_users_own_environment_is_built_only_in_one_that_is_name
     actions = adapted(torch.zeros(2, 4))
     assert actions.dtype == torch.int64
     assert set(actions.tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize(("name", "options"), [("grid", {}), ("gymnasium", {"id": "CartPole-v1"}), ("gymnasium", {"id": "MountainCar-v0"})])
+def test_a_policy_is_not_loaded_into_an_environment_that_it_does_not_fit(policy: PolicyModel, home: Path, name: str, options: Any) -> None:
+    with pytest.raises(ConfigError, match=r"was trained with 2 and 2 continuous ones\nchoose an environment like"):
+        load_policy(f"sqlite:///{home / 'mlflow.db'}", policy.uri, environment=build_environment(name, **options))
 
 
 @pytest.mark.slow

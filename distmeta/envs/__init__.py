@@ -35,5 +35,7 @@ def build_environment(name: str, **options: Any) -> Environment:
             raise ConfigError(f"environment {name}: {key}={value!r}: {message[0].lower()}{message[1:]}", f"change {key}") from None
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
-            raise ConfigError(f"environment {name} needs the option {key}", f"set data.settings.options.{key}")
+            raise ConfigError(
+                f"environment {name} needs the option {key}", f"set data.settings.options.{key}, or give rollout --option {key}=…"
+            )
     return ENVIRONMENTS[name](**options)

@@ -9,9 +9,11 @@ _REMEDY = "ask for less, or set the environment variable {variable} where the mo
 
 
 class Limits(NamedTuple):
-    """At most so many inner steps of one adaptation; images, their pixels in total and their bytes in total of one request."""
+    """At most so many inner steps of one adaptation, with so many trajectories each; images, their pixels in total and their bytes in
+    total of one request."""
 
     inner_steps: int = 1000
+    trajectories: int = 10_000
     images: int = 10_000
     pixels: int = 1_000_000_000
     bytes: int = 256 << 20

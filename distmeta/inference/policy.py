@@ -1,6 +1,7 @@
 """A meta-trained policy in use: adapt it to a task of an environment by acting in it, then map observations to actions."""
 
 import copy
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -13,10 +14,12 @@ from distmeta.envs.environment import Continuous, Environment
 from distmeta.envs.stream import TaskBatch, TaskStream
 from distmeta.errors import ConfigError
 from distmeta.inference.actor import Actor, ActorDescription
+from distmeta.inference.limits import limits
 from distmeta.inference.model import build
 from distmeta.learners.finetune import FineTuning
 from distmeta.learners.forward import Network
 from distmeta.learners.params import Params, floating
+from distmeta.learners.policy import LOG_STD
 from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
 from distmeta.learners.trajectories import Trajectories
 from distmeta.yaml12 import load
@@ -43,10 +46,13 @@ class PolicyModel(NamedTuple):
         """The policy adapted to a task by acting in it. Default: a task drawn from `seed`, in the environment that it was trained in.
 
         Each of `inner_steps` (those it was evaluated with, if None) learns from so many `trajectories`; as many more show what came of
-        it. The same arguments give the same policy. Raises ConfigError if environment, task or steps do not fit.
+        it. The same arguments give the same policy. Raises ConfigError if environment, task or steps do not fit; DataError if `inner_steps`
+        or `trajectories` are above the limits in `Limits`.
         """
         learner = copy.deepcopy(self.learner)
+        limits().check("trajectories", trajectories)
         if inner_steps is not None:
+            limits().check("inner_steps", inner_steps)
             learner.check_steps(self.meta_params, inner_steps)
             learner.inner_steps_eval = inner_steps
         if trajectories < 2:
@@ -145,9 +151,24 @@ def build_policy(
     if environment is None and name == "gymnasium":
         raise ConfigError(f"{uri} was trained in {options.get('id')}, which is not imported unasked", "name the environment yourself")
     objective = policy_gradient(environment or build_environment(name, **options), **settings)
+    if environment is not None:
+        _check_fits(environment, objective, description["model"], weights, uri)
     learner = build(description, weights, own, objective)
     assert isinstance(learner, FineTuning)
     return PolicyModel(uri, description, learner, weights)
+
+
+def _check_fits(environment: Environment, objective: PolicyGradient, model: dict[str, Any], weights: Params, uri: str) -> None:
+    """Raises ConfigError unless the policy's network and own parameters are those that `environment` needs."""
+    wanted = [environment.observation_size], objective.policy.outputs, set(objective.policy.own_params())
+    held = list(model["input_shape"]), model["outputs"], {LOG_STD} & weights.keys()
+    if wanted != held:
+        kind = "continuous" if held[2] else "discrete"
+        raise ConfigError(
+            f"{environment.name} has {environment.observation_size} observations and actions {environment.actions}; "
+            f"{uri} was trained with {held[0][0]} and {held[1]} {kind} ones",
+            "choose an environment like the one it was trained in",
+        )
 
 
 def environment_of(name: str | None, options: Sequence[str]) -> Environment | None:
@@ -179,4 +200,6 @@ def _with_task(episode: TaskBatch, environment: Environment, task: Sequence[floa
     if len(task) != len(environment.task_fields):
         fields = ", ".join(environment.task_fields)
         raise ConfigError(f"a task of {environment.name} has {len(environment.task_fields)} components, not {len(task)}", f"give {fields}")
+    if not all(map(math.isfinite, task)):
+        raise ConfigError(f"a task of {list(task)}: its components must be finite", "give numbers such as 0.3")
     return episode.map(lambda tensor: tensor.new_tensor([list(task)]) if tensor is episode.tasks else tensor)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from registered import DESCRIPTION, PROTONET, finished_run, publish
 from scipy import stats
 
-from distmeta.errors import ConfigError, RegistryError
+from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.report.outcomes import Outcome, outcomes
 from distmeta.report.table import ResultTable, tabulate
 from distmeta.report.table_text import as_dict, caption, differences, written
@@ -228,3 +228,20 @@ def test_the_runs_of_a_folder_of_seeds_share_a_cell(tmp_path: Path) -> None:
         finished_run(several.of_seed(seed).path, uri, 0.5 + 0.1 * seed, description=DESCRIPTION | {"training_seed": seed})
     (cell,) = tabulate(list(outcomes(str(tmp_path / "all"), uri)), ["learner"], []).cells
     assert cell.seeds == (0, 1), "seed 2 has not ended"
+
+
+def test_tests_may_be_ordered_by_a_setting_that_is_a_list(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    adapted = DESCRIPTION | {"learner": DESCRIPTION["learner"] | {"adapt": ["head.*"]}}
+    finished_run(tmp_path / "run", uri, description=adapted, test={"shot": [1, 5]})
+    table = tabulate(list(outcomes(str(tmp_path / "run"), uri)), by=["learner.adapt"], columns=["shot"])
+    assert '["head.*"]' in written(table, "text")
+    assert "[1, 5]" in written(table, "text")
+
+
+def test_episodes_of_unequal_rows_are_damage(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    finished_run(tmp_path / "run", uri)
+    (tmp_path / "run" / "test_episodes.json").write_text("[[0.5, 0.4], [0.5]]")
+    with pytest.raises(RunError, match=r"test_episodes\.json"):
+        list(outcomes(str(tmp_path / "run"), uri))

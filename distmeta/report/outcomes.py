@@ -1,5 +1,6 @@
 """Tests of finished runs and published models, wherever they are kept, in one form that can be tabulated."""
 
+import json
 import re
 import tempfile
 from collections.abc import Iterator
@@ -82,7 +83,7 @@ def _runs(folder: RunFolder) -> Iterator[RunFolder]:
 
 
 def _outcome(origin: str, name: str, description: dict[str, Any], by_episode: Rows) -> Outcome:
-    test = description["test"]
+    test = {key: _scalar(value) for key, value in description["test"].items() if key in {*_SETTING, *_EPISODES}}
     facts = {
         "run": name,
         "learner": description["learner"]["name"],
@@ -91,15 +92,20 @@ def _outcome(origin: str, name: str, description: dict[str, Any], by_episode: Ro
         **{key: test.get(key) for key in _SETTING},
         "train_way": description["task"]["way"],
         "train_shot": description["task"]["shot"],
-        **{f"learner.{key}": value for key, value in description["learner"].items() if key != "name"},
-        **{f"model.{key}": value for key, value in description["model"].items() if key != "name"},
+        **{f"learner.{key}": _scalar(value) for key, value in description["learner"].items() if key != "name"},
+        **{f"model.{key}": _scalar(value) for key, value in description["model"].items() if key != "name"},
     }
     return Outcome(
         origin=origin,
         facts=facts,
         training_seed=description.get("training_seed"),
         on=(description["fingerprint"], *(test.get(key) for key in _EPISODES)),
-        measurement=measurement_of(test),
+        measurement=measurement_of(description["test"]),
         scores=scores_of(by_episode),
         published=description.get("published"),
     )
+
+
+def _scalar(value: Any) -> Any:
+    """`value` as tests may be ordered by it: lists (learner.adapt) and mappings (model.lora) as text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value

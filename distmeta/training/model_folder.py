@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from safetensors.torch import load as deserialised
 from safetensors.torch import save as serialised
 
@@ -23,7 +24,15 @@ PUBLISHED = (WEIGHTS, MODEL, TEST_EPISODES)
 
 Rows = Sequence[Sequence[float | None]]
 """A row of figures for each episode; None is a figure that is not finite."""
-STORED_ROWS = list[list[float | None]]
+
+
+def _of_one_length(rows: list[list[float | None]]) -> list[list[float | None]]:
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("rows of one length are needed")
+    return rows
+
+
+STORED_ROWS = Annotated[list[list[float | None]], AfterValidator(_of_one_length)]
 
 
 class ModelFolder(SealedFolder):

@@ -26,8 +26,8 @@ from test_run import STEPS, config
 from distmeta.config import Config
 from distmeta.errors import ConfigError, RunError
 from distmeta.scale.run import run
-from distmeta.training.events import LOST
 from distmeta.training.run_folder import RunFolder
+from distmeta.training.stored import LOST
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 

@@ -304,9 +304,9 @@ def test_any_number_of_workers_ends_in_the_same_weights_and_the_model_predicts(
 
 def test_what_a_tensor_model_cannot_adapt_to_is_refused() -> None:
     this = Run.of(sequences("lstm", "maml"))
-    model = TensorModel("models:/x/1", {}, this.learner, this.start())
+    model = TensorModel("models:/x/1", this.description, this.learner, this.start())
     inputs, targets = torch.zeros(4, 6, 1), torch.zeros(4, 1)
-    with pytest.raises(DataError, match="4 inputs but 3 targets"):
+    with pytest.raises(DataError, match=r"4 inputs but targets \(3, 1\)"):
         model.adapt(inputs, targets[:3])
     with pytest.raises(DataError, match="input 2 holds values that are not finite"):
         model.adapt(torch.cat([inputs[:2], inputs[2:] * torch.nan]), targets)

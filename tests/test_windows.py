@@ -1,5 +1,6 @@
 """Where shards hold fewer classes than their split, an episode is drawn from two of them, replaced one at a time."""
 
+import copy
 import re
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -95,16 +96,19 @@ def test_resuming_reads_no_more_than_the_windows(
     kind: str, width: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that begins at step t reads, for each slot, its window and what comes after it, whatever t is."""
-    dataset: Dataset = request.getfixturevalue(kind)
-    read: list[str] = []
+    whole: Dataset = request.getfixturevalue(kind)
+    fetched: dict[int, list[str]] = {}  # by dataset: a stream that was closed may still end a read
+    streams = []  # kept, so that no two datasets have one id
     fetch = Dataset.fetch
-    monkeypatch.setattr(Dataset, "fetch", lambda self, info: read.append(info.name) or fetch(self, info))
+    monkeypatch.setattr(Dataset, "fetch", lambda self, info: fetched[id(self)].append(info.name) or fetch(self, info))
     for start in (0, 7, 10_000):
-        read.clear()
+        dataset = copy.copy(whole)
+        read = fetched[id(dataset)] = []
         stream = EpisodeStream(dataset, "train", TASK, seed=0)
         batches = stream.training([0, 5], start)
         next(batches)
         batches.close()  # type: ignore[attr-defined]
+        streams.append(stream)
         assert len(read) == len(set(read)) <= 2 * (width + 1)
 
 

@@ -19,6 +19,9 @@ _LONGEST = 3000  # characters of a message
 _SHOWN = 300  # characters of a word in it, such as a path
 _LONG_WORD = re.compile(r"\S{400,}")
 
+RAISED = (Exception, SystemExit)
+"""What a user's own module or constructor may end with: a script without `if __name__ == "__main__"` calls sys.exit when imported."""
+
 
 class DistmetaError(Exception):
     """Something a user can fix: what was found and which rule it breaks, then the remedy.

@@ -24,6 +24,7 @@ from test_loop import Recorder
 from distmeta.assembly.build import use_kernels
 from distmeta.assembly.run import Run
 from distmeta.config import load_config
+from distmeta.learners.params import Params
 from distmeta.training.checkpoint import machine
 from distmeta.training.loop import Plan, Progress, train
 
@@ -40,17 +41,22 @@ class Curve(NamedTuple):
     meta_loss: list[float]
 
 
-def computed(packed: Path, kernels: str = "torch") -> Curve:
-    """The curve that this machine gives."""
+def trained(packed: Path, kernels: str, steps: int) -> tuple[Run, Params, list[float]]:
+    """The quickstart's run on `packed`, its meta_params after so many steps and the meta-loss of each."""
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:  # not runs/quickstart, where somebody may have a network of another seed
         this = Run.of(load_config(QUICKSTART, [f"data.shards={packed}", f"run_folder={folder}/run"])).on("cpu", kernels)
         use_kernels(this.config, this.learner, this.config.train.weights)
-        slots, recorder = list(range(this.config.outer.meta_batch_size)), Recorder()
-        plan = Plan(STEPS, STEPS, STEPS, max_bad_steps=1, meta_batch_size=len(slots), rank=0, workers=1, slots=slots)
-        train(this.learner, this.outer(), this.domain.training(slots, 0), Progress(), plan, recorder)
-        losses = [record["meta_loss"] for record in recorder.records]
-        return Curve(machine(1, kernels) | {"dataset": this.domain.fingerprint}, losses)
+        outer, slots, recorder = this.outer(), list(range(this.config.outer.meta_batch_size)), Recorder()
+        plan = Plan(steps, steps, steps, max_bad_steps=1, meta_batch_size=len(slots), rank=0, workers=1, slots=slots)
+        assert train(this.learner, outer, this.domain.training(slots, 0), Progress(), plan, recorder)
+        return this, outer.meta_params, [record["meta_loss"] for record in recorder.records]
+
+
+def computed(packed: Path, kernels: str = "torch") -> Curve:
+    """The curve that this machine gives."""
+    this, _, losses = trained(packed, kernels, STEPS)
+    return Curve(machine(1, kernels) | {"dataset": this.domain.fingerprint}, losses)
 
 
 def stored() -> Curve:

@@ -150,7 +150,7 @@ def test_the_page_pasted_line_by_line_trains_evaluates_sweeps_and_predicts(
     assert len(predicted) == 5 * 3
     run_folder = RunFolder(watched["run_folder"])
     records = list(run_folder.metrics.read())
-    # The mean of a convex function is no less than that of the mean.
+    # Jensen's inequality: the mean of exp(loss) is at least exp of the mean loss.
     assert all(record["learner/perplexity"] >= math.exp(record["meta_loss"]) - 1e-6 for record in records)
     sent = MlflowClient("sqlite:///mlflow.db").get_metric_history(watched["run_id"], "learner/perplexity")
     assert [point.value for point in sent] == [record["learner/perplexity"] for record in records]

@@ -5,18 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import options, patterns
-from test_loop import Recorder
+from golden import trained
 
-from distmeta.assembly.run import Run
-from distmeta.config import load_config
 from distmeta.data.pack import pack
 from distmeta.learners.params import weights_sha256
-from distmeta.models import native
 from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.training.checkpoint import machine
-from distmeta.training.loop import Plan, Progress, train
 
-QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 PINNED_ON = {"machine": "x86_64", "cpu_capability": "AVX512", "torch": "2.13.0+cpu"}
 WEIGHTS_AFTER_TWENTY_STEPS = {
     "torch": "3970fb179c8527151d72f9f2a418366ed94e56a5f07637d63c7d73cd8c037531",
@@ -32,16 +27,11 @@ def test_twenty_steps_of_the_quickstart_end_in_the_same_bits_as_ever(kernels: st
     if differing:
         pytest.skip(f"pinned on {', '.join(PINNED_ON.values())}; here: {', '.join(differing)}")
     pack(patterns(size=28), tmp_path / "patterns", options(image_size=28))
-    this = Run.of(load_config(QUICKSTART, [f"data.shards={tmp_path / 'patterns'}", f"run_folder={tmp_path / 'run'}"]))
     if kernels == "native":
         try:
-            native.use(this.learner.model, library("float32"))
+            library("float32")
         except KernelsUnavailable as error:
             pytest.skip(error.message)
-    outer, slots = this.outer(), list(range(this.config.outer.meta_batch_size))
-    plan = Plan(
-        steps=20, checkpoint_every=20, validate_every=20, max_bad_steps=1, meta_batch_size=len(slots), rank=0, workers=1, slots=slots
-    )
     assert torch.get_num_threads() == 1
-    assert train(this.learner, outer, this.domain.training(slots, 0), Progress(), plan, Recorder())
-    assert weights_sha256(this.learner.whole(outer.meta_params)) == WEIGHTS_AFTER_TWENTY_STEPS[kernels]
+    this, meta_params, _ = trained(tmp_path / "patterns", kernels, 20)
+    assert weights_sha256(this.learner.whole(meta_params)) == WEIGHTS_AFTER_TWENTY_STEPS[kernels]

@@ -11,14 +11,14 @@ from distmeta.config import Config, Section
 from distmeta.data.episodes import Batch, Task
 from distmeta.data.images import Preprocessing
 from distmeta.data.splits import Split
-from distmeta.errors import ConfigError, DistmetaError
+from distmeta.errors import RAISED, ConfigError, DistmetaError
 from distmeta.learners import learner_class
 from distmeta.learners.learner import Learner
 from distmeta.learners.maml import MAML
 from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params
 from distmeta.learners.policy_gradient import PolicyGradient
-from distmeta.models.construct import RAISED, imported
+from distmeta.models.construct import imported
 from distmeta.report.section import Section as ReportSection
 from distmeta.training.evaluate import Stream
 from distmeta.training.metric import Metric

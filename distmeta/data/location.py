@@ -35,6 +35,11 @@ _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
 T = TypeVar("T")
 
 
+def from_any_folder(location: str) -> str:
+    """`location` as a process with another working folder must be given it: local paths are absolute."""
+    return location if "://" in location or location.startswith(PIPE) else str(Path(location).absolute())
+
+
 class Reading(NamedTuple):
     """How long to wait for data: `timeout_s` seconds for a connection or the next byte (of a `pipe:` command: for its end), twice that and
     10 s a megabyte for a whole file; `attempts` in all, seconds apart, when an error may pass (HTTP 408, 429 and 5xx, a lost or stalled

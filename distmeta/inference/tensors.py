@@ -14,7 +14,7 @@ from distmeta.errors import ConfigError, DataError
 from distmeta.inference.limits import limits
 from distmeta.inference.model import build
 from distmeta.learners.learner import Learner
-from distmeta.learners.objective import Objective, SquaredError
+from distmeta.learners.objective import Objective, SquaredError, check_finite, kind_of
 from distmeta.learners.one_by_one import one_by_one
 from distmeta.learners.params import Params, floating, unusable
 
@@ -95,10 +95,7 @@ def _check(values: Tensor, what: str) -> None:
     if not isinstance(values, Tensor) or not values.dim():
         found = "a single number" if isinstance(values, Tensor) else type(values).__name__
         raise DataError(f"inputs are {found}; a tensor (M, …) is needed", "convert them with torch.as_tensor")
-    finite = values.isfinite().unsqueeze(-1).flatten(1).all(1)
-    if not finite.all():
-        number = int(finite.int().argmin())
-        raise DataError(f"{what} {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+    check_finite(values, what)
 
 
 @contextmanager
@@ -107,8 +104,7 @@ def _reading(inputs: Tensor) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        kind = f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape)}"
         raise DataError(
-            f"the network does not read inputs {kind}: {' '.join(str(error).split())}",
+            f"the network does not read inputs {kind_of(inputs)}: {' '.join(str(error).split())}",
             "give inputs of the type, shape and range that it was trained with",
         ) from error

@@ -101,7 +101,7 @@ class CrossEntropy(Supervised):
 
     def check_targets(self, targets: Tensor, outputs: int | None) -> None:
         if targets.dim() != 1 or targets.dtype not in _INTEGERS:
-            raise DataError(f"targets are {_kind(targets)}; class numbers (M,) are needed", "give one whole number for each input")
+            raise DataError(f"targets are {kind_of(targets)}; class numbers (M,) are needed", "give one whole number for each input")
         classes = targets.unique().tolist()
         if classes != list(range(outputs or max(2, len(classes)))):
             wanted = f"0..{outputs - 1}" if outputs else "0, 1, … without a gap, two at least"
@@ -124,12 +124,18 @@ class SquaredError(Supervised):
     def check_targets(self, targets: Tensor, outputs: int | None) -> None:
         wanted = (len(targets), outputs)
         if tuple(targets.shape) != wanted or not targets.is_floating_point():
-            raise DataError(f"targets are {_kind(targets)}; real numbers {wanted} are needed", "give a row of numbers for each input")
-        finite = targets.isfinite().all(1)
-        if not finite.all():
-            number = int(finite.int().argmin())
-            raise DataError(f"target {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+            raise DataError(f"targets are {kind_of(targets)}; real numbers {wanted} are needed", "give a row of numbers for each input")
+        check_finite(targets, "target")
 
 
-def _kind(tensor: Tensor) -> str:
+def check_finite(values: Tensor, what: str) -> None:
+    """Raises DataError unless all of `values` (M, …) are finite; `what` names one of the M."""
+    finite = values.isfinite().unsqueeze(-1).flatten(1).all(1)
+    if not finite.all():
+        number = int(finite.int().argmin())
+        raise DataError(f"{what} {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Type and shape for people: "float32 (5, 1)"."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from distmeta.errors import ConfigError, DistmetaError
+from distmeta.errors import RAISED, ConfigError, DistmetaError
 from distmeta.time_limit import time_limit
-
-RAISED = (Exception, SystemExit)
-"""What a user's own module or constructor may end with: a script without `if __name__ == "__main__"` calls sys.exit when imported."""
 
 IMPORT_LIMIT_S = 300.0
 """Seconds that importing a network's module, or constructing it, may take: a download fits in, a deadlock does not."""

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from distmeta.assembly.received import metric_for
+from distmeta.data.location import from_any_folder
 from distmeta.data.splits import Split
 from distmeta.errors import ClusterError, DistmetaError
 from distmeta.inference.evaluate import evaluation_stream
@@ -48,8 +49,7 @@ def evaluate(
     part that is done, and at last the figures: the same from any cluster of one kind of machine.
     Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
     """
-    if "://" not in source.shards and not source.shards.startswith("pipe:"):
-        source = source._replace(shards=os.path.abspath(source.shards))  # the cluster's workers have working folders of their own
+    source = source._replace(shards=from_any_folder(source.shards))
     scored_by, stream = metric_for(model.description, metric), evaluation_stream(model, *source)
     columns = len(scored_by.columns(model.learner))
     parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]

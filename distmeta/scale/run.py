@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
@@ -14,6 +13,7 @@ from distmeta.assembly.origins import fetch_models
 from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
 from distmeta.config import Change, Config, change_of, flat, is_registered
+from distmeta.data.location import from_any_folder
 from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, Unanswered
 from distmeta.registry import tracking, versions
 from distmeta.scale import places
@@ -77,15 +77,11 @@ def ask_mlflow(this: Run, say: Callable[[str], None]) -> str:
 
 def absolute(config: Config) -> Config:
     """`config` with local paths made absolute: workers run in folders of their own. Raises ConfigError if run_folder cannot be one."""
-
-    def path(location: str) -> str:
-        return location if "://" in location or location.startswith("pipe:") else str(Path(location).absolute())
-
     cache = config.data.cache
-    cache = cache.model_copy(update={"folder": cache.folder and path(cache.folder)})
-    data = config.data.model_copy(update={"shards": config.data.shards and path(config.data.shards), "cache": cache})
+    cache = cache.model_copy(update={"folder": cache.folder and from_any_folder(cache.folder)})
+    data = config.data.model_copy(update={"shards": config.data.shards and from_any_folder(config.data.shards), "cache": cache})
     origin = config.init_from
-    init_from = origin if origin is None or is_registered(origin) else path(origin)
+    init_from = origin if origin is None or is_registered(origin) else from_any_folder(origin)
     return config.model_copy(update={"run_folder": str(RunFolder(config.run_folder)), "data": data, "init_from": init_from})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from distmeta import files
 from distmeta.masking import masked
 from distmeta.training import stored
-from distmeta.training.storage import damaged, read_json, write_whole
+from distmeta.training.storage import damaged, read_json_if_there, write_whole
 
 Event = dict[str, Any]
 
@@ -58,7 +58,7 @@ class StatusFile:
 
     def read(self) -> dict[str, Any] | None:
         """None if there is none yet. Raises RunError if it is damaged."""
-        return read_json(self._path, stored.Status) if self._path.exists() else None
+        return read_json_if_there(self._path, stored.Status)
 
 
 def sentence(event: Event) -> str:

@@ -14,7 +14,7 @@ from distmeta.training.checkpoint import CheckpointFolder, folder_name
 from distmeta.training.events import EventLog, StatusFile
 from distmeta.training.metrics_folder import MetricsFolder, read_lines
 from distmeta.training.model_folder import STORED_ROWS, TEST_EPISODES, ModelFolder, Rows
-from distmeta.training.storage import read_json, unknown_content, write_whole
+from distmeta.training.storage import read_json, read_json_if_there, unknown_content, write_whole
 
 CONFIG = "config.yaml"
 REPORT = "report.html"
@@ -222,6 +222,7 @@ class RunFolder:
 
     @property
     def has_ended(self) -> bool:
+        """Whether the final test was made."""
         return (self.path / _RESULT).exists()
 
     def write_result(self, result: dict[str, Any], by_episode: Rows) -> None:
@@ -285,8 +286,8 @@ class RunFolder:
 
     def read_failure(self) -> str | None:
         """Why this folder's trial failed, if it did."""
-        path = self.path / _FAILURE
-        return read_json(path, stored.Failure)["message"] if path.exists() else None
+        failure = read_json_if_there(self.path / _FAILURE, stored.Failure)
+        return failure["message"] if failure else None
 
     def forget_failure(self) -> None:
         (self.path / _FAILURE).unlink(missing_ok=True)
@@ -309,8 +310,7 @@ class RunFolder:
 
     def read_table(self) -> dict[str, Any] | None:
         """What the sweep came to; None if it has not ended."""
-        path = self.path / _TABLE
-        return read_json(path, stored.SweepTable) if path.exists() else None
+        return read_json_if_there(self.path / _TABLE, stored.SweepTable)
 
     @property
     def tune(self) -> Path:
@@ -325,8 +325,7 @@ class RunFolder:
         write_whole(self.path / _GROUPS, json.dumps(ids))
 
     def read_groups(self) -> list[str]:
-        path = self.path / _GROUPS
-        return read_json(path, list[str]) if path.exists() else []
+        return read_json_if_there(self.path / _GROUPS, list[str]) or []
 
     @property
     def holds_seeds(self) -> bool:

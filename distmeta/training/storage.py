@@ -85,6 +85,11 @@ def read_json(path: Path, kind: Any) -> Any:
         raise unknown_content(path, str(error)) from None
 
 
+def read_json_if_there(path: Path, kind: Any) -> Any:
+    """The same; None if there is no such file."""
+    return read_json(path, kind) if path.exists() else None
+
+
 @contextmanager
 def understood(folder: object) -> Iterator[None]:
     """What the figures in a run folder's files make this version of distmeta stumble over, in the block, is said of the folder."""

@@ -201,7 +201,7 @@ def main(
     episodes: int = 20,
 ) -> None:
     if name not in PEERS:
-        raise typer.BadParameter(f"{name} is no peer; give one of {', '.join(PEERS)}")
+        raise typer.BadParameter(f"{name} is not a known peer; give one of {', '.join(PEERS)}")
     peer, task = PEERS[name], Task(way=5, shot=shot, queries=15)
     check_commit(clone, peer.commit)
     sys.path.insert(0, str(clone))

@@ -94,7 +94,7 @@ def main(
 ) -> None:
     made = load_config(config, [*(sets or []), f"seed={seed}"])
     if (made.model.name, made.learner.name) != ("conv4", "maml"):
-        raise typer.BadParameter(f"{config} is no MAML with Conv-4; give such a config")
+        raise typer.BadParameter(f"{config} does not train Conv-4 by maml; give a config that does")
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     this = Run.of(made)

@@ -8,7 +8,7 @@ from typing import Any
 
 from distmeta.data.sources import SourceImage
 from distmeta.data.splits import SPLITS
-from distmeta.errors import ConfigError, DataError, DistmetaError
+from distmeta.errors import RAISED, ConfigError, DataError, DistmetaError
 
 _KINDS = (str, str, str, bytes, str)  # of a SourceImage's fields
 
@@ -25,7 +25,7 @@ def read(name: str, source: Path | None) -> Iterator[SourceImage]:
     remedy = "give the path of a function that Python finds, my_package.my_source"
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # whatever the user's own module raises, or sys.exit in it
+    except RAISED as error:  # whatever the user's own module raises
         raise ConfigError(f"--dataset {name} cannot be imported: {_one_line(repr(error))}", remedy) from error
     if not callable(function):
         raise ConfigError(f"--dataset {name} is a {type(function).__name__}, not a function that yields images", remedy)

@@ -50,10 +50,10 @@ int block_second(SIZES, const real* hx, const real* hw, const real* u, const rea
   });
 }
 
-int first_block_forward(SIZES, IMAGES, const real* w, const real* gamma, const real* beta, double eps, int measured, double* gram, real* output,
+int first_block_forward(SIZES, IMAGES, const real* w, const real* gamma, const real* beta, double eps, double* gram, real* output,
                         real* y_max, uint8_t* where, real* mean, real* r) {
   return with_colours(in, [&](auto C) {
-    first_forward<C>({N, H, W, in, out}, {x, next_image, next_colour, next_row, next_pixel}, w, gamma, beta, eps, measured, gram,
+    first_forward<C>({N, H, W, in, out}, {x, next_image, next_colour, next_row, next_pixel}, w, gamma, beta, eps, gram,
                      {output, y_max, where}, mean, r);
   });
 }

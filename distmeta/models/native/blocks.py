@@ -120,7 +120,7 @@ class _FirstBlock(torch.autograd.Function):
         mean, inverse_std = images.new_empty(len(w)), images.new_empty(len(w))
         gram = images.new_empty(_GRAM[colours], dtype=torch.float64)
         made = gram, output, y_max, where, mean, inverse_std
-        library("first_block_forward", *_sizes(images, w), *_layout(images), w, gamma, beta, eps, False, *made)
+        library("first_block_forward", *_sizes(images, w), *_layout(images), w, gamma, beta, eps, *made)
         ctx.save_for_backward(images, weight, gamma, output, y_max, where, mean, inverse_std, gram)
         ctx.mark_non_differentiable(mean, inverse_std)
         ctx.library = library

@@ -43,10 +43,10 @@ template <int C> static void convolve_two_rows(const real* padded, int i, const 
 }
 
 template <int C>
-static void first_forward(Sizes s, Images x, const real* w, const real* gamma, const real* beta, double eps, bool measured, double* gram, Pooled to,
+static void first_forward(Sizes s, Images x, const real* w, const real* gamma, const real* beta, double eps, double* gram, Pooled to,
                           real* mean, real* r) {
   constexpr int SIZE = Patch<C>::SIZE;
-  if (!measured) Gram<C>::measure(x, s.N, s.H, s.W, gram);
+  Gram<C>::measure(x, s.N, s.H, s.W, gram);
   const Gram<C> M(gram);
   Buffer<real> filters((size_t)SIZE * s.out), padded(bordered_size<C>(s.H, s.W)), y((size_t)2 * s.W * s.out);
   Buffer<double> sum(s.out), Mw((size_t)s.out * SIZE);

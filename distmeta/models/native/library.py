@@ -43,7 +43,7 @@ _FUNCTIONS = {
     "block_forward": [*_SIZES, *[_pointer] * 4, _double, *[_pointer] * 6],
     "block_backward": [*_SIZES, *[_pointer] * 16],
     "block_second": [*_SIZES, *[_pointer] * 22],
-    "first_block_forward": [*_SIZES, *_IMAGES, *[_pointer] * 3, _double, _int, *[_pointer] * 6],
+    "first_block_forward": [*_SIZES, *_IMAGES, *[_pointer] * 3, _double, *[_pointer] * 6],
     "first_block_backward": [*_SIZES, *_IMAGES, *[_pointer] * 13],
     "first_block_second": [*_SIZES, *_IMAGES, *[_pointer] * 17],
 }

@@ -60,7 +60,7 @@ template <int C> static void probe_first(Probe& probe, Sizes s) {
   Outputs to(small, s.out);
   Buffer<double> gram(Patch<C>::SIZE * Patch<C>::STRIDE), S((size_t)s.out * Patch<C>::SIZE);
   Buffer<real> grad_w(weights), grad_gamma(s.out), grad_beta(s.out), by_gradient(small), by_w(weights), by_gamma(s.out);
-  first_forward<C>(s, images, w, gamma, beta, 1e-5, false, gram, to.pooled(), to.mean, to.r);
+  first_forward<C>(s, images, w, gamma, beta, 1e-5, gram, to.pooled(), to.mean, to.r);
   first_backward<C>(s, images, gradient, w, gamma, to.read(), to.mean, to.r, gram, S, grad_w, grad_gamma, grad_beta);
   first_second<C>(s, images, hw, u, v, w, gamma, to.read(), to.mean, to.r, grad_gamma, grad_beta, gram, S, by_gradient, by_w, by_gamma);
   probe.take(to.output, small * sizeof(real));

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from conftest import free_port
 from ray.cluster_utils import Cluster
 from ray.dashboard.modules.version import CURRENT_VERSION
 
+from distmeta.cli import cluster
 from distmeta.config import Config, locations, validate
 from distmeta.errors import ClusterError, ConfigError, Stopped
 from distmeta.scale import job
+from distmeta.scale import submit as there
 from distmeta.scale.shipment import pack_job
 from distmeta.scale.submit import check_locations, client, follow, list_jobs, logs, stop, submit
 from distmeta.training.run_folder import CONFIG
@@ -102,6 +105,75 @@ def test_the_address_that_is_given_comes_before_the_environments(name: str, monk
         assert client(address).get_address() == address
         assert os.environ[name] == "http://127.0.0.1:9"
         server.shutdown()
+
+
+class _Jobs(_Head):
+    """Answers as a head does that knows these jobs."""
+
+    def do_GET(self) -> None:
+        if not self.path.startswith("/api/jobs"):
+            super().do_GET()
+            return
+        ours = {"verb": "train", "run_folder": "s3://b/r", "who": "ada@lab", "distmeta": "0.1.0"}
+        jobs = [
+            {
+                "submission_id": "old",
+                "start_time": 1_700_000_000_000,
+                "end_time": 1_700_000_065_000,
+                "metadata": ours,
+                "status": "SUCCEEDED",
+            },
+            {"submission_id": "other", "start_time": int(1.8e12), "status": "RUNNING"},
+            {"submission_id": "new", "status": "PENDING", "metadata": ours},
+            {"job_id": "01000000", "type": "DRIVER", "status": "RUNNING"},
+        ]
+        text = json.dumps([{"type": "SUBMISSION", "entrypoint": "python -m x"} | job for job in jobs]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def test_jobs_are_listed_with_verb_run_folder_start_duration_and_who(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    monkeypatch.setenv("COLUMNS", "200")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Jobs) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        rows = list_jobs(address)
+        cluster.jobs("list", None, address)
+        server.shutdown()
+    assert [row["id"] for row in rows] == ["new", "other", "old"]
+    assert rows[2] == {
+        "id": "old",
+        "status": "SUCCEEDED",
+        "verb": "train",
+        "run_folder": "s3://b/r",
+        "began": 1.7e9,
+        "ended": 1.7e9 + 65,
+        "who": "ada@lab",
+        "command": "python -m x",
+    }
+    table = capsys.readouterr().out
+    assert re.search(r"old +│ SUCCEEDED +│ train +│ s3://b/r +│ 2023-11-14 22:13 +│ 0:01:05 +│ ada@lab", table)
+    assert re.search(r"other +│ RUNNING +│ python -m x", table)
+    assert re.search(r"new +│ PENDING +│ train +│ s3://b/r +│ +│ +│ ada@lab", table)
+
+
+def test_a_job_says_what_it_is_and_who_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise KeyError("uid not found")
+
+    places = {"run_folder": "/shared/runs/1", "--out": "/elsewhere"}
+    metadata = there._metadata("train", places)
+    assert (metadata["verb"], metadata["run_folder"]) == ("train", "/shared/runs/1")
+    assert metadata["who"].endswith(f"@{socket.gethostname()}")
+    monkeypatch.setattr(there, "getuser", nobody)
+    assert there._metadata("pack", {"--out": "/elsewhere"})["run_folder"] == "/elsewhere"
+    assert there._metadata("pack", {})["who"] == f"{os.getuid()}@{socket.gethostname()}"
 
 
 class _Guarded(_Head):

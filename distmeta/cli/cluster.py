@@ -1,8 +1,10 @@
 """Verbs about a Ray cluster: submit, jobs, doctor."""
 
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -75,8 +77,7 @@ def jobs(
         raise ConfigError(f"jobs {action} needs a job's id", f"distmeta jobs {action} ID; distmeta jobs list names them")
     if job_id is None or action == "list":
         rows = there.list_jobs(address)
-        cells = [[row["id"], row["status"], row["command"]] for row in rows]
-        print_json(rows) if as_json else show_table(["job", "status", "command"], cells)
+        print_json(rows) if as_json else show_table(["job", "status", "verb", "run folder", "start", "duration", "who"], _cells(rows))
     elif action == "logs":
         print(there.logs(address, job_id), end="")
     elif action == "follow":
@@ -84,6 +85,17 @@ def jobs(
     else:
         there.stop(address, job_id)
         say(f"job {job_id} was asked to stop")
+
+
+def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Jobs for people: local times, and a job's command where it is not one of ours."""
+    cells = []
+    for row in rows:
+        began, until = row["began"], row["ended"] or time.time()
+        start = time.strftime("%Y-%m-%d %H:%M", time.localtime(began)) if began else ""
+        duration = str(timedelta(seconds=round(max(until - began, 0)))) if began else ""
+        cells.append([row["id"], row["status"], row["verb"] or row["command"], row["run_folder"], start, duration, row["who"]])
+    return cells
 
 
 def _follow(address: str, job_id: str) -> None:

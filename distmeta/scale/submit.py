@@ -5,6 +5,7 @@ A job's runtime environment is metadata that everybody on the cluster can read: 
 
 import asyncio
 import logging
+import math
 import os
 import shlex
 import signal
@@ -13,9 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from getpass import getuser
 from http.client import HTTPException
 from importlib.metadata import version
 from pathlib import Path
+from socket import gethostname
 from typing import Any, TextIO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -147,7 +150,7 @@ def submit(
     runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}}  # Ray's 3 s are too few for a last checkpoint
     with tempfile.TemporaryDirectory(prefix="distmeta-job-") as folder, _answers(address, None):
         pack_job(Path(folder), config, includes, needs_tracking=arguments[0] != "pack" and not places.keys() & _TRACKING)
-        metadata = {"distmeta": version("distmeta"), "verb": arguments[0]}
+        metadata = _metadata(arguments[0], places)
         try:
             for attempt in Retrying(
                 retry=retry_if_exception_message(match=_NOT_YET), stop=stop_after_delay(30), wait=wait_fixed(1), reraise=True
@@ -161,6 +164,16 @@ def submit(
             if "already exists" in str(error):
                 raise ClusterError(f"there is a job {job_id} at {address} already", "choose another --name, or leave it out") from None
             raise
+
+
+def _metadata(verb: str, places: dict[str, str]) -> dict[str, str]:
+    """What `jobs list` says of a job. Everybody on the cluster can read it."""
+    try:
+        who = getuser()
+    except (OSError, KeyError):  # a user without a name, as in some containers
+        who = str(os.getuid())
+    folder = places.get("run_folder") or places.get("--out") or ""
+    return {"distmeta": version("distmeta"), "verb": verb, "run_folder": folder, "who": f"{who}@{gethostname()}"}
 
 
 def follow(address: str, job_id: str, out: TextIO, ask: Callable[[], bool]) -> int:
@@ -217,15 +230,26 @@ def _details(jobs: JobSubmissionClient, address: str, job_id: str) -> JobDetails
 
 
 def list_jobs(address: str) -> list[dict[str, Any]]:
-    """One row for each job that has an id: id, status, command, began (seconds since 1970)."""
+    """One row for each job that has an id, the newest first: id, status, verb, run_folder, began, ended, who, command.
+
+    began and ended are seconds since 1970, None if the job has not;
+    verb, run_folder and who are empty for a job that `distmeta submit` did not start.
+    """
     with _answers(address):
         listed = client(address).list_jobs()
     rows = [
-        {"id": job.submission_id, "status": job.status.value, "command": job.entrypoint, "began": (job.start_time or 0) / 1000}
+        {"id": job.submission_id, "status": job.status.value}
+        | {key: (job.metadata or {}).get(key, "") for key in ("verb", "run_folder")}
+        | {"began": _seconds(job.start_time), "ended": _seconds(job.end_time)}
+        | {"who": (job.metadata or {}).get("who", ""), "command": job.entrypoint}
         for job in listed
         if job.submission_id
     ]
-    return sorted(rows, key=lambda row: row["began"], reverse=True)
+    return sorted(rows, key=lambda row: row["began"] or math.inf, reverse=True)
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return milliseconds / 1000 if milliseconds else None
 
 
 def logs(address: str, job_id: str) -> str:

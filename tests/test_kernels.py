@@ -120,6 +120,25 @@ def test_a_full_disk_is_done_without(cache: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @needs_compiler
+def test_an_image_holds_builds_for_every_level_and_precision(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are built from finds them: this machine's is not compiled again."""
+    paths = built.prebuild()
+    assert sorted(path.name for path in paths) == kept(cache)
+    assert len(paths) == len(built.LEVELS) * 2
+    monkeypatch.setattr(built, "_build", None)
+    assert anew().digest == f"{7:016x}"
+    assert built.prebuild() == paths
+
+
+@needs_compiler
+def test_builds_that_cannot_be_kept_are_refused(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    with pytest.raises(built.KernelsUnavailable, match="cannot be written"):
+        built.prebuild()
+
+
+@needs_compiler
 def test_eight_processes_at_once_find_or_build_one_library(cache: Path) -> None:
     code = (
         "import sys; from distmeta.models.native import library as built; built.__file__ = sys.argv[1]; "

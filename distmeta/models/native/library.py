@@ -85,7 +85,7 @@ def library(precision: Precision) -> Library:
     if level is None:
         raise KernelsUnavailable("native kernels need an x86-64 CPU with AVX2", "set train.kernels=torch or auto, or use other machines")
     compiler = find_compiler()
-    command = [compiler, *FLAGS, f"-march={level}", f"-DREAL={_REAL[precision]}"]
+    command = _command(compiler, level, precision)
     with _cache_folder() as folder:
         path = _kept(folder, key := _key(command))
         digest = None if path is None else _digest(path)
@@ -97,12 +97,30 @@ def library(precision: Precision) -> Library:
         return Library(path, precision, level, digest)
 
 
+def prebuild() -> list[Path]:
+    """Compile the blocks for every level and precision into the user's cache, whatever this machine's CPU; nothing is run.
+
+    An image's build calls this, so that its containers need not compile. Raises KernelsUnavailable.
+    """
+    compiler = find_compiler()
+    commands = [_command(compiler, level, precision) for level in LEVELS.values() for precision in _REAL]
+    with _cache_folder() as folder:
+        paths = [_kept(folder, _key(command)) or _build(command, folder, _key(command)) for command in commands]
+    if not all(path.exists() for path in paths):
+        raise KernelsUnavailable("the cache of native kernels cannot be written", "set XDG_CACHE_HOME to a folder of your own")
+    return paths
+
+
 def find_compiler() -> str:
     """The path of the first C++ compiler. Raises KernelsUnavailable."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise KernelsUnavailable(f"native kernels need a C++ compiler; {' and '.join(COMPILERS)} are not installed", "install g++")
     return compiler
+
+
+def _command(compiler: str, level: str, precision: str) -> list[str]:
+    return [compiler, *FLAGS, f"-march={level}", f"-DREAL={_REAL[precision]}"]
 
 
 def sources() -> list[Path]:

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# A run on a Slurm cluster: one Ray node on each allocated node, then distmeta on the first.
+# A run or sweep on a Slurm cluster: one Ray node on each allocated node, then distmeta on the first.
 #   sbatch cluster/slurm.sh train configs/tiered_imagenet_small.yaml --resume --set run_folder=/shared/runs/tiered --set train.workers=8
-# Run folder and shards lie on storage that all nodes share. Slurm sends SIGTERM five minutes before the time is up: training then stops
-# after a checkpoint, and the same command continues from there.
+# As a job array, for a sweep: every task is an allocation of its own, all join one Ray cluster, and the first task runs the sweep. Tasks start
+# as Slurm finds room for them; one that is preempted is requeued and joins again.
+#   sbatch --array=0-7 --nodes=1 cluster/slurm.sh sweep configs/quickstart_sweep.yaml --resume --set run_folder=/shared/runs/sweep …
+# Run folder, shards and the folder of submission lie on storage that all nodes share. Slurm sends SIGTERM five minutes before the time is up
+# or the job is preempted: training then stops after a checkpoint, the job is requeued, and --resume continues from there.
 #SBATCH --job-name=distmeta
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -10,8 +13,9 @@
 #SBATCH --gpus-per-node=1
 #SBATCH --time=12:00:00
 #SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --signal=B:TERM@300
-#SBATCH --output=distmeta-%j.log
+#SBATCH --output=distmeta-%A-%a.log
 set -euo pipefail
 
 # Plain settings; credentials come from each node's own environment.
@@ -20,24 +24,23 @@ export AWS_ENDPOINT_URL=${AWS_ENDPOINT_URL:-}
 export RAY_USAGE_STATS_ENABLED=0
 BIN=${BIN:-.venv/bin}
 
-# A token of this job's own keeps other users of the nodes out of its Ray.
-umask 077
-RAY_AUTH_TOKEN_PATH=$(mktemp "${SLURM_SUBMIT_DIR:-.}/.distmeta-token.XXXXXX")
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH
-python3 -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH"
-
+JOB=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
+SHARED=${SLURM_SUBMIT_DIR:-.}/.distmeta-$JOB # the head's address, and a token that keeps other users of the nodes out of its Ray
+first=false
+[[ ${SLURM_ARRAY_TASK_ID:-} == "${SLURM_ARRAY_TASK_MIN:-}" ]] && first=true
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-# The address of its name, unless that is a loopback address, as it is on many hosts; else the first of its interfaces.
-head=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" sh -c 'hostname --ip-address; hostname --all-ip-addresses' |
-  tr ' ' '\n' | awk '/./ && !/^127\./ && !/^::1$/ && !/^fe80:/ {print; exit}')
-port=$((20000 + SLURM_JOB_ID % 20000)) # another job of ours may share a node
+umask 077
+mkdir -p "$SHARED"
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$SHARED/token"
 
+steps=()
 ended() {
   kill "${steps[@]}" 2>/dev/null || true # srun ends its step's processes
-  rm -f "$RAY_AUTH_TOKEN_PATH"
+  if $first; then rm -f "$SHARED/address"; fi
 }
-steps=()
 trap ended EXIT
+
+on_first=(srun --nodes=1 --ntasks=1 --overlap --nodelist="${nodes[0]}") # what follows runs on the first node, beside what runs there
 
 node() { # NODE ARGUMENTS…: Ray on one node, in a step of its own
   local on=$1
@@ -46,15 +49,74 @@ node() { # NODE ARGUMENTS…: Ray on one node, in a step of its own
   steps+=($!)
 }
 
-node "${nodes[0]}" --head --node-ip-address="$head" --port="$port" --include-dashboard=true
-sleep 20
-for other in "${nodes[@]:1}"; do
-  node "$other" --address="$head:$port"
-done
-sleep 20
+join() { # ADDRESS NODE…: these nodes, to the head at that address
+  local address=$1 other
+  for other in "${@:2}"; do
+    node "$other" --address="$address"
+  done
+}
 
-# In the background, so that this shell hears Slurm's SIGTERM and hands it on.
-srun --nodes=1 --ntasks=1 --overlap --nodelist="${nodes[0]}" "$BIN/distmeta" "$@" --address "$head:$port" &
-run=$!
-trap 'kill -TERM "$run"; wait "$run"' TERM
-wait "$run"
+head_address() { # an address of the first node that other nodes reach: its name's, unless that is loopback or link-local, else its first other one
+  # shellcheck disable=SC2016 # expanded on that node
+  "${on_first[@]}" sh -c 'getent ahosts "$(hostname)" | cut -d " " -f 1; hostname --all-ip-addresses' |
+    tr ' ' '\n' | awk '/./ && !/^127\./ && !/^::1$/ && !/^169\.254\./ && !/^fe80:/ {print; exit}'
+}
+
+answers() { # ADDRESS: whether Ray's head is there
+  "${on_first[@]}" "$BIN/ray" health-check --address "$1" >/dev/null 2>&1
+}
+
+lead() { # ARGUMENTS…: the head and the other nodes of this allocation, then distmeta
+  local ip port address run code=0
+  python3 -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH"
+  ip=$(head_address)
+  [[ -n $ip ]] || { echo "${nodes[0]} has no address that other nodes could reach; ask hostname --all-ip-addresses there" >&2; exit 1; }
+  port=$((20000 + JOB % 20000)) # another job of ours may share a node
+  [[ $ip == *:* ]] && address="[$ip]:$port" || address="$ip:$port"
+  node "${nodes[0]}" --head --node-ip-address="$ip" --port="$port" --include-dashboard=true
+  for _ in $(seq 60); do
+    answers "$address" && break
+    sleep 2
+  done
+  answers "$address" || { echo "Ray's head did not start at $address" >&2; exit 1; }
+  echo "$address" >"$SHARED/address.new"
+  mv "$SHARED/address.new" "$SHARED/address"
+  join "$address" "${nodes[@]:1}"
+  # In the background, so that this shell hears Slurm's SIGTERM and hands it on.
+  "${on_first[@]}" "$BIN/distmeta" "$@" --address "$address" &
+  run=$!
+  trap 'stopping=true; kill -TERM "$run"' TERM
+  while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before the run has ended
+    code=0
+    wait "$run" || code=$?
+  done
+  if ${stopping:-false}; then
+    again
+  elif [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+    touch "$SHARED/done"
+    rm -f "$SHARED/token"
+  else
+    rm -r "$SHARED"
+  fi
+  exit "$code"
+}
+
+again() { # back into the queue; Slurm itself requeues neither at the end of --time nor a job that ends while it is being preempted
+  if [[ $(squeue --noheader --format=%T --job="$SLURM_JOB_ID") == RUNNING ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+}
+
+follow() { # the nodes of this allocation, for as long as there is a sweep; a head that is requeued comes back at another address
+  local address
+  trap 'again; exit 0' TERM
+  until [[ -e $SHARED/done ]]; do
+    if address=$(cat "$SHARED/address" 2>/dev/null) && answers "$address"; then
+      join "$address" "${nodes[@]}"
+      wait "${steps[@]}" || true # Ray's nodes end when their head is gone
+      steps=()
+    fi
+    sleep 10 &
+    wait $! # so that this shell hears SIGTERM
+  done
+}
+
+if [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || $first; then lead "$@"; else follow; fi

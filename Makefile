@@ -1,4 +1,5 @@
 # make quickstart: embedded data, a meta-trained model, the commands to use it.   make test: what CI runs.   make slow: the tests that take long.
+# make cluster-test: follow docs/kubernetes.md on this machine (Linux, root, kubectl, PostgreSQL), in about ten minutes.
 # make bench: every comparison that docs/results.md repeats, in at most 40 minutes on an idle machine.
 # make release: build the version that pyproject.toml names, try it in an empty environment, and tag it.
 # Each sets up .venv by itself. TORCH_INDEX=URL takes torch from another wheel index (a CPU or CUDA build).
@@ -10,7 +11,7 @@ READY := .venv/ready
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test slow bench lint docs release clean
+.PHONY: install quickstart test slow cluster-test bench lint docs release clean
 
 install: $(READY)
 
@@ -34,6 +35,9 @@ test: $(READY) lint
 
 slow: $(READY)
 	$(BIN)/pytest -m slow
+
+cluster-test: $(READY)
+	$(BIN)/pytest -m slow tests/test_cluster_chain.py
 
 bench: $(READY) data/glyphs/manifest.json
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

@@ -18,7 +18,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 HOW_TO = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ["index", "packing", "images", "training", "sweeps", "clusters", "using", "recovery"]),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ["index", "packing", "images", "training", "sweeps", "clusters", "kubernetes", "using", "recovery"]
+    ),
 ]
 # Words that a native reader stumbles over, and what to write instead.
 HOUSE_LIST = {

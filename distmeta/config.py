@@ -285,7 +285,8 @@ class TrainConfig(Section):
     collective_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 120.0
     """Time after which a worker that does not answer counts as lost (seconds)."""
     start_timeout_s: Annotated[Seconds, Change.ON_RESUME] = 120.0
-    """Time limit for the start of the workers (seconds). In a sweep: for each stage of a trial's start."""
+    """Time limit for the start of the workers, and before that for nodes that an autoscaler adds (seconds). In a sweep: for each stage of a
+    trial's start."""
 
 
 class TrackingConfig(Section):

@@ -12,11 +12,13 @@ from typing import Any
 
 import grpc
 import pytest
+from ray.cluster_utils import Cluster
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceServicer, add_NodeInfoGcsServiceServicer_to_server
 
+from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError
-from distmeta.scale import cluster
-from distmeta.scale.cluster import connected
+from distmeta.scale import cluster, places
+from distmeta.scale.cluster import await_nodes, check_capacity, connected
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -89,6 +91,32 @@ def test_a_machine_too_busy_to_start_ray_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cluster.ray, "init", init)
     with pytest.raises(ClusterError, match=r"did not start on this machine in time\ntry again when the machine is less busy"):
         connected(None).__enter__()
+
+
+def test_a_managed_cluster_is_asked_for_nodes_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The autoscaler here is this test: it adds a node when a placement group waits for one."""
+    said: list[str] = []
+    train = TrainConfig(workers=2, start_timeout_s=60)
+    small = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=small)
+    try:
+        with connected(nodes.address):
+            await_nodes(train, said.append)
+            assert said == []
+            monkeypatch.setattr(cluster, "_MANAGED", "ray.io/node-id")  # a label that every node has
+            with ThreadPoolExecutor(1) as threads:
+                waiting = threads.submit(await_nodes, train, said.append)
+                while not places.groups():
+                    assert not waiting.done(), waiting.result()
+                    time.sleep(0.05)
+                nodes.add_node(num_cpus=2, object_store_memory=80 << 20)
+                waiting.result()
+            assert check_capacity(train, "cpu") == 2
+            assert places.groups() == [], "the group holds places that the run needs"
+            await_nodes(train, said.append)
+    finally:
+        nodes.shutdown()
+    assert said == ["the nodes hold 0 of 2 workers; asked the autoscaler for 2 CPU (train.start_timeout_s=60)"]
 
 
 def test_a_temporary_folder_whose_path_is_too_long_for_sockets_is_named(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """The files in cluster/ are valid: by shellcheck, hadolint, Ray's and Kubernetes' own schemas, and the part of KubeRay's that they use."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +231,14 @@ def test_what_pods_refer_to_is_deployed(deployed: dict[tuple[str, str], dict[str
                     assert reference["key"] in held["Secret", reference["name"]]
 
 
+def test_the_page_names_what_is_deployed(deployed: dict[tuple[str, str], dict[str, Any]]) -> None:
+    page = (CLUSTER.parent / "docs/kubernetes.md").read_text()
+    named = re.findall(r"(?m)^kubectl .*?\b(deployment|job|raycluster|rayjob|service)[/ ]([\w-]+)", page)
+    there = {(kind.lower(), name) for kind, name in deployed} | {("service", "distmeta-head-svc")}  # KubeRay names that one
+    assert len(named) >= 7
+    assert set(named) <= there
+
+
 def test_services_and_network_policies_select_pods(deployed: dict[tuple[str, str], dict[str, Any]]) -> None:
     labels = [pod["metadata"]["labels"] for manifest in deployed.values() for pod in pods(manifest)]
     ports = {
@@ -264,7 +274,7 @@ def test_pools_hold_whole_workers_of_the_run(deployed: dict[tuple[str, str], dic
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         assert float(limits["cpu"]) % train.cpus_per_worker == 0
         if group["groupName"] == "cpu":
-            assert group["minReplicas"] * float(limits["cpu"]) // train.cpus_per_worker >= train.workers
+            assert group["maxReplicas"] * float(limits["cpu"]) // train.cpus_per_worker >= train.workers
     assert cluster["spec"]["rayVersion"] == re.search(r"^ray==(.+)$", (CLUSTER.parent / "constraints.txt").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 
 
@@ -316,8 +326,17 @@ def test_local_starts_nodes_and_ends_all_of_them(tmp_path: Path) -> None:
     ray = Path(sys.executable).with_name("ray")
     environment = {**os.environ, "STATE": str(tmp_path), "RAY": str(ray)}
     environment.pop("RAY_AUTH_MODE", None)
-    subprocess.run([str(LOCAL), "up", "2"], env=environment, check=True, capture_output=True)
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        environment["DASHBOARD"] = str(taken.getsockname()[1])
+        up = subprocess.run([str(LOCAL), "up", "2"], env=environment, check=True, capture_output=True, text=True)
     try:
+        assert up.stdout == (tmp_path / "env").read_text()
+        assert f"port {environment['DASHBOARD']} is taken" in up.stderr
+        steps = [line.partition(": ")[2] for line in up.stderr.splitlines()]
+        assert [step for step in steps if step.startswith("starting")] == ["starting head", "starting node-1", "starting node-2"]
+        assert len([step for step in steps if " is up after " in step]) == 3
+        assert f"(it asks for the token in {tmp_path}/token)" in up.stderr
         settings = dict(re.findall(r"(\w+)='?([^'\s]+)", (tmp_path / "env").read_text()))
         status = subprocess.run([str(ray), "status"], env=environment | settings, capture_output=True, text=True)
         assert "0.0/2.0 CPU" in status.stdout, status.stdout + status.stderr
@@ -325,6 +344,10 @@ def test_local_starts_nodes_and_ends_all_of_them(tmp_path: Path) -> None:
             [str(ray), "status"], env=environment | settings | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True
         )
         assert refused.returncode != 0, "the cluster answers without its token"
+        listed = subprocess.run(
+            [sys.executable, "-m", "distmeta", "jobs", "list", "--json"], env=environment | settings, capture_output=True, text=True
+        )
+        assert json.loads(listed.stdout) == [], listed.stderr  # found by RAY_API_SERVER_ADDRESS
         leaders = [int(path.read_text()) for path in tmp_path.glob("*.pid")]
         members = [p for p in psutil.process_iter() if os.getpgid(p.pid) in leaders]
         assert len(leaders) == 3

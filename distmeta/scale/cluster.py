@@ -26,6 +26,7 @@ from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
+from ray.util import placement_group, remove_placement_group
 
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError, DistmetaError
@@ -36,6 +37,7 @@ from distmeta.training.storage import appending, on_disk
 
 TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, the file of the cluster's token"
 _ANSWER_S = 20.0
+_MANAGED = "ray.io/node-group"  # a label of nodes that a launcher started
 
 
 @contextmanager
@@ -187,6 +189,27 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a terminal or pipe that is gone
             stream.flush()
+
+
+def await_nodes(train: TrainConfig, say: Callable[[str], None]) -> None:
+    """On a cluster that a launcher manages (KubeRay, ray up), wait until its nodes can hold the run's workers.
+
+    A placement group asks the autoscaler for them. It is removed again at once; idle nodes stay for a minute or more. If nodes are missing
+    after train.start_timeout_s, `resolve_device` and `check_capacity` report it.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    need = worker_needs(train, "cuda" if train.device == "cuda" else "cpu")
+    places = sum(places_on(node["Resources"], need) for node in nodes)
+    if places >= train.fewest or not any(_MANAGED in node["Labels"] for node in nodes):
+        return
+    wanted = amounts_text({kind: amount * train.fewest for kind, amount in need.items()})
+    limit = f"train.start_timeout_s={train.start_timeout_s:g}"
+    say(f"the nodes hold {places} of {train.fewest} workers; asked the autoscaler for {wanted} ({limit})")
+    group = placement_group([need] * train.fewest)
+    try:
+        group.wait(train.start_timeout_s)
+    finally:
+        remove_placement_group(group)
 
 
 def resolve_device(train: TrainConfig) -> str:

@@ -18,7 +18,7 @@ from distmeta.errors import ConfigError, DistmetaError, RegistryError, Stopped, 
 from distmeta.registry import tracking, versions
 from distmeta.scale import places
 from distmeta.scale.chronicle import Chronicle
-from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, worker_needs
+from distmeta.scale.cluster import await_nodes, check_capacity, connected, quiet, resolve_device, worker_needs
 from distmeta.scale.fit import Fit, failure, watch
 from distmeta.scale.kernels import settled
 from distmeta.scale.progress import STARTING, RunDisplay, ask, new_board, read
@@ -147,6 +147,7 @@ def _train(
     config, run_folder = this.config, this.folder
     display.show({"phase": "starting Ray", "step": 0})
     with connected(address):
+        await_nodes(config.train, display.say)
         device = resolve_device(config.train)
         check_capacity(config.train, device)
         kernels, told = settled(this, device)

@@ -13,7 +13,7 @@ from distmeta.assembly.run import Run
 from distmeta.config import Config, SweepConfig, secrets_of
 from distmeta.errors import ClusterError, ConfigError, RunError, Stopped
 from distmeta.registry import tracking, versions
-from distmeta.scale.cluster import check_capacity, connected, quiet, resolve_device, storage, worker_needs
+from distmeta.scale.cluster import await_nodes, check_capacity, connected, quiet, resolve_device, storage, worker_needs
 from distmeta.scale.fit import Fit, watch
 from distmeta.scale.kernels import settled
 from distmeta.scale.run import absolute, opened, run
@@ -101,6 +101,7 @@ def _run_trials(
     config, folder, settings = this.config, records.folder, records.settings
     view.say(f"sweep folder {folder}; Ray's log is {folder.log}")
     with connected(address):
+        await_nodes(config.train, view.say)
         device = resolve_device(config.train)
         at_once = check_capacity(config.train, device) // config.train.fewest
         kernels, told = settled(this, device)

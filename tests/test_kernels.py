@@ -123,7 +123,7 @@ def test_a_full_disk_is_done_without(cache: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_image_holds_builds_for_every_level_and_precision(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they are built from finds them: this machine's is not compiled again."""
     paths = built.prebuild()
-    assert sorted(path.name for path in paths) == kept(cache)
+    assert sorted(paths) == kept(cache)
     assert len(paths) == len(built.LEVELS) * 2
     monkeypatch.setattr(built, "_build", None)
     assert anew().digest == f"{7:016x}"

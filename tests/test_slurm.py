@@ -37,7 +37,9 @@ def allocation(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"
         environment = {"PATH": f"{programs}:{os.environ['PATH']}", "BIN": str(programs), "SLURM_SUBMIT_DIR": str(tmp_path)}
         environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_CPUS_PER_TASK": "8"}
         environment |= {"NODES": "n1 n2 n3", "ADDRESSES": "127.0.0.1 10.0.0.5 fd00::5"} | variables
-        jobs.append(subprocess.Popen([SCRIPT, *arguments], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        jobs.append(
+            subprocess.Popen(["bash", SCRIPT, *arguments], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
         return jobs[-1]
 
     yield start
@@ -91,7 +93,7 @@ def test_a_preempted_job_is_requeued_but_not_a_cancelled_one(
     job = allocation("train", "run.yaml", LASTS="yes", STATE=state)
     noted(tmp_path, "distmeta train")
     job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == 1
+    assert job.wait(60) != 0
     assert ("scontrol requeue 7" in calls(tmp_path)) == requeued
 
 
@@ -107,7 +109,7 @@ def test_the_tasks_of_an_array_are_one_cluster(allocation: Callable[..., "subpro
     assert follower.wait(60) == 0
     assert "scontrol requeue 10" in calls(tmp_path)
     leader.send_signal(signal.SIGTERM)
-    assert leader.wait(60) == 1
+    assert leader.wait(60) != 0
     assert "scontrol requeue 9" in calls(tmp_path)
     again = allocation("sweep", "s.yaml", SLURM_JOB_ID="9", SLURM_ARRAY_TASK_ID="0", NODES="n1", **array)
     assert again.wait(60) == 0

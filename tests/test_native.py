@@ -15,10 +15,12 @@ from torch.nn.functional import max_pool2d
 
 from distmeta.data.episodes import EpisodeBatch, LabelledBatch
 from distmeta.learners import LEARNERS, build_learner, settings_of
+from distmeta.learners.forward import support_statistics
 from distmeta.learners.learner import Batch, Learner
 from distmeta.learners.memory import predicted_bytes
 from distmeta.models import build_model, native
 from distmeta.models.conv4 import PooledBlock
+from distmeta.models.convert import batch_norms
 from distmeta.models.native.library import KernelsUnavailable, Library, Precision, library
 from distmeta.models.norm import RunningBatchNorm2d
 
@@ -98,6 +100,30 @@ def test_a_block_is_torchs_in_every_derivative(
     x = images(n, channels, height, width).contiguous(memory_format=layout)
     for name, found, expected in by_both(block(channels, filters, norm), x, available()):
         assert difference(found, expected) < CLOSE, name
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 20),
+    height=st.integers(2, 13),
+    width=st.integers(2, 13),
+    channels=st.sampled_from([1, 3, 16, 32, 48]),
+    filters=st.sampled_from([16, 32, 48]),
+    channels_last=st.booleans(),
+)
+@torch.no_grad()
+def test_a_block_in_evaluation_mode_is_torchs(n: int, height: int, width: int, channels: int, filters: int, channels_last: bool) -> None:
+    """Each image by itself, too: the same bits whatever stands beside it."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, made, kernels = images(n, channels, height, width).contiguous(memory_format=layout), block(channels, filters).eval(), available()
+    made.norm.running_mean.normal_()
+    made.norm.running_var.uniform_(0, 2)
+    expected = made(x)
+    native.use(made, kernels)
+    assert native.applies(kernels, x, made.conv, made.norm, made.pool)
+    found = made(x)
+    assert difference(found, expected) < CLOSE
+    assert torch.equal(torch.cat([made(image) for image in x.split(1)]), found)
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 84), (32, 42), (64, 21)])
@@ -259,6 +285,22 @@ def test_adapting_and_predicting_is_torchs(name: str) -> None:
         assert difference(found, wanted) < CLOSE
 
 
+@torch.no_grad()
+def test_a_support_sets_statistics_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels, made = available(), learner("maml", network())
+    theta, x = made.initial_params(), images(2 * WAY, 1, 20, 20)
+    expected = support_statistics(made.forward(), theta, x)
+    convolved = torch.nn.functional.conv2d(x, theta["blocks.0.conv.weight"], padding=1)
+    first = convolved.mean((0, 2, 3)), convolved.var((0, 2, 3), correction=0)
+    torch.testing.assert_close(tuple(expected[f"blocks.0.norm.running_{name}"] for name in ("mean", "var")), first, rtol=1e-9, atol=1e-12)
+    native.use(made.model, kernels)
+    calls = counted(kernels, monkeypatch)
+    found = support_statistics(made.forward(), theta, x)
+    assert calls() == len(expected) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert not any(norm.seen for norm in batch_norms(made.model).values())
+
+
 def test_repeating_gives_the_same_bits_and_so_does_another_process() -> None:
     kernels, made = available("float32"), learner("maml", network(dtype=torch.float32))
     native.use(made.model, kernels)
@@ -302,7 +344,9 @@ def test_what_is_not_eligible_takes_torch() -> None:
     assert not takes(block(3, 16), images(2, 3, 6, 6).requires_grad_())
     assert not takes(block(16, 16, dtype=torch.float32), x.float())
     assert not takes(block(16, 16, "group"))
-    assert not takes(block(16, 16).eval())
+    assert not takes(block(16, 16).eval())  # in evaluation mode it has no gradient
+    with torch.no_grad():
+        assert takes(block(16, 16).eval())
     with torch.autocast("cpu", torch.bfloat16):
         assert not takes(block(16, 16))
     hooked = block(16, 16)

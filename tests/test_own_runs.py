@@ -146,6 +146,7 @@ def test_the_page_pasted_line_by_line_trains_evaluates_sweeps_and_predicts(
     assert evaluated["measurement"] == by_metric["test"]["measurement"]
     assert evaluated["measurement"]["name"] == "log loss"
     assert network["test"]["measurement"]["name"] == "accuracy"
+    assert network["test"]["baseline"] == "not meta-trained, as its constructor leaves it"
     assert len(swept["trials"]) == 2
     assert len(predicted) == 5 * 3
     run_folder = RunFolder(watched["run_folder"])

@@ -173,8 +173,12 @@ def test_pretrain_publish_meta_train_from_the_registry(home: Path, packed: Path,
         beside = result["test"]["beside"]
         assert beside["models:/base/2"]["accuracy"] == second["test"]["accuracy"] == beside["models:/base@champion"]["accuracy"]
         assert beside["models:/base/2"]["norm"] == "running"
+        assert result["test"]["baseline"].startswith("not meta-trained, from runs:/")
         difference = result["test"]["accuracy"] - second["test"]["accuracy"]
         assert beside["models:/base/2"]["difference"] == pytest.approx(difference)
+        model = load_model(f"sqlite:///{home / 'mlflow.db'}", result["model"])
+        *_, found = evaluate(model, EpisodeSource(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0), 5, address)
+        assert found["baseline"] == "random initialisation, without the pretrained weights"
     wide = short(config(home, packed, "wide"), model={"filters": 9}).model_copy(update={"init_from": "models:/base@champion"})
     with pytest.raises(
         ConfigError, match=r"this network has blocks.0.conv.weight \(9, 1, 3, 3\); init_from=models:/base@champion has \(8, 1"

@@ -25,7 +25,7 @@ from distmeta.learners.description import default_name
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, fill, floating_parameter
 from distmeta.masking import masked
-from distmeta.models import MODELS
+from distmeta.models import MODELS, as_constructed
 from distmeta.training.checkpoint import machine
 from distmeta.training.metric import Metric
 from distmeta.training.outer import OuterUpdate
@@ -122,7 +122,7 @@ class Run:
     def baseline(self) -> str:
         """What `start` is, for people."""
         origin = self.config.init_from
-        return "random initialisation" if origin is None else f"not meta-trained, from {masked(origin)}"
+        return as_constructed(self.config.model.name) if origin is None else f"not meta-trained, from {masked(origin)}"
 
     def notes(self) -> list[str]:
         """What was made of the network, for people."""

@@ -1,6 +1,6 @@
 """The network as a function of its parameters: for one task or several at once, and with whose statistics its norms normalise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from distmeta.models.convert import batch_norms, set_training
 from distmeta.models.dropblock import set_noise
 from distmeta.models.dropout import dropouts, keys
 from distmeta.models.head import features, head_name, head_of
-from distmeta.models.norm import RunningBatchNorm2d, Statistics, pooled
+from distmeta.models.norm import BatchNorm2d, RunningBatchNorm2d, pooled
 from distmeta.seeds import torch_seed
 
 Method = Literal["forward", "features"]
@@ -113,17 +113,11 @@ class Forward:
         self._hand_out(drawn)
         for norm in self._running.values():
             norm.seen = []
-        return call(self.model, self._places, params, features if method == "features" else outputs_of, inputs), self._seen()
+        return call(self.model, self._places, params, features if method == "features" else outputs_of, inputs), _seen(self._running)
 
     def _hand_out(self, drawn: Tensor) -> None:
         for number, layer in enumerate(self._dropouts):
             layer.take_key(drawn[number] if len(drawn) else None)
-
-    def _seen(self) -> Params:
-        """The statistics of each running norm that normalised by its batch, over all its calls in this forward."""
-        seen = {name: pooled(norm.seen) for name, norm in self._running.items() if norm.seen}
-        means = {f"{name}.running_mean": statistic.mean for name, statistic in seen.items()}
-        return means | {f"{name}.running_var": statistic.var for name, statistic in seen.items()}
 
 
 class Network(NamedTuple):
@@ -174,19 +168,18 @@ def support_statistics(forward: Forward, adapted: Params, inputs: Tensor) -> Par
     norms = {name: norm for name, norm in batch_norms(forward.model).items() if not isinstance(norm, RunningBatchNorm2d)}
     if not norms:
         return {}
-    seen: dict[str, list[Statistics]] = {name: [] for name in norms}
-
-    def record(name: str, given: Tensor) -> None:
-        others = [dimension for dimension in range(given.dim()) if dimension != 1]
-        count = given.numel() // given.shape[1]
-        seen[name].append(Statistics(count, given.mean(others), given.var(others, correction=0)))
-
-    hooks = [module.register_forward_pre_hook(lambda _module, given, name=name: record(name, given[0])) for name, module in norms.items()]
+    for norm in norms.values():
+        norm.seen = []
     try:
         forward(adapted, inputs[None])
+        return _seen(norms)
     finally:
-        for hook in hooks:
-            hook.remove()
-    statistics = {name: pooled(parts) for name, parts in seen.items() if parts}
+        for norm in norms.values():
+            norm.seen = None
+
+
+def _seen(norms: Mapping[str, BatchNorm2d]) -> Params:
+    """The statistics of each norm that normalised by its batch, over all its calls in the last forward."""
+    statistics = {name: pooled(norm.seen) for name, norm in norms.items() if norm.seen}
     means = {f"{name}.running_mean": statistic.mean for name, statistic in statistics.items()}
     return means | {f"{name}.running_var": statistic.var for name, statistic in statistics.items()}

@@ -34,6 +34,11 @@ MODELS: dict[str, type[nn.Module]] = {
 Parameters = Mapping[str, inspect.Parameter]
 
 
+def as_constructed(name: str) -> str:
+    """What the network `name` is before any training, for people: a constructor of a user's own may load weights."""
+    return "random initialisation" if name in MODELS else "not meta-trained, as its constructor leaves it"
+
+
 def build_model(
     name: str,
     input_shape: tuple[int, ...],

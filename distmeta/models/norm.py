@@ -35,6 +35,14 @@ def pooled(parts: Sequence[Statistics]) -> Statistics:
     return Statistics(values, mean, var)
 
 
+def variance(inverse_std: Tensor, eps: float) -> Tensor:
+    """The variance (C,) whose 1/√(variance + eps) is given.
+
+    No pass over the images: exact to rounding in variance + eps, which is all that a norm needs of a variance.
+    """
+    return (inverse_std**-2 - eps).clamp_min(0)
+
+
 def as_images(inputs: Tensor) -> Tensor:
     """(N, C, …) as images (N, C, H, W): a vector is an image of one pixel, a sequence one of one column."""
     return inputs if inputs.dim() == 4 else inputs.reshape(*inputs.shape[:2], -1, 1)
@@ -46,6 +54,7 @@ class BatchNorm2d(nn.Module):
     In training mode every call normalises by the statistics of the images it is given (transductive when these are queries).
     In evaluation mode it uses `running_mean` and `running_var`, which `distmeta.learners.forward.support_statistics` takes from a
     support set.
+    While `seen` is a list, each call in training mode appends the statistics that it normalised by.
     Shapes: input and output (N, C, …), usually images (N, C, H, W); weight, bias, running_mean, running_var (C,). Without `affine`, weight
     and bias are constants.
     """
@@ -56,6 +65,7 @@ class BatchNorm2d(nn.Module):
     running_var: Tensor
     # The buffers describe one support set, not what the outer loop learns.
     persistent = False
+    seen: list[Statistics] | None = None
 
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         super().__init__()
@@ -84,34 +94,30 @@ class BatchNorm2d(nn.Module):
 
     def normalise(self, images: Tensor) -> Gradients:
         """Normalised images, and the mean (C,) and 1/√(variance + eps) (C,) they were normalised by, neither of which has a gradient."""
-        return _Normalise.apply(images, self.weight, self.bias, self.eps)
+        normalised = _Normalise.apply(images, self.weight, self.bias, self.eps)
+        self.tell(images.numel() // images.shape[1], *normalised[1:])
+        return normalised
+
+    def tell(self, values: int, mean: Tensor, inverse_std: Tensor) -> None:
+        """Record what images, of so many values a channel, were normalised by."""
+        if self.seen is not None:
+            self.seen.append(Statistics(values, mean, variance(inverse_std, self.eps)))
 
 
 class RunningBatchNorm2d(BatchNorm2d):
     """Batch norm that tells the statistics it used, for a training loop that averages them into `running_mean` and `running_var`.
 
     Each forward in training mode leaves the mean and the biased variance of its images, (C,) each and without gradient, in `batch_mean`
-    and `batch_var`; inside `torch.vmap` they must be read inside the mapped function. While `seen` is a list, each call also appends its
-    statistics there, for a network that calls one norm several times. The module itself never changes its buffers.
+    and `batch_var`; inside `torch.vmap` they must be read inside the mapped function. The module itself never changes its buffers.
     """
 
     batch_mean: Tensor
     batch_var: Tensor
-    seen: list[Statistics] | None = None
     persistent = True
 
-    def normalise(self, images: Tensor) -> Gradients:
-        normalised = super().normalise(images)
-        self.tell(images.numel() // images.shape[1], *normalised[1:])
-        return normalised
-
     def tell(self, values: int, mean: Tensor, inverse_std: Tensor) -> None:
-        """Set `batch_mean` and `batch_var` from what images, of so many values a channel, were normalised by."""
-        self.batch_mean = mean
-        # No pass over the images: exact to rounding in variance + eps, which is all that a norm needs of a variance.
-        self.batch_var = (inverse_std**-2 - self.eps).clamp_min(0)
-        if self.seen is not None:
-            self.seen.append(Statistics(values, self.batch_mean, self.batch_var))
+        super().tell(values, mean, inverse_std)
+        self.batch_mean, self.batch_var = mean, variance(inverse_std, self.eps)
 
 
 class FrozenBatchNorm(nn.Module):

@@ -69,7 +69,7 @@ def _summary(test: dict[str, Any]) -> str:
     gain = score_of(ours.values[column], ours.more_is_better) - score_of(theirs.values[other], ours.more_is_better)
     noise = ((ours.ci95[column] or 0) ** 2 + (theirs.ci95[other] or 0) ** 2) ** 0.5
     if not gain > noise:
-        return f"Meta-training shows no gain over the same network at its random initialisation: {ours.name} {ours.text(column)}{guessing}."
+        return f"Meta-training shows no gain over the same network without it: {ours.name} {ours.text(column)}{guessing}."
     return (
         f"{after} {ours.name} on new tasks is {ours.text(column, interval=False)}; without meta-training it is "
         f"{theirs.text(other, interval=False)}{guessing}."

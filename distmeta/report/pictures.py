@@ -28,7 +28,7 @@ def sections_of(study: Study, way: int) -> list[Section]:
 
 
 def _adaptation(study: Study, way: int) -> Plot:
-    curves = [_curve("meta-trained", study.trained), _curve("random initialisation", study.random_init)]
+    curves = [_curve("meta-trained", study.trained), _curve("not meta-trained", study.random_init)]
     text = (
         f"Inductive accuracy on the queries of the first {len(study.trained)} test episodes; at 0 steps a network is not adapted. "
         "Bands are 95 % intervals."

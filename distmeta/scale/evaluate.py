@@ -19,7 +19,7 @@ from distmeta.inference.model import Model, build
 from distmeta.learners import build_learner
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
-from distmeta.models import build_model
+from distmeta.models import as_constructed, build_model
 from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
 from distmeta.training.devices import device_of
@@ -42,7 +42,7 @@ class EpisodeSource(NamedTuple):
 def evaluate(
     model: Model, source: EpisodeSource, episodes: int, address: str | None, own: Collection[str] = (), metric: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the network's random initialisation beside it.
+    """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the same network without training beside it.
 
     `own` holds the import paths of the network's and the learner's class, if they are the user's own, and `metric` names what scores
     the episodes, as `distmeta.assembly.received.metric_for` takes it. Yields an empty dictionary for each
@@ -65,7 +65,7 @@ def evaluate(
             yield {}
     norm = model.description["norm"]
     trained, random_init = (evaluation_of(scored_by, part, model.learner, stream, norm) for part in by_episode.split(columns, dim=1))
-    yield trained.as_dict() | random_init.as_baseline() | {"baseline": "random initialisation"}
+    yield trained.as_dict() | random_init.as_baseline() | {"baseline": _baseline(model.description)}
 
 
 @ray.remote
@@ -77,7 +77,7 @@ def _score(
     indices: list[int],
     users: tuple[tuple[str, ...], str | None, str],
 ) -> Tensor:
-    """Scores of these episodes (len(indices), 2 · columns): by the model, and by its random initialisation.
+    """Scores of these episodes (len(indices), 2 · columns): by the model, and by the same network without training.
 
     `users`: import paths of the user's own classes, the metric that the user named, and the folder where they are found.
     """
@@ -95,6 +95,12 @@ def _score(
     random_init = weights | {name: value.to(weights[name]) for name, value in learner.initial_params().items()}
     scored_by = metric_for(description, metric)
     return torch.cat([scores(scored_by, model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
+
+
+def _baseline(description: dict[str, Any]) -> str:
+    """What the network beside the model's own is, for people: a published model does not hold the weights that its training began from."""
+    name = as_constructed(description["model"]["name"])
+    return f"{name}, without the pretrained weights" if "init_from" in description else name
 
 
 def _got(done: Any) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from distmeta.models.native.blocks import COLOURS, GROUP, pooled_block
+from distmeta.models.native.blocks import COLOURS, GROUP, evaluated_block, pooled_block
 from distmeta.models.native.library import Library
 from distmeta.models.norm import BatchNorm2d, RunningBatchNorm2d
 
@@ -29,23 +29,29 @@ def serves(model: nn.Module) -> bool:
 
 
 def compute(library: Library, images: Tensor, convolution: Any, norm: Any) -> Tensor:
-    """The block's output (N, F, H//2, W//2) for images (N, C, H, W); a running norm hears of the statistics."""
+    """The block's output (N, F, H//2, W//2) for images (N, C, H, W); in training mode the norm hears of the statistics."""
+    if not norm.training:
+        statistics = norm.running_mean, norm.running_var
+        return evaluated_block(images, convolution.weight, norm.weight, norm.bias, *statistics, norm.eps, library)
     output, mean, inverse_std = pooled_block(images, convolution.weight, norm.weight, norm.bias, norm.eps, library)
-    if isinstance(norm, RunningBatchNorm2d):
-        norm.tell(images.numel() // images.shape[1], mean, inverse_std)
+    norm.tell(images.numel() // images.shape[1], mean, inverse_std)
     return output
 
 
 def applies(library: Library, images: Tensor, convolution: Any, norm: Any, pool: Any) -> bool:
     """Whether the native block computes what these layers compute, for images (N, C, H, W); otherwise torch does."""
-    return _layers_fit(convolution, norm, pool) and _images_fit(library, images, convolution.weight) and _nothing_else_looks(images, norm)
+    return (
+        _layers_fit(convolution, norm, pool)
+        and _images_fit(library, images, convolution.weight)
+        and _nothing_else_looks(images, norm)
+        and (norm.training or not _has_gradient(images, convolution, norm))
+    )
 
 
 def _layers_fit(convolution: Any, norm: Any, pool: Any) -> bool:
     return (
         type(convolution) is nn.Conv2d
         and type(norm) in _NORMS
-        and norm.training
         and convolution.bias is None
         and convolution.out_channels % GROUP == 0
         and not any(getattr(layer, hooks) for layer in (convolution, norm, pool) for hooks in _HOOKS)
@@ -65,11 +71,17 @@ def _images_fit(library: Library, images: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _has_gradient(images: Tensor, convolution: Any, norm: Any) -> bool:
+    inputs = images, convolution.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+
+
 def _nothing_else_looks(images: Tensor, norm: Any) -> bool:
     """No transform of torch's works on these tensors, and no other thread would help torch."""
     return not (
         torch._C._functorch.is_functorch_wrapped_tensor(images)
         or torch._C._functorch.is_functorch_wrapped_tensor(norm.weight)
+        or torch._C._functorch.is_functorch_wrapped_tensor(norm.running_mean)
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()

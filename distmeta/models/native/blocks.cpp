@@ -1,4 +1,4 @@
-// What Python calls (library.py): the two blocks' three functions each, and a probe. No function keeps state, so any thread may call it. Each
+// What Python calls (library.py): the two blocks' four functions each, and a probe. No function keeps state, so any thread may call it. Each
 // returns 0, or 1 if memory ran out. hidden_block.h and first_block.h say what the arrays hold.
 #include "first_block.h"
 #include "hidden_block.h"
@@ -33,6 +33,11 @@ int block_forward(SIZES, const real* x, const real* w, const real* gamma, const 
   return guarded([&] { hidden_forward({N, H, W, in, out}, x, w, gamma, beta, eps, y, {output, y_max, where}, mean, r); });
 }
 
+int block_evaluate(SIZES, const real* x, const real* w, const real* gamma, const real* beta, const real* mean, const real* variance, double eps,
+                   real* output) {
+  return guarded([&] { hidden_evaluate({N, H, W, in, out}, x, w, Norm(gamma, beta, mean, variance, eps, out), output); });
+}
+
 int block_backward(SIZES, const real* grad_output, const real* grad_of_y, const real* x, const real* w, const real* gamma, const real* y, POOLED,
                    const real* mean, const real* r, real* grad_y, real* grad_x, real* grad_w, real* grad_gamma, real* grad_beta) {
   return guarded([&] {
@@ -55,6 +60,14 @@ int first_block_forward(SIZES, IMAGES, const real* w, const real* gamma, const r
   return with_colours(in, [&](auto C) {
     first_forward<C>({N, H, W, in, out}, {x, next_image, next_colour, next_row, next_pixel}, w, gamma, beta, eps, gram,
                      {output, y_max, where}, mean, r);
+  });
+}
+
+int first_block_evaluate(SIZES, IMAGES, const real* w, const real* gamma, const real* beta, const real* mean, const real* variance, double eps,
+                         real* output) {
+  return with_colours(in, [&](auto C) {
+    const Norm norm(gamma, beta, mean, variance, eps, out);
+    first_evaluate<C>({N, H, W, in, out}, {x, next_image, next_colour, next_row, next_pixel}, w, norm, output);
   });
 }
 

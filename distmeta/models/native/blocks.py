@@ -28,6 +28,19 @@ def pooled_block(
     return output, mean, inverse_std
 
 
+def evaluated_block(
+    images: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, eps: float, library: Library
+) -> Tensor:
+    """The block's output where mean and variance (F,) are given. It has no gradient."""
+    w = _channels_last(weight)
+    n, channels, height, width = images.shape
+    output = _new(images, n, len(w), height // 2, width // 2)
+    name, x = ("first_block_evaluate", _layout(images)) if channels in COLOURS else ("block_evaluate", (_channels_last(images),))
+    statistics = mean.contiguous(), variance.contiguous()
+    library(name, *_sizes(images, w), *x, w, gamma.contiguous(), beta.contiguous(), *statistics, eps, output)
+    return output
+
+
 class _Block(torch.autograd.Function):
     """A block in the network's depth.
 

@@ -42,23 +42,9 @@ template <int C> static void convolve_two_rows(const real* padded, int i, const 
   });
 }
 
-template <int C>
-static void first_forward(Sizes s, Images x, const real* w, const real* gamma, const real* beta, double eps, double* gram, Pooled to,
-                          real* mean, real* r) {
-  constexpr int SIZE = Patch<C>::SIZE;
-  Gram<C>::measure(x, s.N, s.H, s.W, gram);
-  const Gram<C> M(gram);
-  Buffer<real> filters((size_t)SIZE * s.out), padded(bordered_size<C>(s.H, s.W)), y((size_t)2 * s.W * s.out);
-  Buffer<double> sum(s.out), Mw((size_t)s.out * SIZE);
-  by_patch<C>(w, filters, s.out);
-  M.apply(filters, s.out, sum, Mw);
-  Norm norm(mean, r, s.out);
-  for (int o = 0; o < s.out; o++) {
-    double squares = 0;  // wᵀM w
-    for (int k = 0; k < SIZE; k++) squares += Mw[o * SIZE + k] * filters[(size_t)k * s.out + o];
-    const double mu = sum[o] / s.count();
-    norm.set(o, mu, squares / s.count() - mu * mu, eps, gamma[o], beta[o]);
-  }
+// relu(γ x̂ + β) of the convolution's maxima, for every image.
+template <int C> static void convolve_and_pool(Sizes s, Images x, const real* filters, const Norm& norm, Pooled to) {
+  Buffer<real> padded(bordered_size<C>(s.H, s.W)), y((size_t)2 * s.W * s.out);
   const size_t pooled_row = (size_t)(s.W / 2) * s.out;
   for (int n = 0; n < s.N; n++) {
     pad_image<C>(x, n, padded, s.H, s.W);
@@ -68,6 +54,34 @@ static void first_forward(Sizes s, Images x, const real* w, const real* gamma, c
       pool(y, norm, {to.output + at, to.y + at, to.where + at}, 2, s.W, s.out);
     }
   }
+}
+
+// In evaluation mode, without a gradient.
+template <int C> static void first_evaluate(Sizes s, Images x, const real* w, const Norm& norm, real* output) {
+  Buffer<real> filters((size_t)Patch<C>::SIZE * s.out), y_max(s.N * s.pooled() * s.out);
+  Buffer<uint8_t> where(s.N * s.pooled() * s.out);
+  by_patch<C>(w, filters, s.out);
+  convolve_and_pool<C>(s, x, filters, norm, {output, y_max, where});
+}
+
+template <int C>
+static void first_forward(Sizes s, Images x, const real* w, const real* gamma, const real* beta, double eps, double* gram, Pooled to,
+                          real* mean, real* r) {
+  constexpr int SIZE = Patch<C>::SIZE;
+  Gram<C>::measure(x, s.N, s.H, s.W, gram);
+  const Gram<C> M(gram);
+  Buffer<real> filters((size_t)SIZE * s.out);
+  Buffer<double> sum(s.out), Mw((size_t)s.out * SIZE);
+  by_patch<C>(w, filters, s.out);
+  M.apply(filters, s.out, sum, Mw);
+  Norm norm(s.out);
+  for (int o = 0; o < s.out; o++) {
+    double squares = 0;  // wᵀM w
+    for (int k = 0; k < SIZE; k++) squares += Mw[o * SIZE + k] * filters[(size_t)k * s.out + o];
+    const double mu = sum[o] / s.count();
+    mean[o] = mu; r[o] = norm.set(o, mu, squares / s.count() - mu * mu, eps, gamma[o], beta[o]);
+  }
+  convolve_and_pool<C>(s, x, filters, norm, to);
 }
 
 // S = Σ g p: only the maxima have a gradient g, so only their patches are read.

@@ -37,12 +37,26 @@ static void hidden_forward(Sizes s, const real* x, const real* w, const real* ga
     if (n == 0) std::copy_n(here + ((size_t)s.H / 2 * s.W + s.W / 2) * s.out, s.out, (real*)origin);
     add_moments(here, origin, s.pixels(), s.out, sum, squares);
   }
-  Norm norm(mean, r, s.out);
+  Norm norm(s.out);
   for (int c = 0; c < s.out; c++) {
-    const double shifted = sum[c] / s.count();
-    norm.set(c, origin[c] + shifted, squares[c] / s.count() - shifted * shifted, eps, gamma[c], beta[c]);
+    const double shifted = sum[c] / s.count(), mu = origin[c] + shifted;
+    mean[c] = mu; r[c] = norm.set(c, mu, squares[c] / s.count() - shifted * shifted, eps, gamma[c], beta[c]);
   }
   for (int n = 0; n < s.N; n++) pool(y + n * s.pixels() * s.out, norm, of_image(to, n * s.pooled() * s.out), s.H, s.W, s.out);
+}
+
+// In evaluation mode, without a gradient: nothing but the output is kept.
+static void hidden_evaluate(Sizes s, const real* x, const real* w, const Norm& norm, real* output) {
+  const Filters filters = Filters::forward(w, s.in, s.out);
+  Convolution convolve(s.in, s.out, 1);
+  Buffer<real> padded(padded_size(s.H, s.W, s.in)), y(s.pixels() * s.out), y_max(s.pooled() * s.out);
+  Buffer<uint8_t> where(s.pooled() * s.out);
+  for (int n = 0; n < s.N; n++) {
+    pad(x + n * s.pixels() * s.in, padded, s.H, s.W, s.in);
+    const Term term[1] = {{padded, filters}};
+    convolve(term, 1, y, s.H, s.W);
+    pool(y, norm, {output + n * s.pooled() * s.out, y_max, where}, s.H, s.W, s.out);
+  }
 }
 
 // The gradients by x (unless null), w, γ and β, and by y (unless null), from those of the output and, if not null, of y itself.

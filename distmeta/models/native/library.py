@@ -41,9 +41,11 @@ _SIZES = [_int] * 5
 _IMAGES = [_pointer] + [_long] * 4
 _FUNCTIONS = {
     "block_forward": [*_SIZES, *[_pointer] * 4, _double, *[_pointer] * 6],
+    "block_evaluate": [*_SIZES, *[_pointer] * 6, _double, _pointer],
     "block_backward": [*_SIZES, *[_pointer] * 16],
     "block_second": [*_SIZES, *[_pointer] * 22],
     "first_block_forward": [*_SIZES, *_IMAGES, *[_pointer] * 3, _double, *[_pointer] * 6],
+    "first_block_evaluate": [*_SIZES, *_IMAGES, *[_pointer] * 5, _double, _pointer],
     "first_block_backward": [*_SIZES, *_IMAGES, *[_pointer] * 13],
     "first_block_second": [*_SIZES, *_IMAGES, *[_pointer] * 17],
 }

@@ -8,17 +8,22 @@
 
 #include "lanes.h"
 
-// What a block keeps of its norm: μ and r = 1/√(variance + eps), and the line γ x̂ + β = scale·y + shift.
+// The line that a norm is: γ x̂ + β = scale·y + shift.
 struct Norm {
-  real *mean, *r;
   Buffer<real> scale, shift;
 
-  Norm(real* mean, real* r, int channels) : mean(mean), r(r), scale(channels), shift(channels) {}
+  explicit Norm(int channels) : scale(channels), shift(channels) {}
 
-  void set(int channel, double mu, double variance, double eps, double gamma, double beta) {
-    const double inverse = 1 / std::sqrt(std::max(variance, 0.0) + eps);
-    mean[channel] = mu; r[channel] = inverse;
-    scale[channel] = gamma * inverse; shift[channel] = beta - mu * gamma * inverse;
+  // In evaluation mode, where the statistics are given.
+  Norm(const real* gamma, const real* beta, const real* mean, const real* variance, double eps, int channels) : Norm(channels) {
+    for (int c = 0; c < channels; c++) set(c, mean[c], variance[c], eps, gamma[c], beta[c]);
+  }
+
+  // Returns r = 1/√(variance + eps).
+  double set(int channel, double mu, double variance, double eps, double gamma, double beta) {
+    const double r = 1 / std::sqrt(std::max(variance, 0.0) + eps);
+    scale[channel] = gamma * r; shift[channel] = beta - mu * gamma * r;
+    return r;
   }
 };
 

@@ -1,4 +1,4 @@
-// A small computation with every function, as one number: two machines whose numbers agree compute the same bits.
+// A small computation with every function that training needs, as one number: two machines whose numbers agree compute the same bits.
 #pragma once
 #include "first_block.h"
 #include "hidden_block.h"

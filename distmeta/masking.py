@@ -32,6 +32,7 @@ _SECRETS = (
     *((re.compile(looks), "***") for looks in _KNOWN_BY_LOOKS),
 )
 # C0 and C1 control characters, marks that reorder text, halves of surrogate pairs.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -66,3 +67,8 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same of a text of several lines, such as a log, whose line ends stay."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def log_text(text: str) -> str:
+    """A log of several lines, masked, and without what would colour it on a terminal."""
+    return "\n".join(map(masked, _COLOURS.sub("", text).split("\n")))

@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 from registered import config
 
 from distmeta.registry import tracking
-from distmeta.registry.context import page_of, source_tags
+from distmeta.registry.context import page_of
+from distmeta.registry.source import CONTEXT, source_tags
 from distmeta.training.run_folder import RunFolder
 
 
@@ -25,6 +26,14 @@ def test_the_commit_is_the_working_folders(tmp_path: Path) -> None:
 def test_without_git_a_run_has_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "mlflow.source.git.commit" not in source_tags(tmp_path)
+
+
+def test_a_job_is_told_its_submitters_source_by_mlflows_own_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CONTEXT, json.dumps({"mlflow.source.git.commit": "c" * 40, "mlflow.user": "ann"}))
+    assert {"mlflow.source.git.commit": "c" * 40, "mlflow.user": "ann"}.items() <= source_tags(tmp_path).items()
+    for damaged in ("{", "[1]"):
+        monkeypatch.setenv(CONTEXT, damaged)
+        assert source_tags(tmp_path)["mlflow.source.name"] == "distmeta"
 
 
 def test_a_run_names_its_dataset_and_its_experiment_opens_on_runs(tmp_path: Path) -> None:

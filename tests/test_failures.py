@@ -1,6 +1,7 @@
 """Runs that meet with failures, on real Ray workers: killed, hung, told to end, out of disk, side by side. All end in the same weights."""
 
 import contextlib
+import html
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from test_run import STEPS, config
 from distmeta.config import Config
 from distmeta.errors import ConfigError, RunError
 from distmeta.scale.run import run
+from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.stored import LOST
 
@@ -39,6 +41,18 @@ def alone(home: Path, packed: Path, address: str) -> dict[str, Any]:
 
 def losses(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [event for event in RunFolder(result["run_folder"]).events.read() if event["kind"] in LOST]
+
+
+def told_everywhere(result: dict[str, Any], event: dict[str, Any], terminal: str) -> None:
+    """A lost worker is named alike in the terminal (and so in a job's log), in MLflow and in the report."""
+    folder, said = RunFolder(result["run_folder"]), sentence(event)
+    assert said in terminal
+    assert said in html.unescape(folder.report.read_text())
+    tags = MlflowClient(folder.read_config().tracking.uri).get_run(result["run_id"]).data.tags
+    assert (tags["last_lost_worker"], tags["lost_workers"], tags["last_event"]) == (said, "1", "finished")
+    if event["kind"] != "node lost":  # there its log went, too
+        assert Path(event["log"]).is_relative_to(folder.path)
+        assert Path(event["log"]).read_text()
 
 
 def steps_of(result: dict[str, Any]) -> list[int]:
@@ -87,7 +101,9 @@ def test_a_node_leaves_and_another_joins(home: Path, packed: Path) -> None:
     cluster.shutdown()
     assert result["weights_sha256"] == undisturbed["weights_sha256"]
     assert steps_of(result) == steps_of(undisturbed)
-    assert [event["kind"] for event in losses(result)] == ["node lost"]
+    (gone,) = losses(result)
+    assert gone["kind"] == "node lost"
+    told_everywhere(result, gone, errors)
 
 
 def test_clocks_and_hostnames_do_not_enter_results(alone: dict[str, Any], home: Path, packed: Path, tmp_path: Path) -> None:
@@ -108,8 +124,10 @@ def test_clocks_and_hostnames_do_not_enter_results(alone: dict[str, Any], home: 
     assert begun_ms / 1000 > time.time() + 9 * 365 * 86400, "the other day was not believed in"
 
 
-def test_a_worker_that_hangs_is_replaced(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
-    made = config(home, packed, "hung", checkpoint_every=2, collective_timeout_s=8)
+def test_a_worker_that_hangs_is_replaced(
+    alone: dict[str, Any], home: Path, packed: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = config(home, packed, "hung", checkpoint_every=2, collective_timeout_s=10)
     stopped: list[psutil.Process] = []
 
     def hang() -> None:
@@ -123,9 +141,12 @@ def test_a_worker_that_hangs_is_replaced(alone: dict[str, Any], home: Path, pack
     assert len(RunFolder(result["run_folder"]).restarts()) == 1
     (hung,) = losses(result)
     assert (hung["kind"], hung["pid"]) == ("hung", stopped[0].pid)
+    told_everywhere(result, hung, capfd.readouterr().err)
 
 
-def test_a_worker_told_to_end_leaves_a_checkpoint(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:
+def test_a_worker_told_to_end_leaves_a_checkpoint(
+    alone: dict[str, Any], home: Path, packed: Path, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """SIGTERM, as before a machine is taken away: not a step is repeated, though no checkpoint was due before the run's end."""
     made = config(home, packed, "told", checkpoint_every=STEPS, validate_every=STEPS)
     started = Path(made.run_folder) / "starts.jsonl"
@@ -144,6 +165,7 @@ def test_a_worker_told_to_end_leaves_a_checkpoint(alone: dict[str, Any], home: P
     assert 0 < again < STEPS
     (died,) = losses(result)
     assert (died["kind"], died["signal"], died["checkpoint"]) == ("died", "SIGTERM", f"step-{again:06d}")
+    told_everywhere(result, died, capfd.readouterr().err)
 
 
 @pytest.fixture
@@ -165,7 +187,12 @@ def small_memory() -> Iterator[Callable[[int], None]]:
 
 
 def test_a_worker_that_the_kernel_kills_for_lack_of_memory_is_told_apart(
-    small_memory: Callable[[int], None], alone: dict[str, Any], home: Path, packed: Path, address: str
+    small_memory: Callable[[int], None],
+    alone: dict[str, Any],
+    home: Path,
+    packed: Path,
+    address: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     made, killed = config(home, packed, "memory", checkpoint_every=2), []
 
@@ -178,6 +205,7 @@ def test_a_worker_that_the_kernel_kills_for_lack_of_memory_is_told_apart(
     assert same(result, alone)
     (event,) = losses(result)
     assert (event["kind"], event["pid"], event["signal"]) == ("out of memory", killed[0], "SIGKILL")
+    told_everywhere(result, event, capfd.readouterr().err)
 
 
 @pytest.fixture
@@ -239,6 +267,7 @@ def test_a_killed_driver_is_resumed(alone: dict[str, Any], home: Path, packed: P
     result = run(made, resume=True, address=address)
     assert same(result, alone)
     assert RunFolder(result["run_folder"]).restarts()[-1] >= 6
+    assert MlflowClient(made.tracking.uri).get_run(result["run_id"]).info.status == "FINISHED"
 
 
 def lasting(made: Config) -> Config:

@@ -9,7 +9,7 @@ import ray
 
 from distmeta.errors import RunError
 from distmeta.scale.chronicle import Chronicle
-from distmeta.scale.losses import Failure, Loss, _cgroup, lost, oom_kills, signal_in
+from distmeta.scale.losses import Failure, Loss, _cgroup, _traces, lost, oom_kills, signal_in
 from distmeta.training.events import EventLog, sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.stored import LOST
@@ -99,7 +99,7 @@ def test_where_no_group_counts_the_machine_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", LOST)
 def test_every_loss_is_told_with_place_cause_and_what_comes_next(kind: str, tmp_path: Path) -> None:
     facts: dict[str, Any] = {"rank": 1, "pid": 77, "node": "host-a", "ip": "10.0.0.1", "log": "/logs/w.err", "signal": "SIGKILL"}
-    log = EventLog(tmp_path / "log")
+    log = EventLog(tmp_path / "log", tmp_path / "worker_logs")
     told = sentence(log.add(kind, **facts, reason="because", step=573, checkpoint="step-000528"))
     for part in ("worker 1", "process 77 on host-a", "at step 573", "checkpoint step-000528", "/logs/w.err"):
         assert part in told
@@ -121,8 +121,9 @@ class Board:
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     monkeypatch.setattr("distmeta.scale.chronicle.ask", lambda method, *arguments: method.remote(*arguments))
     monkeypatch.setattr(
-        "distmeta.scale.chronicle.examine", lambda loss, place: {"kind": loss.kind, "reason": loss.reason, "signal": "SIGKILL"}
+        "distmeta.scale.chronicle.examine", lambda loss, place, traces: {"kind": loss.kind, "reason": loss.reason, "signal": "SIGKILL"}
     )
+    monkeypatch.setattr("distmeta.scale.chronicle.traces_of", lambda asked: [_traces(place["log"], "") for place in asked])
     return Board()
 
 
@@ -151,6 +152,28 @@ def test_a_chronicle_keeps_what_happened_once_and_tells_what_people_would_else_n
     assert (status["step"], status["steps"], [worker["pid"] for worker in status["workers"]]) == (7, 100, [80, 81])
 
 
+def test_what_a_lost_worker_printed_is_copied_into_the_run_folder_without_colours_and_secrets(board: Board, tmp_path: Path) -> None:
+    log, said = tmp_path / "node" / "worker-1.err", list[str]()
+    log.parent.mkdir()
+    log.write_text("\x1b[31mKilled\x1b[0m\tat s3://key:secret@store/x\n")
+    log.with_suffix(".out").write_text("hello\n")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    chronicle = Chronicle(folder, board, 100, said.append)
+    workers = places(70)
+    workers[1]["log"] = str(log)
+    board.happened = [("start", {"step": 0, "checkpoint": None, "workers": workers}), ("failures", {0: CLOSED, 1: DIED})]
+    chronicle.follow()
+    copy = tmp_path / "run" / "worker_logs" / "rank-1-host-a-71.err"
+    assert copy.read_text() == "Killed\tat s3://store/x\n"
+    assert copy.with_suffix(".out").read_text() == "hello\n"
+    assert folder.events.read()[-1]["log"] == str(copy)
+    assert said[-1].endswith(f"its log is {copy}")
+    log.write_text("again\n")
+    chronicle.keep_logs()
+    assert copy.read_text() == "again\n"
+
+
 def test_a_resumed_driver_says_that_workers_start_again(board: Board, tmp_path: Path) -> None:
     said: list[str] = []
     for pid in (70, 80):
@@ -160,7 +183,7 @@ def test_a_resumed_driver_says_that_workers_start_again(board: Board, tmp_path: 
 
 
 def test_events_are_kept_in_order(tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "log")
+    log = EventLog(tmp_path / "log", tmp_path / "worker_logs")
     assert log.read() == []
     log.add("start", step=0, checkpoint=None, workers=list(places(70).values()))
     log.add("stopped", reason="as asked")
@@ -173,10 +196,10 @@ def test_events_are_kept_in_order(tmp_path: Path) -> None:
 def test_events_that_somebody_else_wrote_are_checked(line: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f'{{"time": 1, "kind": "finished"}}\n{line}\n')
     with pytest.raises(RunError, match="is damaged"):
-        EventLog(tmp_path / "log").read()
+        EventLog(tmp_path / "log", tmp_path / "worker_logs").read()
 
 
 def test_no_secret_stands_in_an_event(tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "log")
+    log = EventLog(tmp_path / "log", tmp_path / "worker_logs")
     log.add("ended", reason="cannot read http://user:hunter2@host/shards")
     assert "hunter2" not in (tmp_path / "log").read_text()

@@ -22,6 +22,7 @@ from failures import at_checkpoint, workers_of
 from mlflow import MlflowClient
 from mlflow_http import flaky_server, start_server, stop_server
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.util import placement_group_table
 from safetensors.torch import load_file
 from test_library import examples
 
@@ -321,9 +322,10 @@ def test_a_run_outlives_its_terminal(home: Path, packed: Path) -> None:
 def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(
     alone: dict[str, Any], home: Path, packed: Path, address: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    killed = []
+    killed, groups = [], list[str]()
 
     def kill_a_worker() -> None:
+        groups.extend(group["name"] for group in placement_group_table().values() if group["state"] == "CREATED")
         victim = workers_of(psutil.Process())[-1]
         killed.append(victim.pid)
         victim.kill()
@@ -332,6 +334,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(
     at_checkpoint(Path(interrupted.run_folder), 4, kill_a_worker)
     result = run(interrupted, address=address)
     assert killed
+    assert groups == ["killed"], "what Ray's dashboard calls the run's placement group"
     assert [step >= 4 for step in RunFolder(result["run_folder"]).restarts()] == [True], "continued once, from a checkpoint"
     assert result["weights_sha256"] == alone["weights_sha256"]
     run_folder = RunFolder(result["run_folder"])
@@ -343,7 +346,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_stay_the_same(
     assert again["checkpoint"] == f"step-{run_folder.restarts()[0]:06d}"
     told = sentence(died)
     assert told in capfd.readouterr().err
-    assert MlflowClient(interrupted.tracking.uri).get_run(result["run_id"]).data.tags["lost_workers"] == "1"
+    assert MlflowClient(interrupted.tracking.uri).get_run(result["run_id"]).data.tags["last_lost_worker"] == told
     assert told in html.unescape(run_folder.report.read_text())
 
 
@@ -380,7 +383,7 @@ def test_a_run_goes_on_without_mlflow_and_is_synced_later(
         assert len(mlflow.get_metric_history(run_id, "meta_loss")) < STEPS, "it was never away"
         sent = sync(RunFolder(run_folder))
         assert sent | {"run_id": 0, "run_folder": 0} == alone | {"run_id": 0, "run_folder": 0}
-        for key in ("meta_loss", "time/adapt"):
+        for key in ("meta_loss", "system/time_adapt"):
             assert [metric.step for metric in mlflow.get_metric_history(run_id, key)] == list(range(1, STEPS + 1))
         assert run(made, resume=True, address=address) == sent
         assert len(mlflow.search_model_versions()) == 1
@@ -399,7 +402,7 @@ def test_a_real_mlflow_server_stops_and_starts_again_in_mid_run(home: Path, pack
         result = run(made, address=address)
         back.join()
         mlflow = MlflowClient(made.tracking.uri)
-        for key in ("meta_loss", "time/adapt"):
+        for key in ("meta_loss", "system/time_adapt"):
             assert [metric.step for metric in mlflow.get_metric_history(result["run_id"], key)] == list(range(1, steps + 1))
         assert mlflow.get_run(result["run_id"]).info.status == "FINISHED"
         assert sync(RunFolder(run_folder)) == result

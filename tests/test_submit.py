@@ -23,6 +23,7 @@ from ray.dashboard.modules.version import CURRENT_VERSION
 from distmeta.cli import cluster
 from distmeta.config import Config, locations, validate
 from distmeta.errors import ClusterError, ConfigError, Stopped
+from distmeta.registry.source import source_tags
 from distmeta.scale import job
 from distmeta.scale import submit as there
 from distmeta.scale.shipment import pack_job
@@ -241,7 +242,9 @@ def test_the_package_travels_with_its_metadata_and_nothing_of_the_environment(tm
     assert validate(__import__("yaml").safe_load((folder / CONFIG).read_text()), "test") == config()
     assert (folder / "distmeta" / "scale" / "job.py").exists()
     assert list(folder.glob("distmeta-*.dist-info/METADATA")), "importlib.metadata would not find distmeta"
-    assert set(json.loads((folder / job.FACTS).read_text())["versions"]) == set(job.COMPARED)
+    facts = json.loads((folder / job.FACTS).read_text())
+    assert set(facts["versions"]) == set(job.COMPARED)
+    assert facts["source"] == source_tags()
     assert not any(b"hunter2" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 

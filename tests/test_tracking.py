@@ -68,9 +68,23 @@ def write(folder: Path, after: int, attempt: int = 0) -> None:
 def points(server: Flaky, run_id: str, steps: int) -> None:
     """MLflow holds each step of each metric once."""
     mlflow = MlflowClient(server.uri)
-    for key in ("outer_lr", "meta_loss", "time/adapt", "validation/score"):
+    for key in ("outer_lr", "meta_loss", "system/time_adapt", "validation/score"):
         found = [metric.step for metric in mlflow.get_metric_history(run_id, key)]
         assert found == list(range(1, steps + 1)), f"{key}: a step is missing, or there twice"
+
+
+def test_mlflow_draws_what_changes_and_times_apart() -> None:
+    record = {"step": 3, "meta_loss": 0.5, "time/adapt": 0.25, "system/cpu_utilization_percentage": 7.0, "validation": validation(0.5)}
+    keys = {metric.key for metric in tracking.metrics_of(record)}
+    assert keys >= {
+        "meta_loss",
+        "system/time_adapt",
+        "system/cpu_utilization_percentage",
+        "validation/score",
+        "validation/accuracy_inductive",
+    }
+    assert not any(key.startswith("time/") for key in keys)
+    assert not keys & {f"validation/{name}" for name in ("way", "shot", "queries", "episodes", "seed", "inner_steps")}
 
 
 def wait_for(done: Callable[[], object]) -> None:

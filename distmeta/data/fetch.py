@@ -8,6 +8,7 @@ from typing import Protocol
 
 from distmeta.data.cache import ShardCache, StoredBytes
 from distmeta.data.location import NO_ROOM, Location
+from distmeta.data.traffic import TRAFFIC
 from distmeta.errors import DataError
 from distmeta.masking import printable
 
@@ -39,6 +40,7 @@ class Fetcher:
             if local is not None:
                 content = StoredBytes(local)
                 self._check(content, name, size, sha256)
+                TRAFFIC.count(shards_local=1)
                 return content
             return (
                 self._from_cache(name, size, sha256) or self._from_temporary_file(name, size, sha256) or self._in_memory(name, size, sha256)
@@ -52,14 +54,16 @@ class Fetcher:
         """None where the cache fails or has no room: then it is not asked again."""
         if self._cache is None:
             return None
-        content, reason = None, "its limit is full of shards in use"
+        content, reason, downloaded = None, "its limit is full of shards in use", False
+
+        def download(to: Path) -> None:
+            nonlocal downloaded
+            downloaded = True
+            self._download(name, size, sha256, to)
+
         try:
-            content = self._cache.get(
-                sha256,
-                size,
-                download=lambda to: self._download(name, size, sha256, to),
-                check=lambda path: self._is_whole(path, name, size, sha256),
-            )
+            content = self._cache.get(sha256, size, download=download, check=lambda path: self._is_whole(path, name, size, sha256))
+            TRAFFIC.count(shards_cache=int(content is not None and not downloaded))
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -84,11 +88,13 @@ class Fetcher:
 
     def _in_memory(self, name: str, size: int, sha256: str) -> bytes:
         content = self._location.read(name, size)
+        TRAFFIC.count(shards_download=1, downloaded_bytes=len(content))
         self._compare(name, (len(content), hashlib.sha256(content).hexdigest()), (size, sha256))
         return content
 
     def _download(self, name: str, size: int, sha256: str, to: Path) -> None:
         self._location.download(name, size, to)
+        TRAFFIC.count(shards_download=1, downloaded_bytes=size)
         self._check(StoredBytes(to), name, size, sha256)
 
     def _is_whole(self, content: StoredBytes, name: str, size: int, sha256: str) -> bool:

@@ -8,6 +8,7 @@ from threading import Lock
 from distmeta.data.images import Pixels, Preprocessing, decode_packed
 from distmeta.data.shards import Dataset, Shard
 from distmeta.data.splits import Split
+from distmeta.data.traffic import TRAFFIC
 from distmeta.errors import DataError
 from distmeta.masking import printable
 
@@ -81,8 +82,10 @@ class ImageReader:
             future = self._shards[number] = self._fetched(number)
         shard = future.result()
         self._read.add(number)
+        encoded = shard.image(member)
+        TRAFFIC.count(image_bytes=len(encoded))
         try:
-            pixels = decode_packed(shard.image(member), self._preprocessing, key)
+            pixels = decode_packed(encoded, self._preprocessing, key)
         except DataError as error:
             raise _BadImage(key, error.message) from None
         if self._keeps_pixels:
@@ -94,6 +97,7 @@ class ImageReader:
             if bad.key in self.bad:
                 return
             self.bad.append(bad.key)
+            TRAFFIC.count(bad_images=1)
         seen = sum(len(self._infos[number].sizes) for number in self._read)
         if len(self.bad) > self._max_bad_fraction * seen:
             others = f"; {len(self.bad)} of {seen} images do not decode, more than data.max_bad_fraction={self._max_bad_fraction:g}"

@@ -6,6 +6,7 @@ timestamp and value.
 
 import logging
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -28,9 +29,12 @@ from distmeta.config import Config, flat
 from distmeta.errors import DistmetaError, Overtaken, RegistryError, RunError, Stopped, Unanswered
 from distmeta.masking import masked
 from distmeta.registry import store
-from distmeta.registry.context import EXPERIMENT_TAGS, dataset_inputs, page_of, source_tags
+from distmeta.registry.charts import metrics_of_test
+from distmeta.registry.context import EXPERIMENT_TAGS, dataset_inputs, page_of
+from distmeta.registry.outlive import watched_over
+from distmeta.registry.source import source_tags
 from distmeta.training.events import sentence
-from distmeta.training.measurement import BASELINE_KEY, KEY
+from distmeta.training.measurement import KEY
 from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
 from distmeta.training.stored import LOST
@@ -41,6 +45,7 @@ _BATCH = 500  # metrics in one call; MLflow takes up to 1000
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _END_S = 30.0
+_CONSTANT = {"way", "shot", "queries", "episodes", "seed", "inner_steps"}  # of validations
 _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_AWS_SIGV4")
 
 
@@ -97,6 +102,13 @@ def start_run(config: Config, run_folder: RunFolder, tags: dict[str, str]) -> st
     return run_id
 
 
+def say_page(run_folder: RunFolder, say: Callable[[str], None]) -> None:
+    """Say where MLflow shows the folder's run."""
+    page = run_folder.read_mlflow().get("page")
+    if page:  # runs of distmeta 0.1 have none
+        say(f"MLflow run {page}")
+
+
 def begun(run_folder: RunFolder, uri: str) -> bool:
     """Whether the run in this folder has an MLflow run at `uri`."""
     return run_folder.has_mlflow_run and run_folder.read_mlflow()["uri"] == masked(uri)
@@ -145,18 +157,27 @@ def check_experiment(uri: str, name: str) -> str:
 
 
 def metrics_of(record: Record) -> list[Metric]:
-    """The numbers of one step's record; `validation.accuracy` and the like carry the section's name."""
+    """The numbers of one step's record; `validation.accuracy` and the like carry the section's name.
+
+    MLflow's pages draw each number, section by section, those of `system/` apart and last. So the seconds of a step's parts belong there,
+    and what is the same at every validation is left out.
+    """
     step = record["step"]
     plain = {key: value for key, value in flat(record).items() if key != "step" and not key.startswith(f"validation.{KEY}.")}
-    named = {key.replace(".", "/"): value for key, value in plain.items()}
+    changing = {key: value for key, value in plain.items() if key.removeprefix("validation.") not in _CONSTANT}
+    named = {re.sub("^time/", "system/time_", key.replace(".", "/")): value for key, value in changing.items()}
     return [Metric(key, float(value), step, step) for key, value in named.items() if isinstance(value, int | float)]
 
 
 def send_metrics(uri: str, run_id: str, run_folder: RunFolder) -> int:
-    """Send the records of the run folder's metrics files that MLflow lacks; the last step that it holds then. Raises RegistryError."""
+    """Send the records of the run folder's metrics files that MLflow lacks, and what happened to the run.
+
+    Returns the last step that MLflow holds then. Raises RegistryError.
+    """
     with answers(uri):
         mlflow = client(uri)
         mlflow.get_run(run_id)  # of a run that MLflow does not know it gives an empty history
+        _tell_events(mlflow, run_id, run_folder, told=0)
         last = _last_held(mlflow, run_id)
         for sent in _sending(mlflow, run_id, run_folder, last):
             last = sent
@@ -211,7 +232,7 @@ class Mirror:
         pause, told = _EVERY_S, 0
         while not self._end.wait(pause):
             try:
-                told = self._tell_events(told)
+                told = _tell_events(self._client, self._run_id, self._run_folder, told)
                 last = _last_held(self._client, self._run_id) if last is None else last
                 for sent in _sending(self._client, self._run_id, self._run_folder, last):
                     last = sent
@@ -222,13 +243,16 @@ class Mirror:
                 # What a call that failed has done is not known: a server may act and be cut off before it answers.
                 last, pause = None, min(2 * pause, _LONGEST_PAUSE_S)
 
-    def _tell_events(self, told: int) -> int:
-        """Keep the run's last event and its number of lost workers as tags, if there are more events than were `told`."""
-        events = self._run_folder.events.read()
-        if len(events) > told:
-            tags = {"last_event": sentence(events[-1]), "lost_workers": str(sum(event["kind"] in LOST for event in events))}
-            self._client.log_batch(self._run_id, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
-        return len(events)
+
+def _tell_events(mlflow: MlflowClient, run_id: str, run_folder: RunFolder, told: int) -> int:
+    """Keep the last event, the number of lost workers and the last one of them as tags, if there are more events than were `told`."""
+    events = run_folder.events.read()
+    if len(events) > told:
+        losses = [event for event in events if event["kind"] in LOST]
+        tags = {"last_event": sentence(events[-1]), "lost_workers": str(len(losses))}
+        tags |= {"last_lost_worker": sentence(losses[-1])} if losses else {}
+        mlflow.log_batch(run_id, tags=[RunTag(key, masked(value)) for key, value in tags.items()])
+    return len(events)
 
 
 def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
@@ -238,21 +262,9 @@ def log_result(uri: str, run_id: str, result: dict[str, Any]) -> None:
     """
     with answers(uri):
         mlflow = client(uri)
-        step = result["steps"]
-        metrics = []
-        for key, value in result["test"].items():
-            if isinstance(value, dict) and key not in ("beside", KEY, BASELINE_KEY):
-                metrics += [_column(f"test/{key}", column, figure, step) for column, figure in value.items() if figure is not None]
-            elif isinstance(value, float):
-                metrics.append(Metric(f"test/{key}", value, step, step))
-        mlflow.log_batch(run_id, metrics=metrics)
+        mlflow.log_batch(run_id, metrics=metrics_of_test(result))
         mlflow.set_tag(run_id, "weights_sha256", result["weights_sha256"])
         mlflow.set_tag(run_id, "best_step", str(result["best_step"]))
-
-
-def _column(key: str, column: str, figure: float, step: int) -> Metric:
-    """A figure of one column: a point of a curve over the inner steps or, for columns that count nothing, a metric of its own."""
-    return Metric(key, figure, int(column), int(column)) if column.isdigit() else Metric(f"{key}/{column}", figure, step, step)
 
 
 def log_figures(uri: str, run_id: str, figures: dict[str, float]) -> None:
@@ -286,8 +298,14 @@ def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
 
 @contextmanager
 def ended(uri: str, run_folder: RunFolder) -> Iterator[None]:
-    """If the block raises, end the folder's MLflow run, if it has one and MLflow answers: KILLED if it was stopped, else FAILED."""
-    with _ended_if_it_fails(uri, lambda: run_folder.read_mlflow()["run_id"] if run_folder.has_mlflow_run else None):
+    """If the block raises, end the folder's MLflow run, if it has one and MLflow answers: KILLED if it was stopped, else FAILED.
+
+    If this process is killed inside the block, the run is ended all the same.
+    """
+    with (
+        watched_over(uri, str(run_folder)),
+        _ended_if_it_fails(uri, lambda: run_folder.read_mlflow()["run_id"] if run_folder.has_mlflow_run else None),
+    ):
         yield
 
 
@@ -310,3 +328,13 @@ def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED
     """Mark the run ended. Raises RegistryError."""
     with answers(uri):
         client(uri).set_terminated(run_id, status)
+
+
+def running_below(uri: str, run_id: str) -> list[str]:
+    """The run and those whose parent it is, as far as they are running. Raises RegistryError."""
+    with answers(uri):
+        run = client(uri).get_run(run_id)
+        below = client(uri).search_runs(
+            [run.info.experiment_id], f"tags.mlflow.parentRunId = '{run_id}' and attributes.status = 'RUNNING'", max_results=1000
+        )
+    return [one.info.run_id for one in (run, *below) if one.info.status == "RUNNING"]

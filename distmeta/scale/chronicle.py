@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from distmeta.scale.losses import Failure, examine, lost
+from distmeta.scale.losses import Failure, Place, Traces, examine, lost, traces_of
 from distmeta.scale.progress import ask
 from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
@@ -45,18 +46,39 @@ class Chronicle:
 
     def _failures(self, failures: dict[int, Failure], step: int) -> None:
         newest = self._run_folder.newest_checkpoint()
-        for loss in lost(failures, set(self._workers)):
-            place = self._workers.get(loss.rank, {})
-            known = examine(loss, place)
+        losses = lost(failures, set(self._workers))
+        places = {loss.rank: self._workers[loss.rank] for loss in losses if loss.rank in self._workers}
+        traces = dict(zip(places, traces_of(list(places.values())), strict=True))
+        for loss in losses:
+            place, left = places.get(loss.rank, {}), traces.get(loss.rank)
+            known = examine(loss, place, left)
             event = self._run_folder.events.add(
                 known.pop("kind"),
                 rank=loss.rank,
-                **{key: place.get(key) for key in ("pid", "node", "ip", "log")},
+                **{key: place.get(key) for key in ("pid", "node", "ip")},
+                log=self._kept_log(place, left) or place.get("log"),
                 **known,
                 step=step,
                 checkpoint=newest.name if newest else None,
             )
             self._say(sentence(event))
+
+    def keep_logs(self) -> None:
+        """Copy what the workers that train, or trained last, have printed into the run folder: their nodes may go."""
+        places = list(self._workers.values())
+        for place, left in zip(places, traces_of(places), strict=True):
+            self._kept_log(place, left)
+
+    def _kept_log(self, place: Place, left: Traces | None) -> str | None:
+        """The path of the copy; None if the worker's node does not answer, or if nothing was printed."""
+        if left is None:
+            return None
+        name = f"rank-{place['rank']}-{place['node']}-{place['pid']}"
+        kept = {kind: content for kind, content in (("err", left.errors), ("out", left.output)) if content}
+        with suppress(OSError):  # a full disk: the run is worth more than the copy of a log
+            paths = [str(self._run_folder.events.keep_log(f"{name}.{kind}", content)) for kind, content in kept.items()]
+            return next(iter(paths), None)
+        return None
 
     def _keep(self, status: dict[str, Any], urgent: bool) -> None:
         """Write the status for those who ask from elsewhere."""

@@ -14,6 +14,7 @@ from typing import IO, Any, TextIO
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how often reports are taken; the default is 2 s
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what Ray prints goes to a file
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` Ray would upload the working folder
 os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # a worker that hangs does not answer, however long one asks
 
@@ -30,7 +31,7 @@ from ray.util import placement_group, remove_placement_group
 
 from distmeta.config import TrainConfig
 from distmeta.errors import ClusterError, ConfigError, DistmetaError
-from distmeta.masking import masked
+from distmeta.masking import log_text
 from distmeta.scale.places import amounts_text, places_on
 from distmeta.terminal import lasting, lost_output
 from distmeta.training.storage import appending, on_disk
@@ -174,11 +175,11 @@ def quiet(log: Path) -> Iterator[TextIO]:
 
 
 def _mask(log: IO[bytes], began: int) -> None:
-    """Take out of what was logged since `began` what may be secret: Ray and libraries print what they were given."""
+    """Take out of what was logged since `began` colours, and what may be secret: Ray and libraries print what they were given."""
     log.seek(began)
-    lines = log.read().decode(errors="replace").split("\n")
-    safe = "\n".join(map(masked, lines))
-    if safe != "\n".join(lines):
+    text = log.read().decode(errors="replace")
+    safe = log_text(text)
+    if safe != text:
         log.truncate(began)
         log.seek(began)
         log.write(safe.encode())

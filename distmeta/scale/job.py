@@ -10,7 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-FACTS = "job.json"  # what the submitter ships: `versions`, and whether the job `needs_tracking` from the environment
+FACTS = "job.json"  # what the submitter ships: `versions`, whether the job `needs_tracking` from the environment, and its `source`
 COMPARED = ("torch", "ray", "numpy", "mlflow", "safetensors", "webdataset")
 
 
@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> None:
     fault = tracking_fault() if facts["needs_tracking"] else None
     if fault is not None:
         _refuse(fault, "give tracking.uri (--tracking-uri for evaluate), an absolute location that all nodes reach")
+    os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps(facts["source"] | {"mlflow.source.type": "JOB"})
     os.environ["RAY_ADDRESS"] = own_address() or os.environ["RAY_ADDRESS"]
     os.execv(sys.executable, [sys.executable, "-m", "distmeta", *arguments])
 

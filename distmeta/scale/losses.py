@@ -16,6 +16,7 @@ Place = dict[str, Any]
 
 _PROBE_S = 5.0
 _TAIL_BYTES = 20_000
+_KEPT_BYTES = 1 << 20  # of each log
 # What workers say of a peer that is gone or silent: gloo's and NCCL's words.
 _PEER_GONE = re.compile(r"Connection closed by peer|Connection reset|Broken pipe|Connection refused|remote process exited|Socket closed")
 _PEER_SILENT = re.compile(r"Timed out waiting|timed out|Timeout|watchdog", re.IGNORECASE)
@@ -148,8 +149,17 @@ def signal_in(log: str) -> str | None:
     return None
 
 
-def examine(loss: Loss, place: Place) -> dict[str, Any]:
-    """What stands in the event: `kind`, `reason` and `signal`, once the worker's node has been asked. Never raises."""
+class Traces(NamedTuple):
+    """What a worker's node still knows of it: the signal that its log names, the kernel's counts now, and the end of what it printed."""
+
+    signal: str | None
+    oom_kills: list[int]
+    errors: bytes
+    output: bytes
+
+
+def examine(loss: Loss, place: Place, traces: Traces | None) -> dict[str, Any]:
+    """What stands in the event: `kind`, `reason` and `signal`. `traces` are None if the node does not answer. Never raises."""
     known = {"kind": loss.kind, "reason": loss.reason, "signal": None}
     if loss.kind != "died" or not place:
         return known
@@ -157,24 +167,36 @@ def examine(loss: Loss, place: Place) -> dict[str, Any]:
         return known | {"signal": "SIGTERM"}
     if not any(node["NodeID"] == place["node_id"] and node["Alive"] for node in ray.nodes()):
         return known | {"kind": "node lost", "reason": "Ray lost its node"}
-    try:
-        signal, kills = _traces_at(place)
-    except RayError:  # the node goes too, or is too busy to answer
+    if traces is None:
         return known
-    if signal is None and kills > place["oom_kills"]:
+    if traces.signal is None and traces.oom_kills > place["oom_kills"]:
         return known | {"kind": "out of memory", "reason": "the kernel ended it", "signal": "SIGKILL"}
     # A process that can still write says which signal ends it. What leaves no word is SIGKILL.
-    return known | {"signal": signal or "SIGKILL"}
+    return known | {"signal": traces.signal or "SIGKILL"}
 
 
-def _traces_at(place: Place) -> tuple[str | None, list[int]]:
-    """The signal in the worker's log, and the kernel's counts now, as its node knows them. Raises RayError."""
-    if place["node_id"] == ray.get_runtime_context().get_node_id():
-        return _traces(place["log"], place["cgroup"])
-    there = NodeAffinitySchedulingStrategy(place["node_id"], soft=False)
-    ask = ray.remote(num_cpus=0, max_retries=0)(_traces).options(scheduling_strategy=there)
-    return ray.get(ask.remote(place["log"], place["cgroup"]), timeout=_PROBE_S)
+def traces_of(places: list[Place]) -> list[Traces | None]:
+    """What the places' nodes know of the workers there, all asked at once; None where a node does not answer in time. Never raises."""
+    own, asked = ray.get_runtime_context().get_node_id(), {}
+    for number, place in enumerate(places):
+        if place["node_id"] != own:
+            there = NodeAffinitySchedulingStrategy(place["node_id"], soft=False)
+            probe = ray.remote(num_cpus=0, max_retries=0)(_traces).options(scheduling_strategy=there)
+            asked[probe.remote(place["log"], place["cgroup"])] = number
+    found = [_traces(place["log"], place["cgroup"]) if place["node_id"] == own else None for place in places]
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_S) if asked else ([], [])
+    for answer in answered:
+        with suppress(RayError):  # the node goes too
+            found[asked[answer]] = ray.get(answer)
+    return found
 
 
-def _traces(log: str, cgroup: str) -> tuple[str | None, list[int]]:
-    return signal_in(log), oom_kills(cgroup)
+def _traces(log: str, cgroup: str) -> Traces:
+    return Traces(signal_in(log), oom_kills(cgroup), _end_of(log), _end_of(log.removesuffix(".err") + ".out"))
+
+
+def _end_of(log: str) -> bytes:
+    with suppress(OSError), open(log, "rb") as file:
+        file.seek(max(0, os.path.getsize(log) - _KEPT_BYTES))
+        return file.read()
+    return b""

@@ -22,12 +22,17 @@ _UPDATE_EVERY_S = 0.25
 class Board:
     """Holds the latest status, whether to stop, and the failure if a worker had one."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str) -> None:
+        """`title` is what dashboards call the run."""
+        self.title = title
         self.status: dict[str, Any] = {"phase": STARTING, "step": 0}
         self.stop = False
         self.failure: tuple[str, str, str] | None = None
         self.places: dict[int, Place] = {}
         self.happened: list[tuple[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return f"{self.title} board"
 
     def update(self, status: dict[str, Any]) -> bool:
         self.status.update(status)
@@ -61,13 +66,14 @@ class Board:
         return self.status, self.failure
 
 
-def new_board(name: str | None = None) -> Any:
+def new_board(title: str, name: str | None = None) -> Any:
     """A board on the node of the process that asks, so that no other node takes it along when it goes.
 
-    It ends when its last handle goes. With a `name`, other processes of this job find it by `ray.get_actor`.
+    `title` is what dashboards call the run. The board ends when its last handle goes. With a `name`, other processes of this job find it by
+    `ray.get_actor`.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return Board.options(name=name, scheduling_strategy=here).remote(title)  # type: ignore[attr-defined]
 
 
 def ask(method: Any, *arguments: Any) -> Any:

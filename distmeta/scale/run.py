@@ -22,7 +22,8 @@ from distmeta.scale.cluster import await_nodes, check_capacity, connected, quiet
 from distmeta.scale.fit import Fit, failure, watch
 from distmeta.scale.kernels import settled
 from distmeta.scale.progress import STARTING, RunDisplay, ask, new_board, read
-from distmeta.scale.worker import trainer
+from distmeta.scale.trainer import trainer
+from distmeta.training.labels import title
 from distmeta.training.lease import Lease
 from distmeta.training.run_folder import RunFolder
 
@@ -54,8 +55,7 @@ def run(
                 _train(this, uri, address, allow_other_hardware, lease, display, tags or {})
         display.show({"phase": "publishing", "step": config.outer.steps})
         result = conclude(run_folder, uri, config.tracking.model, config)
-        if "page" in (record := run_folder.read_mlflow()):
-            display.say(f"MLflow run {record['page']}")
+        tracking.say_page(run_folder, display.say)
         return result
 
 
@@ -159,9 +159,8 @@ def _train(
         if predicted is not None:
             display.say(f"a worker's step will take about {predicted / 1e9:.2f} GB beside weights and data")
         run_id = begin(this, tags)
-        if "page" in (record := run_folder.read_mlflow()):
-            display.say(f"MLflow run {record['page']}")
-        board = new_board()
+        tracking.say_page(run_folder, display.say)
+        board = new_board(title(run_folder))
         with tracking.Mirror(uri, run_id, run_folder):
             fit = Fit(trainer(this.config, board, allow_other_hardware, os.getcwd(), lease.claim))
             chronicle = Chronicle(run_folder, board, config.outer.steps, display.say)
@@ -210,6 +209,7 @@ def _watch(fit: Fit, board: Any, display: RunDisplay, chronicle: Chronicle, awai
 
     watch(fit, look, stop)
     chronicle.follow()  # the last failure may have ended it
+    chronicle.keep_logs()
 
 
 def _awaited(needs: dict[str, float], workers: int) -> str:

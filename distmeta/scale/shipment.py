@@ -15,6 +15,7 @@ from zipfile import ZipFile
 from distmeta.config import Config
 from distmeta.data.shards import MANIFEST
 from distmeta.errors import ConfigError
+from distmeta.registry.source import source_tags
 from distmeta.scale.job import COMPARED, FACTS
 from distmeta.training.run_folder import CONFIG
 
@@ -47,7 +48,7 @@ def pack_job(folder: Path, config: Config | None, includes: list[Path], needs_tr
             shutil.copy(file, target)
     _unpack_package(folder)
     here = {name: version(name) for name in COMPARED}
-    (folder / FACTS).write_text(json.dumps({"versions": here, "needs_tracking": needs_tracking}))
+    (folder / FACTS).write_text(json.dumps({"versions": here, "needs_tracking": needs_tracking, "source": source_tags()}))
     if config is not None:
         (folder / CONFIG).write_text(config.to_yaml())
 

@@ -35,6 +35,7 @@ def train_seeds(
         models = folder.read_seeds()["models"] if folder.holds_seeds else _versions(this.config, uri)
         folder.write_seeds({"seeds": seeds, "models": models})
         parent = begin(this, {"kind": "seeds"})
+        tracking.say_page(folder, say)
         answers = {}
         with tracking.ended(uri, folder):
             for number, seed in enumerate(seeds, 1):
@@ -45,7 +46,9 @@ def train_seeds(
                     answers[seed] = run(_of_seed(this.config, seed, models), resume, address, allow_other_hardware, tags)
                 except DistmetaError as error:
                     raise type(error)(f"seed {seed}: {error.message}", error.remedy) from None
-            return _conclude(folder, answers, models, uri, parent)
+            answer = _conclude(folder, answers, models, uri, parent)
+        tracking.say_page(folder, say)
+        return answer
 
 
 def _versions(config: Config, uri: str) -> dict[str, str]:

@@ -1,7 +1,6 @@
-"""One Ray Train worker: what it builds, how it answers the loop, and the trainer that places all of them."""
+"""One Ray Train worker: what it builds, and how it answers the loop."""
 
 import gc
-import os
 import sys
 import tempfile
 import time
@@ -11,29 +10,26 @@ from typing import Any
 import ray
 import torch
 from ray.train import Checkpoint as RayCheckpoint
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+from ray.train.torch import get_device
 
 from distmeta.assembly.run import Run
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, Overtaken
-from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, constants, weights_sha256
 from distmeta.models import native
-from distmeta.scale.cluster import storage, worker_needs
 from distmeta.scale.fit import unwritable
 from distmeta.scale.joining import check_frozen, check_machine, gathered
 from distmeta.scale.kernels import of_worker
 from distmeta.scale.losses import here
+from distmeta.scale.metrics import WorkerMetrics
+from distmeta.scale.node_use import NodeUse
 from distmeta.scale.preemption import Notices, Terminated
-from distmeta.scale.progress import Reporter, Restarts
+from distmeta.scale.progress import Reporter
 from distmeta.training import checkpoint as checkpoints
 from distmeta.training import lease
 from distmeta.training.checkpoint import Checkpoint
-from distmeta.training.devices import KINDS, device_of
+from distmeta.training.devices import device_of
 from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, paired_difference
 from distmeta.training.lease import Claim
 from distmeta.training.loop import Plan, Progress, train
@@ -42,9 +38,6 @@ from distmeta.training.metrics_folder import MetricsWriter, Record
 from distmeta.training.reduce import PeerFailure, Request, agree
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.spike_rates import spike_rates, warning
-
-CHECKPOINTS_KEPT = 2
-_RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing costs a restart from the last checkpoint
 
 
 class Worker:
@@ -69,6 +62,9 @@ class Worker:
         self.validation = self.domain.evaluation("val")
         self.progress = Progress()
         self.metrics: MetricsWriter | None = None
+        self.slots = block(config.outer.meta_batch_size, self.rank, self.workers)
+        self.watched = WorkerMetrics(self.run_folder, self.rank, self.kind, len(self.slots))
+        self.node_use = NodeUse(device)
         self.notices = Notices()
         self.memory_used: int | None = None  # by the first step, beyond what was there before
         self._memory_before = 0
@@ -95,11 +91,11 @@ class Worker:
             self.run_folder.note_start(self.progress.step)
             self.reporter.begin(self.workers, self.progress.step, folder.name if folder else None)
             self.metrics = MetricsWriter(self.run_folder.metrics, self.progress.step)
+            self.watched.begin(self.config.outer.steps, len(self.run_folder.restarts()))
 
     def train(self, test: bool, until: int | None = None) -> None:
         """Train, to the last step or to step `until`; at the end, `test` the best step."""
         outer, train_config = self.config.outer, self.config.train
-        slots = block(outer.meta_batch_size, self.rank, self.workers)
         plan = Plan(
             steps=outer.steps if until is None else until,
             checkpoint_every=train_config.checkpoint_every,
@@ -108,17 +104,19 @@ class Worker:
             meta_batch_size=outer.meta_batch_size,
             rank=self.rank,
             workers=self.workers,
-            slots=slots,
+            slots=self.slots,
             reduction=train_config.reduction,
         )
-        batches = self.domain.training(slots, self.progress.step) if outer.steps else iter(())
+        batches = self.domain.training(self.slots, self.progress.step) if outer.steps else iter(())
         self._clock = (time.monotonic(), self.progress.step)
         self._memory_before = self.kind.memory_in_use()
         gc.collect()
         gc.freeze()  # Python's collector looks through all that a process holds; what is here by now stays
         if self.rank == 0:
             self.reporter.tell(phase="training", step=self.progress.step)
-        if train(self.learner, self.outer, batches, self.progress, plan, self) and test:
+        ended = train(self.learner, self.outer, batches, self.progress, plan, self)
+        self.watched.tell()
+        if ended and test:
             self._test()
 
     def _test(self) -> None:
@@ -149,8 +147,10 @@ class Worker:
         return evaluate(self.run.metric, learner, params, stream, episodes, norm, self.rank, self.workers)
 
     def log(self, record: Record) -> None:
+        self.watched.add(record)
         if self.metrics is None:
             return
+        record |= self.node_use.sample()
         if "validation" in record:
             record |= self._spike_rates()
         self.metrics.add(record)
@@ -261,69 +261,3 @@ def run_worker(settings: dict[str, Any]) -> None:
         raise
     except DistmetaError as error:
         reporter.fail(error)
-
-
-class _Trainer(TorchTrainer):
-    """Without Ray Train's helper that gives back the place of a lost run: it needs a dashboard, and a process for each run.
-
-    A lost run's place is given back by Ray when its driver ends, and to a sweep's other trials by the sweep itself.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
-
-
-def trainer(
-    config: Config,
-    board: Any,
-    allow_other_hardware: bool,
-    import_from: str,
-    claim: Claim,
-    test: bool = True,
-    part: tuple[int, int | None] = (0, None),
-) -> TorchTrainer:
-    """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
-
-    What an earlier one left in the folder is put in order: old checkpoints go, those that a run may continue from stay.
-
-    `import_from`: the folder where networks given by import path are found. `claim` is looked at before each commit. `part`: the step
-    from which its settings are these, and the one where it ends, if not the last.
-    """
-    train_config, run_folder = config.train, RunFolder(config.run_folder)
-    # With Ray's own list of them: if it is torn, or names one that is no longer there, Ray refuses to resume.
-    run_folder.thin_out(CHECKPOINTS_KEPT, index=CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
-    resources = worker_needs(train_config, train_config.device)
-    gpus = "GPU" in resources
-    # Ray has no arguments for these.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)
-    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train_config.collective_timeout_s)
-    environment = ALLOCATOR | {"OMP_NUM_THREADS": str(train_config.threads_per_worker)}
-    return _Trainer(
-        run_worker,
-        train_loop_config={
-            "config": ray.put(config.model_dump()),  # a reference: Ray writes a run's arguments to its logs and its dashboard
-            "board": board,
-            "allow_other_hardware": allow_other_hardware,
-            "import_from": import_from,
-            "claim": claim,
-            "test": test,
-            "part": part,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=train_config.workers,  # type: ignore[arg-type]
-            use_gpu=gpus,
-            resources_per_worker=resources,
-            accelerator_type=train_config.accelerator_type,
-            elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,  # type: ignore[call-arg]
-        ),
-        torch_config=TorchConfig(backend=KINDS[train_config.device].backend, timeout_s=round(train_config.collective_timeout_s)),
-        run_config=RunConfig(
-            name=run_folder.checkpoints.name,
-            **storage(run_folder.checkpoints.parent),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-            failure_config=FailureConfig(max_failures=train_config.max_failures),
-            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
-            callbacks=[Restarts(board)],  # type: ignore[list-item]
-        ),
-    )

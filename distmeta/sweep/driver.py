@@ -51,6 +51,7 @@ def sweep(config: Config, resume: bool = False, address: str | None = None, allo
                 _run_trials(this, records, view, uri, address, allow_other_hardware, lease.claim)
             winner = _winner(records)
             best = _describe(records, winner, view)
+            tracking.say_page(folder, view.say)
         return _conclude(records, winner, best, uri, address, allow_other_hardware)
 
 
@@ -126,6 +127,7 @@ def _run_trials(
         needs = worker_needs(config.train, device)
         watchdog = Watchdog(records=records, source=source, claim=claim, train=config.train, needs=needs, say=view.say)
         with SweepMirror(this, records, uri) as mirror, watchdog:
+            tracking.say_page(folder, view.say)
             error = _watch(tuner, source, interrupt, watchdog, view)
         folder.remove_tune()
         if mirror.unsent:

@@ -16,7 +16,7 @@ from distmeta.errors import Overtaken
 from distmeta.scale.chronicle import Chronicle
 from distmeta.scale.fit import Fit, failure
 from distmeta.scale.progress import STARTING, read
-from distmeta.scale.worker import trainer
+from distmeta.scale.trainer import trainer
 from distmeta.training.lease import Claim
 from distmeta.training.measurement import Measurement, measurement_of, score_of
 from distmeta.training.metrics_folder import Record
@@ -114,6 +114,7 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
         # The last validation waits for its checkpoint: the scheduler may end this process when it hears of it.
         told = _tell([validation for validation in validations(folder, told) if validation["step"] < last_step], told)
     chronicle.follow()
+    chronicle.keep_logs()
     error = failure(fit, read(board)[1], config)
     if error is None:
         _tell(validations(folder, told), told)

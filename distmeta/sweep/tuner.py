@@ -14,6 +14,7 @@ from distmeta.errors import DistmetaError
 from distmeta.scale.progress import new_board
 from distmeta.sweep.records import Records
 from distmeta.sweep.trials import Trial
+from distmeta.training.labels import title
 
 
 class _NotKept:
@@ -54,7 +55,7 @@ class Source(_NotKept, Searcher):
                 self._records.end(trial, died=False)
                 continue
             name = f"trial {trial.number} from step {trial.since}"
-            self._running[trial_id] = Running(trial, new_board(name))
+            self._running[trial_id] = Running(trial, new_board(title(trial.folder(self._records.folder)), name))
             return settings | {"board": name}
         return None if self._running else Searcher.FINISHED  # what is running may leave more to do
 

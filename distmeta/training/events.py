@@ -1,4 +1,4 @@
-"""What happened to a run while it trained: a line of JSON for each event, oldest first, written by the run's driver alone."""
+"""What happened to a run while it trained, as its driver writes it: a line of JSON for each event, oldest first, and its workers' logs."""
 
 import json
 import time
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from distmeta import files
-from distmeta.masking import masked
+from distmeta.masking import log_text, masked
 from distmeta.training import stored
-from distmeta.training.storage import damaged, read_json_if_there, write_whole
+from distmeta.training.storage import damaged, on_disk, read_json_if_there, write_whole
 
 Event = dict[str, Any]
 
@@ -26,8 +26,10 @@ class EventLog:
     `workers` are {rank, pid, node, ip, log}; `step` is the last one that is known, `checkpoint` the one that the run resumes from.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, logs: Path) -> None:
+        """`logs` is the folder for what workers printed."""
         self._path = path
+        self._logs = logs
 
     def read(self) -> list[Event]:
         """Raises RunError if the file is damaged."""
@@ -45,6 +47,13 @@ class EventLog:
         before = self._path.read_text() if self._path.exists() else ""
         write_whole(self._path, before + json.dumps(event) + "\n")
         return event
+
+    def keep_log(self, name: str, content: bytes) -> Path:
+        """Keep what a worker printed. Returns the copy's path."""
+        if on_disk(self._logs):
+            self._logs.mkdir(exist_ok=True)
+        write_whole(self._logs / name, log_text(content.decode(errors="replace")))
+        return self._logs / name
 
 
 class StatusFile:

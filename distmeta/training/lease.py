@@ -171,7 +171,8 @@ def _died_here(seen: dict[str, Any]) -> bool:
     if seen.get("machine") != _machine():
         return False
     try:
-        return bool(psutil.Process(seen["pid"]).create_time() != seen["started"])
+        process = psutil.Process(seen["pid"])
+        return bool(process.create_time() != seen["started"]) or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 

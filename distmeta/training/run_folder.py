@@ -22,7 +22,7 @@ _DATASET, _RESULT = "dataset.json", "result.json"
 _METRICS, _STARTS, _CHECKPOINTS = "metrics", "starts.jsonl", "checkpoints"
 _BEST, _POINTER = "best", "best.json"
 _INITIAL, _INIT, _BESIDE = "initial", "init_from", "beside"
-_LOG, _EVENTS, _STATUS, _MLFLOW = "log.txt", "events.jsonl", "status.json", "mlflow.json"
+_LOG, _EVENTS, _WORKER_LOGS, _STATUS, _MLFLOW = "log.txt", "events.jsonl", "worker_logs", "status.json", "mlflow.json"
 _TRIALS, _TRIAL, _FAILURE = "trials", "trial.json", "failure.json"
 _RETRAINED, _COMPARED, _BEST_CONFIG, _TABLE = "retrained", "compared", "best.yaml", "trials.json"
 _TUNE, _GROUPS = ".ray/tune", "placement_groups.json"
@@ -44,6 +44,7 @@ class RunFolder:
     | result.json, test_episodes.json | the final test, and its figures of every episode |
     | report.html, adaptation.png, log.txt, mlflow.json | for people; its run in MLflow |
     | events.jsonl, status.json | what happened to it; how it goes, as its driver last saw |
+    | worker_logs/ | what its workers printed, copied from their nodes |
     | lease.json | the process that writes here now |
 
     | of a sweep, beside config, dataset, log and MLflow's run | |
@@ -137,7 +138,7 @@ class RunFolder:
 
     @property
     def events(self) -> EventLog:
-        return EventLog(self.path / _EVENTS)
+        return EventLog(self.path / _EVENTS, self.path / _WORKER_LOGS)
 
     @property
     def status(self) -> StatusFile:

@@ -115,6 +115,18 @@ def test_the_verb_prints_lines_or_json(monkeypatch: pytest.MonkeyPatch, capsys: 
         assert json.loads(out)["state"] == "stopped" if "--json" in more else f"{tmp_path / 'run'}: stopped; step 0 of 100" in out
 
 
+def test_a_jobs_status_is_that_of_its_run_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    jobs = {("http://head:8265", "job-7"): str(folder(tmp_path / "run"))}
+    monkeypatch.setattr("distmeta.scale.submit.run_folder_of", lambda address, job_id: jobs[address, job_id])
+    monkeypatch.setattr("sys.argv", ["distmeta", "status", "job-7", "--address", "http://head:8265"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert f"{tmp_path / 'run'}: stopped" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "event",
     [

@@ -27,7 +27,7 @@ from distmeta.registry.source import source_tags
 from distmeta.scale import job
 from distmeta.scale import submit as there
 from distmeta.scale.shipment import pack_job
-from distmeta.scale.submit import check_locations, client, follow, list_jobs, logs, stop, submit
+from distmeta.scale.submit import check_locations, client, follow, list_jobs, logs, run_folder_of, stop, submit
 from distmeta.training.run_folder import CONFIG
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -309,5 +309,8 @@ def test_a_job_runs_what_was_shipped_and_ends_with_its_exit_code(dashboard: str,
     with pytest.raises(Stopped, match="job second was stopped"):
         follow(dashboard, second, io.StringIO(), lambda: False)
     assert {row["id"]: row["status"] for row in list_jobs(dashboard)} == {"first": "FAILED", "second": "STOPPED"}
+    assert run_folder_of(dashboard, "first") == config().run_folder
+    with pytest.raises(ClusterError, match="there is no job third"):
+        run_folder_of(dashboard, "third")
     with pytest.raises(ClusterError, match="there is no job third"):
         logs(dashboard, "third")

@@ -10,7 +10,12 @@ from distmeta.show import print_json
 
 
 def status(
-    run_folder: Annotated[str, typer.Argument(help="Folder of a run, of several seeds or of a sweep, or its URL.")],
+    run: Annotated[
+        str, typer.Argument(help="Folder of a run, of several seeds or of a sweep, or its URL. With --address, the id of a submitted job.")
+    ],
+    address: Annotated[
+        str | None, typer.Option(help="Address of the head's dashboard (http://HEAD:8265), for the state of a submitted job.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Print it again whenever it changes, until the run ends.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -22,7 +27,11 @@ def status(
     from distmeta.report.status import status as look
     from distmeta.training.run_folder import RunFolder
 
-    folder = RunFolder(run_folder)
+    if address is not None:
+        from distmeta.scale.submit import run_folder_of
+
+        run = run_folder_of(address, run)
+    folder = RunFolder(run)
     for answer in watched(folder) if watch else [look(folder)]:
         if as_json:
             print_json(answer)

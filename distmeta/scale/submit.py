@@ -252,6 +252,16 @@ def _seconds(milliseconds: int | None) -> float | None:
     return milliseconds / 1000 if milliseconds else None
 
 
+def run_folder_of(address: str, job_id: str) -> str:
+    """The run folder that a job writes. Raises ClusterError if there is no such job, or if it writes none."""
+    folder = (_details(client(address), address, job_id).metadata or {}).get("run_folder")
+    if not folder:
+        raise ClusterError(
+            f"job {job_id} at {address} writes no run folder", f"read its log: distmeta jobs logs {job_id} --address {address}"
+        )
+    return folder
+
+
 def logs(address: str, job_id: str) -> str:
     jobs = client(address)
     with _answers(address, job_id):

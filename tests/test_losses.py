@@ -1,5 +1,6 @@
 """Which worker was lost and why, from what Ray Train hears, what its log says and what the kernel counts."""
 
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import ray
 
 from distmeta.errors import RunError
 from distmeta.scale.chronicle import Chronicle
-from distmeta.scale.losses import Failure, Loss, _cgroup, _traces, lost, oom_kills, signal_in
+from distmeta.scale.losses import Failure, Loss, Traces, _cgroup, _traces, examine, lost, oom_kills, signal_in
 from distmeta.training.events import EventLog, sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.stored import LOST
@@ -94,6 +95,33 @@ def test_where_no_group_counts_the_machine_does(tmp_path: Path) -> None:
     assert _cgroup(tmp_path / "absent", tmp_path) == ""
     assert oom_kills("", tmp_path / "vmstat") == [2]
     assert oom_kills("", tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize("kind", ["died", "hung"])
+def test_a_worker_whose_node_does_not_answer_was_lost_with_it_before_ray_says_so(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself misses a node only after its health checks have failed several times."""
+    loss, place = Loss(1, kind, "its connections closed"), {"node_id": "far"}
+    with socket.create_server(("127.0.0.1", 0)) as raylet:
+        node = {"NodeID": "far", "Alive": True, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": raylet.getsockname()[1]}
+        monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "other", "Alive": True}, node])
+        assert examine(loss, place, None)["kind"] == kind, "it is only too busy to answer more"
+    assert examine(loss, place, None)["kind"] == "node lost"
+    node["Alive"] = False
+    assert examine(loss, place, None)["kind"] == "node lost"
+
+
+@pytest.mark.parametrize(
+    ("kind", "kills", "signal", "expected"),
+    [
+        ("died", [3, 7], "SIGSEGV", ("died", "SIGSEGV")),
+        ("died", [3, 7], None, ("died", "SIGKILL")),
+        ("died", [4, 7], None, ("out of memory", "SIGKILL")),
+        ("hung", [3, 7], None, ("hung", None)),
+    ],
+)
+def test_what_a_node_knows_names_the_cause(kind: str, kills: list[int], signal: str | None, expected: tuple[str, str | None]) -> None:
+    known = examine(Loss(1, kind, "gone"), {"node_id": "far", "oom_kills": [3, 7]}, Traces(signal, kills, b"", b""))
+    assert (known["kind"], known["signal"]) == expected
 
 
 @pytest.mark.parametrize("kind", LOST)

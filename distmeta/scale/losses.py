@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 Place = dict[str, Any]
 """Where a worker is: rank, pid, node (its host's name), ip, node_id, log, oom_kills."""
 
-_PROBE_S = 5.0
+_CONNECT_S, _PROBE_S = 2.0, 5.0
 _TAIL_BYTES = 20_000
 _KEPT_BYTES = 1 << 20  # of each log
 # What workers say of a peer that is gone or silent: gloo's and NCCL's words.
@@ -159,15 +159,15 @@ class Traces(NamedTuple):
 
 
 def examine(loss: Loss, place: Place, traces: Traces | None) -> dict[str, Any]:
-    """What stands in the event: `kind`, `reason` and `signal`. `traces` are None if the node does not answer. Never raises."""
+    """What stands in the event: `kind`, `reason` and `signal`. `traces` are None if the node is gone, or too busy. Never raises."""
     known = {"kind": loss.kind, "reason": loss.reason, "signal": None}
-    if loss.kind != "died" or not place:
-        return known
     if "SIGTERM" in loss.reason:
         return known | {"signal": "SIGTERM"}
-    if not any(node["NodeID"] == place["node_id"] and node["Alive"] for node in ray.nodes()):
-        return known | {"kind": "node lost", "reason": "Ray lost its node"}
+    if loss.kind not in ("died", "hung") or not place:
+        return known
     if traces is None:
+        return known if _node_answers(place) else known | {"kind": "node lost", "reason": "its node does not answer"}
+    if loss.kind == "hung":
         return known
     if traces.signal is None and traces.oom_kills > place["oom_kills"]:
         return known | {"kind": "out of memory", "reason": "the kernel ended it", "signal": "SIGKILL"}
@@ -175,11 +175,21 @@ def examine(loss: Loss, place: Place, traces: Traces | None) -> dict[str, Any]:
     return known | {"signal": traces.signal or "SIGKILL"}
 
 
+def _node_answers(place: Place) -> bool:
+    """Whether Ray counts the place's node among the cluster's, and its raylet listens: Ray itself misses a node only after 15 s or more."""
+    for node in ray.nodes():
+        if node["NodeID"] == place["node_id"] and node["Alive"]:
+            with suppress(OSError):
+                socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_CONNECT_S).close()
+                return True
+    return False
+
+
 def traces_of(places: list[Place]) -> list[Traces | None]:
-    """What the places' nodes know of the workers there, all asked at once; None where a node does not answer in time. Never raises."""
+    """What the places' nodes know of the workers there, asked at once; None where a node does not answer in time. Never raises."""
     own, asked = ray.get_runtime_context().get_node_id(), {}
     for number, place in enumerate(places):
-        if place["node_id"] != own:
+        if place["node_id"] != own and _node_answers(place):
             there = NodeAffinitySchedulingStrategy(place["node_id"], soft=False)
             probe = ray.remote(num_cpus=0, max_retries=0)(_traces).options(scheduling_strategy=there)
             asked[probe.remote(place["log"], place["cgroup"])] = number

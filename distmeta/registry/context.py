@@ -9,6 +9,7 @@ from distmeta.masking import masked
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Let the page of a new experiment open on its training runs, not on traces of prompts."""
+_TRAINING = "workflowType=machine_learning"  # MLflow's pages are about traces of prompts where their address says nothing else
 _DIGEST = 36  # characters that MLflow takes
 
 
@@ -26,7 +27,7 @@ def dataset_inputs(name: str, fingerprint: str, source: str | None, facts: dict[
 
 def page_of(uri: str, experiment_id: str, run_id: str) -> str:
     """The address of the run's page; for a database, the command that serves it comes first."""
-    path = f"/#/experiments/{experiment_id}/runs/{run_id}"
+    path = f"/#/experiments/{experiment_id}/runs/{run_id}?{_TRAINING}"
     if uri.startswith(("http://", "https://")):
         return masked(uri).rstrip("/") + path
     return f"http://127.0.0.1:5000{path} (after: mlflow ui --backend-store-uri {masked(uri)})"

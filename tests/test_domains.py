@@ -29,7 +29,7 @@ from distmeta.errors import ConfigError, RunError
 from distmeta.learners import build_learner
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
-from distmeta.registry import tracking, versions
+from distmeta.registry import charts, versions
 from distmeta.registry.compare import _paired, verdict
 from distmeta.show import show_test
 from distmeta.training.accuracy import Accuracy
@@ -327,9 +327,9 @@ def test_columns_that_are_kinds_have_metrics_of_their_own_in_mlflow() -> None:
     measurement = Sides().measure(build_learner("maml", nn.Linear(1, 1)), Task(1, 1, 1), torch.ones(6, 2))
     assert Sides().keys(measurement) == {"side_wins": {"left": 1, "right": 1}, "side_wins_ci95": {"left": 0, "right": 0}}
     assert measurement.summary == "side wins 1 ± 0"
-    point = tracking._column("test/side_wins", "left", 1.0, 60)
+    point = charts._column("test/side_wins", "left", 1.0, 60)
     assert (point.key, point.step) == ("test/side_wins/left", 60)
-    assert tracking._column("test/reward_by_step", "2", 1.0, 60).step == 2
+    assert charts._column("test/reward_by_step", "2", 1.0, 60).step == 2
 
 
 def test_few_episodes_are_shown_without_an_interval(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,9 @@ def test_a_run_names_its_dataset_and_its_experiment_opens_on_runs(tmp_path: Path
 
 
 def test_a_page_is_an_address_without_credentials() -> None:
-    assert page_of("https://user:secret@host:5000/", "3", "abc") == "https://host:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
+    assert (
+        page_of("https://user:secret@host:5000/", "3", "abc") == "https://host:5000/#/experiments/3/runs/abc?workflowType=machine_learning"
+    )
     local = page_of("sqlite:///mlflow.db", "3", "abc")
     assert local.startswith("http://127.0.0.1:5000/#/experiments/3/runs/abc")
     assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in local

@@ -137,6 +137,7 @@ def test_a_node_is_sampled_now_and_then_under_mlflows_names(monkeypatch: pytest.
     for monitor in (CPUMonitor(), NetworkMonitor()):
         monitor.collect_metrics()
         theirs |= {f"system/{name}" for name in monitor.aggregate_metrics()}
+    assert sample.pop("sampled_at") > 1e9
     assert set(sample) <= theirs
     assert all(value >= 0 for value in sample.values())
 

@@ -383,7 +383,7 @@ def test_a_run_goes_on_without_mlflow_and_is_synced_later(
         assert len(mlflow.get_metric_history(run_id, "meta_loss")) < STEPS, "it was never away"
         sent = sync(RunFolder(run_folder))
         assert sent | {"run_id": 0, "run_folder": 0} == alone | {"run_id": 0, "run_folder": 0}
-        for key in ("meta_loss", "system/time_adapt"):
+        for key in ("meta_loss", "time_adapt"):
             assert [metric.step for metric in mlflow.get_metric_history(run_id, key)] == list(range(1, STEPS + 1))
         assert run(made, resume=True, address=address) == sent
         assert len(mlflow.search_model_versions()) == 1
@@ -402,7 +402,7 @@ def test_a_real_mlflow_server_stops_and_starts_again_in_mid_run(home: Path, pack
         result = run(made, address=address)
         back.join()
         mlflow = MlflowClient(made.tracking.uri)
-        for key in ("meta_loss", "system/time_adapt"):
+        for key in ("meta_loss", "time_adapt"):
             assert [metric.step for metric in mlflow.get_metric_history(result["run_id"], key)] == list(range(1, steps + 1))
         assert mlflow.get_run(result["run_id"]).info.status == "FINISHED"
         assert sync(RunFolder(run_folder)) == result

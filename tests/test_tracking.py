@@ -68,17 +68,22 @@ def write(folder: Path, after: int, attempt: int = 0) -> None:
 def points(server: Flaky, run_id: str, steps: int) -> None:
     """MLflow holds each step of each metric once."""
     mlflow = MlflowClient(server.uri)
-    for key in ("outer_lr", "meta_loss", "system/time_adapt", "validation/score"):
+    for key in ("outer_lr", "meta_loss", "time_adapt", "validation/score"):
         found = [metric.step for metric in mlflow.get_metric_history(run_id, key)]
         assert found == list(range(1, steps + 1)), f"{key}: a step is missing, or there twice"
 
 
-def test_mlflow_draws_what_changes_and_times_apart() -> None:
-    record = {"step": 3, "meta_loss": 0.5, "time/adapt": 0.25, "system/cpu_utilization_percentage": 7.0, "validation": validation(0.5)}
-    keys = {metric.key for metric in tracking.metrics_of(record)}
+def test_mlflow_draws_what_changes_times_last_and_the_node_over_the_time_of_day() -> None:
+    record = {"step": 3, "meta_loss": 0.5, "time/adapt": 0.25, "validation": validation(0.5)}
+    record |= {"sampled_at": 1.7e9, "system/cpu_utilization_percentage": 7.0}
+    metrics = {metric.key: metric for metric in tracking.metrics_of(record)}
+    assert (metrics["system/cpu_utilization_percentage"].timestamp, metrics["meta_loss"].timestamp) == (1_700_000_000_000, 3)
+    keys = set(metrics)
+    assert "sampled_at" not in keys
+    assert max(key for key in keys if "/" not in key) == "time_adapt"
     assert keys >= {
         "meta_loss",
-        "system/time_adapt",
+        "time_adapt",
         "system/cpu_utilization_percentage",
         "validation/score",
         "validation/accuracy_inductive",

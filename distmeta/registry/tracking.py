@@ -45,7 +45,7 @@ _BATCH = 500  # metrics in one call; MLflow takes up to 1000
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _END_S = 30.0
-_CONSTANT = {"way", "shot", "queries", "episodes", "seed", "inner_steps"}  # of validations
+_NOT_DRAWN = {"step", "sampled_at", *(f"validation.{key}" for key in ("way", "shot", "queries", "episodes", "seed", "inner_steps"))}
 _CREDENTIALS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_AWS_SIGV4")
 
 
@@ -159,14 +159,18 @@ def check_experiment(uri: str, name: str) -> str:
 def metrics_of(record: Record) -> list[Metric]:
     """The numbers of one step's record; `validation.accuracy` and the like carry the section's name.
 
-    MLflow's pages draw each number, section by section, those of `system/` apart and last. So the seconds of a step's parts belong there,
-    and what is the same at every validation is left out.
+    MLflow's pages draw each number: named sections first, then keys without a section by the alphabet, which brings `time_adapt` to the
+    end; those of `system/` apart, over the time of day. What is the same at every validation is left out.
     """
     step = record["step"]
-    plain = {key: value for key, value in flat(record).items() if key != "step" and not key.startswith(f"validation.{KEY}.")}
-    changing = {key: value for key, value in plain.items() if key.removeprefix("validation.") not in _CONSTANT}
-    named = {re.sub("^time/", "system/time_", key.replace(".", "/")): value for key, value in changing.items()}
-    return [Metric(key, float(value), step, step) for key, value in named.items() if isinstance(value, int | float)]
+    plain = {key: value for key, value in flat(record).items() if key not in _NOT_DRAWN and not key.startswith(f"validation.{KEY}.")}
+    named = {re.sub("^time/", "time_", key.replace(".", "/")): value for key, value in plain.items()}
+    sampled_ms = round(1000 * record.get("sampled_at", 0))
+    return [
+        Metric(key, float(value), sampled_ms if key.startswith("system/") else step, step)
+        for key, value in named.items()
+        if isinstance(value, int | float)
+    ]
 
 
 def send_metrics(uri: str, run_id: str, run_folder: RunFolder) -> int:

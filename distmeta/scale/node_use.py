@@ -21,7 +21,10 @@ class NodeUse:
         psutil.cpu_percent()  # the next call says what was used since this one
 
     def sample(self) -> Record:
-        """What belongs in a step's record now: nothing, unless ten seconds have passed since the last sample."""
+        """What belongs in a step's record now: nothing, unless ten seconds have passed since the last sample.
+
+        `sampled_at` is in seconds since 1970.
+        """
         if time.monotonic() - self._sampled < _EVERY_S:
             return {}
         self._sampled = time.monotonic()
@@ -34,7 +37,7 @@ class NodeUse:
             "network_receive_megabytes": (network.bytes_recv - before.bytes_recv) / _MB,
             "network_transmit_megabytes": (network.bytes_sent - before.bytes_sent) / _MB,
         }
-        return {f"system/{name}": round(value, 3) for name, value in (use | self._gpu()).items()}
+        return {"sampled_at": round(time.time(), 3)} | {f"system/{name}": round(value, 3) for name, value in (use | self._gpu()).items()}
 
     def _gpu(self) -> dict[str, float]:
         if self._device.type != "cuda":

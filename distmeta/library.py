@@ -9,8 +9,11 @@ from distmeta.config import Config, load_config
 from distmeta.data.splits import Split
 from distmeta.inference.evaluate import evaluation_stream
 from distmeta.inference.model import Model
+from distmeta.inference.temperature import nearest_temperature
 from distmeta.registry.tracking import tracking_uri as resolve
 from distmeta.registry.versions import load_model
+from distmeta.training.by_class import figures_of_answers
+from distmeta.training.calibration import answered, keeping_answers
 from distmeta.training.evaluate import evaluate as measure
 
 
@@ -44,12 +47,15 @@ def evaluate(
     seed: int = 0,
     metric: str | None = None,
 ) -> dict[str, Any]:
-    """How good `model` is on fixed episodes of a packed dataset: mean, 95% interval and what they were measured on.
+    """How good `model` is on fixed episodes of a packed dataset: mean, 95% interval and what they were measured on; for accuracy, also how
+    far its probabilities are from it ("calibration") and its value by class.
 
     `way` and `shot` are those it was trained for, if None. `metric` is "accuracy" or the import path of your own Metric; a model that was
     validated by your own needs one of them. Computed here; `distmeta evaluate` spreads the episodes over Ray workers, with
     the same answer. Raises DataError, ConfigError.
     """
     stream = evaluation_stream(model, str(shards), split, way, shot, queries, seed)
-    scored_by = metric_for(model.description, metric)
-    return measure(scored_by, model.learner, model.meta_params, stream, episodes, model.description["norm"]).as_dict()
+    scored_by = keeping_answers(metric_for(model.description, metric), stream.task)
+    found = measure(scored_by, model.learner, model.meta_params, stream, episodes, model.description["norm"])
+    temperature = nearest_temperature(model.description, stream.task.way, stream.task.shot, model.learner.inner_steps_eval)
+    return found.as_dict() | figures_of_answers(stream, answered(scored_by, found), temperature)

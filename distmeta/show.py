@@ -72,11 +72,10 @@ def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool
     kept = []
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["file", "class", "probability", "truth", "right"])
+        writer.writerow(["file", "class", "probability", "truth", "right", "rejected"])
     for prediction in predictions:
         if form == "csv":
-            *values, right = prediction.as_dict().values()
-            writer.writerow([*values, "" if right is None else str(right).lower()])
+            writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in prediction.as_dict().values()])
         elif form == "jsonl":
             print_json(prediction.as_dict())
         if keep or form in ("table", "json"):
@@ -93,10 +92,29 @@ def _show_predictions(predictions: "list[Prediction]") -> None:
     from distmeta.inference.predict import wrong_first
 
     known = any(prediction.truth is not None for prediction in predictions)
-    rows = [[str(p.file), p.label, f"{p.probability:.3f}", p.truth or "", _MARKS[p.right]] for p in wrong_first(predictions)]
-    columns = ["file", "class", "probability", "truth", "result"]
-    width = len(columns) if known else 3
+    rejected = any(prediction.rejected for prediction in predictions)
+    rows = [
+        [str(p.file), p.label, f"{p.probability:.3f}", "rejected" if p.rejected else _MARKS[p.right], p.truth or ""]
+        for p in wrong_first(predictions)
+    ]
+    columns = ["file", "class", "probability", "result", "truth"]
+    width = len(columns) if known else 4 if rejected else 3
     show_table(columns[:width], [row[:width] for row in rows])
+
+
+def show_classes(score: "Score", classes: "Iterable[str]") -> None:
+    """The counts of each class, on standard error: what its labelled queries were taken for, or how many queries it was given to."""
+    rows = score.by_class(classes)
+    if score.labelled:
+        table = Table("class", "queries", "right", "predicted", "taken for")
+        for row in rows:
+            taken = ", ".join(f"{name} {count}" for name, count in row.taken_for)
+            table.add_row(printable(row.name), str(row.labelled), str(row.right), str(row.predicted), printable(taken))
+    else:
+        table = Table("class", "predicted")
+        for row in rows:
+            table.add_row(printable(row.name), str(row.predicted))
+    console(sys.stderr).print(table)
 
 
 def prediction_notes(score: "Score", reader: "FileReader", support: "Support", left_out: "LeftOut") -> Iterator[str]:
@@ -108,12 +126,15 @@ def prediction_notes(score: "Score", reader: "FileReader", support: "Support", l
     if support.copies:
         first, second = support.copies[0]
         yield f"{len(support.copies)} support images are copies of another one, such as {first} and {second}"
+    if score.rejected:
+        yield f"rejected {score.rejected} of {score.asked} queries"
     if score.labelled:
         accuracy, low, high = score.accuracy()
         line = (
             f"accuracy {100 * accuracy:.1f} %: {score.right} of {score.labelled} right, 95% interval {100 * low:.1f} to {100 * high:.1f} %"
         )
-        labelled = "" if score.labelled == score.asked else f"; {score.labelled} of {score.asked} labelled"
+        accepted = score.asked - score.rejected
+        labelled = "" if score.labelled == accepted else f"; {score.labelled} of {accepted} labelled"
         yield f"{line}, this support set alone{labelled}"
 
 
@@ -131,6 +152,21 @@ def show_test(test: dict[str, Any]) -> None:
         f"(seed {test['seed']}), {test['inner_steps']} inner steps, norm {test['norm']}:"
     )
     show_table([ours.axis or ours.name, *networks], rows)
+    for note in calibration_notes(test):
+        say(note)
+
+
+def calibration_notes(test: dict[str, Any]) -> Iterator[str]:
+    """How far a test's probabilities are from its accuracy, in a sentence, if that was measured."""
+    if "calibration" not in test:
+        return
+    found = test["calibration"]
+    before, after = (
+        f"{100 * each['error']:.1f} % ({' to '.join(f'{100 * end:.1f}' for end in each['interval'])} %)"
+        for each in (found["before"], found["after"])
+    )
+    fitted = f"the temperature {found['temperature']:.3g} fitted for {found['way']}-way {found['shot']}-shot"
+    yield f"expected calibration error of inductive probabilities: {before} as the network gives them, {after} at {fitted}"
 
 
 def show_seeds(result: dict[str, Any]) -> None:

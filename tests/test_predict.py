@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from distmeta.data.shards import Dataset
 from distmeta.errors import ConfigError, DataError
 from distmeta.inference.inputs import network_input
 from distmeta.inference.model import Adapted, Model
-from distmeta.inference.predict import FileReader, Prediction, Score, adapt_to_folder, predict_files, query_files, wrong_first
+from distmeta.inference.predict import FileReader, Prediction, Score, Support, adapt_to_folder, predict_files, query_files, wrong_first
 from distmeta.learners import build_learner
 from distmeta.models import build_model
 from distmeta.registry import versions
@@ -256,8 +257,8 @@ def test_the_verb_predicts_in_every_format(
     code, out, err = call(monkeypatch, capsys, *ask, "--query", loose, "--format", "csv", "--explain", picture)
     assert code == 1
     assert (
-        out == "file,class,probability,truth,right\n"
-        f'"{str(strange).replace(chr(34), chr(34) * 2)}",{expected[0]["class"]},{expected[0]["probability"]},,\n'
+        out == "file,class,probability,truth,right,rejected\n"
+        f'"{str(strange).replace(chr(34), chr(34) * 2)}",{expected[0]["class"]},{expected[0]["probability"]},,,false\n'
     )
     reason, remedy = err.splitlines()[-2:]
     assert reason.startswith(f"distmeta: 2 of 3 images were left out; the first: {loose / 'bomb.png'} does not decode")
@@ -290,17 +291,84 @@ def test_wrong_predictions_come_first_and_alone_if_that_is_asked(
     ask = ["predict", "--tracking-uri", uri, "--model", published["maml"].uri, "--support", episode / "support"]
     code, out, err = call(monkeypatch, capsys, *ask, "--query", swapped, "--wrong-only", "--format", "csv")
     assert code == 0
-    assert [row[-2:] for row in csv.reader(out.splitlines()[1:])] == [[p.truth, "false"] for p in wrong]
+    assert [row[-3:-1] for row in csv.reader(out.splitlines()[1:])] == [[p.truth, "false"] for p in wrong]
     assert f"{len(predictions) - len(wrong)} of {len(predictions)} right" in err
     code, out, _ = call(monkeypatch, capsys, *ask, "--query", swapped)
-    marks = re.findall(r"(right|wrong) *│$", out, re.MULTILINE)
+    marks = re.findall(r"│ (right|wrong) *│", out, re.MULTILINE)
     assert marks == ["wrong"] * len(wrong) + ["right"] * (len(predictions) - len(wrong))
+    assert re.findall(r"probabilities are uncalibrated", err)
     code, out, err = call(monkeypatch, capsys, *ask, "--query", wrong[0].file, "--wrong-only", "--json")
     assert (code, json.loads(out)[0]["right"]) == (0, False)
     loose = tmp_path / "loose.png"
     shutil.copy(wrong[0].file, loose)
     code, _, err = call(monkeypatch, capsys, *ask, "--query", loose, "--wrong-only")
     assert (code, err.splitlines()[-2]) == (1, "distmeta: --wrong-only: the truth is known of no query")
+
+
+def test_unlikely_answers_can_be_rejected(
+    uri: str, episode: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """They are marked, not counted, and the cost on the validation episodes is stated from the model's record."""
+    coverage, accuracy = [1.0] + [0.4] * 100, [0.6] + [0.9] * 100
+    held = {"way": WAY, "shot": 2, "inner_steps": 2, "temperature": 1.0, "episodes": 100, "coverage": coverage, "accuracy": accuracy}
+    address = publish(uri, tmp_path / "run", "rejecting", description=DESCRIPTION | {"calibration": [held]}).uri
+    predictions = predict(versions.load_model(uri, address), episode / "support", episode / "query")
+    limit = sorted(p.probability for p in predictions)[4]
+    ask = ["predict", "--tracking-uri", uri, "--model", address, "--support", episode / "support", "--query", episode / "query"]
+    code, out, err = call(monkeypatch, capsys, *ask, "--reject-below", limit, "--json")
+    assert code == 0
+    answers = json.loads(out)
+    assert [answer["rejected"] for answer in answers] == [p.probability < limit for p in predictions]
+    assert sum(answer["rejected"] for answer in answers) == 4
+    right = sum(p.right is True for p in predictions if p.probability >= limit)
+    assert f"rejected 4 of 9 queries\naccuracy {100 * right / 5:.1f} %: {right} of 5 right" in err
+    assert (
+        f"on the validation episodes 40.0 % of queries reach {limit:g}, and 90.0 % of these are right; without a limit 60.0 % of all are"
+        in err
+    )
+    assert "probabilities are calibrated by 100 validation episodes, 3-way 2-shot (temperature 1)\n" in err
+    code, out, _ = call(monkeypatch, capsys, *ask, "--reject-below", "1.0", "--wrong-only", "--format", "csv")
+    assert (code, out.splitlines()[1:]) == (0, []), "a rejected answer is not a wrong one"
+
+
+def answer(file: str, truth: str | None, label: str, probability: float = 0.5, rejected: bool = False) -> Prediction:
+    return Prediction(Path(file), label, probability, {label: probability}, truth, rejected)
+
+
+def test_classes_are_counted_and_the_worst_comes_first() -> None:
+    score = Score()
+    given = [("cat", "cat"), ("cat", "dog"), ("cat", "dog"), ("cat", "emu"), ("dog", "dog"), ("emu", "dog"), (None, "emu")]
+    assert len(list(score.count([*(answer("x", *pair) for pair in given), answer("x", "dog", "cat", rejected=True)]))) == 8
+    assert score.by_class(["cat", "dog", "emu", "fox"]) == [
+        ("emu", 1, 0, 2, [("dog", 1)]),
+        ("cat", 4, 1, 1, [("dog", 2), ("emu", 1)]),
+        ("dog", 1, 1, 4, []),
+        ("fox", 0, 0, 0, []),
+    ]
+    assert (score.asked, score.rejected, score.labelled, score.right) == (8, 1, 6, 2)
+
+
+def test_explain_draws_all_supports_whole_names_and_wrong_ones_of_every_class_first(
+    dataset: Dataset, loaded: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    drawn: list[Path] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.text", lambda _, x, y, text, **__: texts.append(text))
+    monkeypatch.setattr(FileReader, "read", lambda _, path: (drawn.append(path), (np.zeros((4, 4, 1), np.uint8), b""))[1])
+    names = ["a very long name_of_a_class without an end " + letter for letter in "abc"]
+    support = Support({name: [Path(f"{name}/{i}") for i in range(7)] for name in names}, set(), {}, [])
+    wrong = [answer(f"wrong-{name}-{i}", name, names[0], 0.9 - i / 100) for name in names[1:] for i in range(20)]
+    right = [answer(f"right-{i}", names[0], names[0]) for i in range(50)]
+    draw(support, [*right, *wrong], tmp_path / "x.png", FileReader(loaded["maml"].preprocessing))
+    assert drawn[:21] == [path for files in support.classes.values() for path in files]
+    queries = [path.name for path in drawn[21:]]
+    assert queries[:4] == [f"wrong-{names[1]}-0", f"wrong-{names[2]}-0", f"wrong-{names[1]}-1", f"wrong-{names[2]}-1"]
+    assert queries[40:] == [f"right-{i}" for i in range(20)]
+    assert texts[0] == "support"
+    assert [text.replace("\n", " ") for text in texts[1:22]] == [" ".join(textwrap.wrap(name, 15)) for name in names for _ in range(7)]
+    assert texts[22] == "queries, wrong ones first (60 of 90)"
+    assert "× is a very" in texts[23]
+    assert "…" not in "".join(texts)
 
 
 def run_with_pairs(folder: Path, uri: str, learner: str) -> RunFolder:

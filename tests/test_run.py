@@ -429,8 +429,16 @@ def test_evaluate_over_the_cluster_gives_the_runs_own_figures(
     monkeypatch.setattr("distmeta.scale.evaluate.PART", 7)  # parts that do not divide the 20 episodes
     model = load_model(f"sqlite:///{home / 'mlflow.db'}", alone["model"])
     *parts, found = evaluate(model, EpisodeSource(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0), 20, address)
-    assert parts == [{}, {}, {}]
-    assert found == alone["test"]
+    assert parts == [None, None, None]
+    assert found is not None
+    assert found.figures == alone["test"]
+    assert found.fitted is None
+    source = EpisodeSource(shards=str(packed), split="test", way=None, shot=2, queries=3, seed=0)
+    *_, calibrated = evaluate(model, source, 20, address, calibrate_on=10)
+    assert calibrated is not None
+    assert calibrated.fitted is not None
+    assert (calibrated.fitted["way"], calibrated.fitted["shot"], calibrated.fitted["episodes"]) == (3, 2, 10)
+    assert calibrated.figures["calibration"]["temperature"] == calibrated.fitted["temperature"]
     with pytest.raises(DataError, match="has 4 classes but the model was trained for 3-way"):
         list(evaluate(model, EpisodeSource(shards=str(packed), split="test", way=4, shot=None, queries=3, seed=0), 20, address))
 

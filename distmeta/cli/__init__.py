@@ -26,6 +26,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     cluster.jobs,
     registry.models,
     registry.publish,
+    registry.publish_adapted,
     registry.sync,
     registry.promote,
     registry.compare,
@@ -40,9 +41,19 @@ VERBS: tuple[Callable[..., None], ...] = (
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # what follows submit's verb is that verb's
 
 for verb in VERBS:
-    app.command(context_settings=_PASSED_ON if verb is cluster.submit else None)(verb)
+    app.command(verb.__name__.replace("_", "-"), context_settings=_PASSED_ON if verb is cluster.submit else None)(verb)
 
-_KEPT = {"init", "train", "sweep", "pack", "publish", "promote", "sync", "submit"}  # verbs whose results are not only printed
+_KEPT = {
+    "init",
+    "train",
+    "sweep",
+    "pack",
+    "publish",
+    "publish-adapted",
+    "promote",
+    "sync",
+    "submit",
+}  # verbs whose results are not only printed
 
 
 def _print_version(asked: bool) -> None:

@@ -1,10 +1,11 @@
 """Verbs about the registry of models: models, publish, sync, promote, compare."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from distmeta.cli.options import Json, TrackingUri
+from distmeta.cli.options import Json, MaxPixels, Network, OwnLearner, TrackingUri, ValueRange, own_classes
 from distmeta.show import print_json, say, show_table, summary
 
 
@@ -66,6 +67,45 @@ def publish(
     say(f"published models:/{published.name}/{published.version}" + (", the champion" if published.champion else champion))
     if as_json:
         print_json({"model": published.uri, "version": published.version, "champion": published.champion})
+
+
+def publish_adapted(
+    model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
+    support: Annotated[Path, typer.Option(help="Folder with one folder of images per class.")],
+    name: Annotated[str, typer.Option(help="Name of the classifier in the registry.")],
+    alias: Annotated[str | None, typer.Option(help="Alias to give this version, such as 'production'.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Inner steps (default: as in the model's evaluation).")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Write the classifier to this file as well, as an ONNX graph.")] = None,
+    value_range: ValueRange = None,
+    max_pixels: MaxPixels = 100_000_000,
+    network: Network = None,
+    learner: OwnLearner = None,
+    tracking_uri: TrackingUri = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a registered model to its classes once, and register the result as a plain classifier, which needs no support images.
+
+    Example: distmeta publish-adapted --model models:/photos-5way-5shot@champion --support new/support --name pets
+    """
+    from distmeta.data.decode import parse_value_range
+    from distmeta.inference.predict import FileReader, adapt_to_folder
+    from distmeta.registry.adapted import publish_adapted as register
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import check_model_name, load_model
+
+    check_model_name(name)
+    chosen, own = parse_value_range(value_range), own_classes(network, learner)
+    loaded = load_model(resolve(tracking_uri), model, own)
+    loaded = loaded.with_value_range(chosen) if chosen else loaded
+    adapted, _ = adapt_to_folder(loaded, support, steps, FileReader(loaded.preprocessing, max_pixels))
+    if onnx is not None:
+        adapted.export_onnx(onnx)
+        say(f"wrote {onnx}")
+    address = register(resolve(tracking_uri), model, adapted, name, alias, own)
+    say(f"published {address}, which tells apart {', '.join(adapted.classes)}")
+    say(f"serve it: mlflow models serve --model-uri {address} --env-manager local --port 5001")
+    if as_json:
+        print_json({"model": address, "classes": adapted.classes})
 
 
 def sync(

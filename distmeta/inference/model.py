@@ -7,11 +7,14 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,8 +28,9 @@ from distmeta.files import of_kind, parse_json, read_bytes
 from distmeta.inference.inputs import Picture as Picture  # the code of models published before imports it from here
 from distmeta.inference.inputs import Pictures, class_labels, network_input
 from distmeta.inference.limits import limits
+from distmeta.inference.temperature import nearest_temperature
 from distmeta.learners import build_learner
-from distmeta.learners.description import Description
+from distmeta.learners.description import Description, Temperature
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params, fill, floating, state, unusable
@@ -35,7 +39,7 @@ from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head, set_head
 from distmeta.models.lora import merge, without_pairs
 
-_WEIGHTS, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
+WEIGHTS_FILE, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
 _OLD_ABOUT = "adapted.json"  # where these were before
 
 
@@ -46,6 +50,8 @@ _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 class _About(TypedDict):
     classes: list[str | int | float | bool]
     description: Description
+    shot: NotRequired[Annotated[float, Field(gt=0, le=1e9)] | None]
+    temperature: NotRequired[Temperature | None]
 
 
 class Model(NamedTuple):
@@ -104,17 +110,29 @@ class Model(NamedTuple):
         problem = unusable(tensors)
         if problem:
             raise DataError(f"adapting by {learner.inner_steps_eval} inner steps diverged: {problem}", "give fewer inner steps")
-        return Adapted(self.description, learner, tensors, classes)
+        shot = len(names) / len(classes)
+        fitted = nearest_temperature(self.description, len(classes), shot, learner.inner_steps_eval)
+        return Adapted(self.description, learner, tensors, classes=classes, shot=shot, temperature=fitted)
 
 
 class Adapted(nn.Module):
     """A network adapted to one task, as a plain torch module in evaluation mode.
 
-    forward: network input (M, C, H, W) → logits (M, N), every image by itself; `classes` names the N outputs. Its state_dict holds the
-    adapted weights, with the support set's norm statistics, under the network's own names; low-rank pairs are merged into them.
+    forward: network input (M, C, H, W) → logits (M, N), every image by itself, divided by the `temperature` that was fitted for the
+    most similar tasks, if any was. `classes` names the N outputs, and `shot` is the mean number of images that a class was given. Its
+    state_dict holds the adapted weights, with the support set's norm statistics, under the network's own names; low-rank pairs are merged
+    into them.
     """
 
-    def __init__(self, description: dict[str, Any], learner: Learner, tensors: Params, classes: list[Any]) -> None:
+    def __init__(
+        self,
+        description: dict[str, Any],
+        learner: Learner,
+        tensors: Params,
+        classes: list[Any],
+        shot: float | None = None,
+        temperature: Temperature | None = None,
+    ) -> None:
         super().__init__()
         self.network = _filled(learner.model, tensors)
         self._beside = sorted(tensors.keys() - state(self.network).keys())
@@ -126,6 +144,7 @@ class Adapted(nn.Module):
         self.description = description
         self.preprocessing = Preprocessing.model_validate(description["preprocessing"])
         self.classes = classes
+        self.shot, self.temperature = shot, temperature
         self.learner = learner
         self.eval()
 
@@ -134,7 +153,11 @@ class Adapted(nn.Module):
         return state(self.network) | {name: self.get_buffer(name) for name in self._beside}
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.learner.outputs(self.tensors(), inputs)
+        return self._logits(self.tensors(), inputs)
+
+    def _logits(self, tensors: Params, inputs: Tensor) -> Tensor:
+        logits = self.learner.outputs(tensors, inputs)
+        return logits if self.temperature is None else logits / self.temperature["temperature"]
 
     @torch.no_grad()
     def predict(self, images: Pictures) -> Tensor:
@@ -144,12 +167,19 @@ class Adapted(nn.Module):
         rows = [torch.zeros(0, len(self.classes), dtype=like.dtype, device=like.device)]
         for number in range(len(images)):  # one by one, as `distmeta.learners.one_by_one` explains
             inputs = network_input(images[number : number + 1], self.preprocessing, like, first=number)
-            rows.append(self.learner.outputs(tensors, inputs).softmax(1))
-        probabilities = torch.cat(rows)
-        if not probabilities.isfinite().all():
-            number = int(probabilities.isfinite().all(1).int().argmin())
-            raise DataError(f"the network's answer to image {number} is not finite (NaN)", "look at that image, and adapt the model again")
-        return probabilities
+            rows.append(self._logits(tensors, inputs).softmax(1))
+        return finite(torch.cat(rows))
+
+    @torch.no_grad()
+    def probabilities(self, inputs: Tensor) -> Tensor:
+        """Those of network input (M, C, H, W), computed together: faster than `predict`, but the last bits of one image's may depend on
+        which others come with it."""
+        return self(inputs).softmax(1)
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the type and on the device that inputs must have."""
+        return floating(self.tensors())
 
     def save(self, folder: Path | str) -> None:
         """Write the adapted network into `folder`, made if absent: one safetensors file, which also holds classes and description as JSON.
@@ -158,39 +188,49 @@ class Adapted(nn.Module):
         """
         folder = Path(folder)
         tensors = {name: value.detach().contiguous() for name, value in self.tensors().items()}
-        about = json.dumps({"classes": self.classes, "description": self.description})
+        known = {"classes": self.classes, "shot": self.shot, "temperature": self.temperature}
+        about = json.dumps(known | {"description": self.description})
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".adapted-", dir=folder) as scratch:
-                save_file(tensors, Path(scratch) / _WEIGHTS, {_ABOUT: about})
-                os.replace(Path(scratch) / _WEIGHTS, folder / _WEIGHTS)
+                save_file(tensors, Path(scratch) / WEIGHTS_FILE, {_ABOUT: about})
+                os.replace(Path(scratch) / WEIGHTS_FILE, folder / WEIGHTS_FILE)
             (folder / _OLD_ABOUT).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             raise DataError(f"{folder} cannot be written: {error}", "give a folder you may write to") from None
 
     @staticmethod
-    def load(folder: Path | str, own: Collection[str] = ()) -> "Adapted":
-        """What `save` wrote; `own` holds the import paths of the network's and the learner's class, if they are your own.
+    def load(folder: Path | str, own: Collection[str] | None = ()) -> "Adapted":
+        """What `save` wrote; `own` holds the import paths of the network's and the learner's class, if they are your own. With None,
+        whatever class the file names is imported.
 
         Raises DataError if `folder` does not hold it.
         """
-        try:
-            with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
+        with _readable(folder):
+            about = _about(Path(folder))
+            with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a file, not a dict)
-                text = (file.metadata() or {}).get(_ABOUT)
-            about = of_kind(_About, parse_json(text if text is not None else read_bytes(Path(folder) / _OLD_ABOUT), finite=False))
             problem = unusable(tensors)
             if problem:
                 raise ValueError(problem)
-            return Adapted(about["description"], build(about["description"], tensors, own), tensors, about["classes"])
-        except (*_UNREADABLE, RuntimeError, StopIteration, ConfigError, SafetensorError) as error:
-            raise DataError(f"{folder} holds no adapted model ({error!r})", "give a folder that Adapted.save wrote") from None
+            description = dict(about["description"])
+            learner = build(description, tensors, named_classes(description) if own is None else own)
+            shot, temperature = about.get("shot"), about.get("temperature")  # which models of earlier versions do not hold
+            return Adapted(description, learner, tensors, about["classes"], shot=shot, temperature=temperature)
+
+    @staticmethod
+    def described(folder: Path | str) -> dict[str, Any]:
+        """The description in what `save` wrote, without building anything. Raises DataError."""
+        with _readable(folder):
+            return dict(_about(Path(folder))["description"])
 
     def export_onnx(self, path: Path | str) -> None:
         """Write forward as an ONNX graph, images (M, C, H, W) → logits (M, N) with M free; its metadata names classes and preprocessing.
 
-        Needs the extra `distmeta[onnx]`.
+        Needs the extra `distmeta[onnx]`. Raises ConfigError without it, DataError if `path` cannot be written.
         """
+        if find_spec("onnxscript") is None:
+            raise ConfigError("exporting to ONNX needs packages that are not installed", "pip install 'distmeta[onnx]'")
         size, channels = self.preprocessing.image_size, self.preprocessing.channels
         like = floating(self.tensors())
         example = torch.zeros(2, channels, size, size, dtype=like.dtype, device=like.device)
@@ -199,7 +239,40 @@ class Adapted(nn.Module):
         assert program is not None
         program.model.metadata_props["classes"] = json.dumps(self.classes)
         program.model.metadata_props["preprocessing"] = self.preprocessing.model_dump_json()
-        program.save(path)
+        try:
+            program.save(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error}", "give the path of a file in a folder that exists") from None
+
+
+def _about(folder: Path) -> _About:
+    """What a saved network says of itself."""
+    with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+        text = (file.metadata() or {}).get(_ABOUT)
+    about: _About = of_kind(_About, parse_json(text if text is not None else read_bytes(folder / _OLD_ABOUT), finite=False))
+    return about
+
+
+@contextmanager
+def _readable(folder: Path | str) -> Iterator[None]:
+    """Raises DataError for whatever goes wrong in reading what `folder` holds."""
+    try:
+        yield
+    except (*_UNREADABLE, RuntimeError, StopIteration, ConfigError, SafetensorError) as error:
+        raise DataError(f"{folder} holds no adapted model ({error!r})", "give a folder that Adapted.save wrote") from None
+
+
+def finite(probabilities: Tensor) -> Tensor:
+    """`probabilities` (M, N). Raises DataError naming the image whose are not finite."""
+    if not probabilities.isfinite().all():
+        number = int(probabilities.isfinite().all(1).int().argmin())
+        raise DataError(f"the network's answer to image {number} is not finite (NaN)", "look at that image, and adapt the model again")
+    return probabilities
+
+
+def named_classes(description: dict[str, Any]) -> set[str]:
+    """The names of a model's network and learner, of which some may be classes of the user's own."""
+    return {description[part]["name"] for part in ("model", "learner")}
 
 
 def _filled(network: nn.Module, tensors: Params) -> nn.Module:

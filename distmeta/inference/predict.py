@@ -1,5 +1,6 @@
 """Adapt a published model to a folder of labelled images and classify others, however many."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from itertools import chain
@@ -83,13 +84,17 @@ def query_files(query: Path, listed: TextIO, left_out: LeftOut | None = None) ->
 
 
 class Prediction(NamedTuple):
-    """For one query: its most probable class, all probabilities, and the class whose folder it lies in, if that is one of them."""
+    """For one query: its most probable class, all probabilities, and the class whose folder it lies in, if that is one of them.
+
+    `rejected`: the probability is below the lowest that the user accepts.
+    """
 
     file: Path
     label: str
     probability: float
     probabilities: dict[str, float]
     truth: str | None
+    rejected: bool = False
 
     @property
     def right(self) -> bool | None:
@@ -97,13 +102,18 @@ class Prediction(NamedTuple):
         return None if self.truth is None else self.label == self.truth
 
     def as_dict(self) -> dict[str, Any]:
-        known = {"truth": self.truth, "right": self.right}
+        known = {"truth": self.truth, "right": self.right, "rejected": self.rejected}
         return {"file": str(self.file), "class": self.label, "probability": self.probability} | known
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it is known to be wrong, and was not rejected."""
+        return self.right is False and not self.rejected
 
 
 def wrong_first(predictions: Iterable[Prediction]) -> list[Prediction]:
     """Wrong predictions, the most confident first, and then all others in their order."""
-    return sorted(predictions, key=lambda prediction: -prediction.probability if prediction.right is False else 0)
+    return sorted(predictions, key=lambda prediction: -prediction.probability if prediction.wrong else 0)
 
 
 def adapt_to_folder(
@@ -130,12 +140,17 @@ def adapt_to_folder(
 
 
 def predict_files(
-    adapted: Adapted, files: Iterable[Path], support: Support, bad: Callable[[DataError], None], reader: FileReader | None = None
+    adapted: Adapted,
+    files: Iterable[Path],
+    support: Support,
+    bad: Callable[[DataError], None],
+    reader: FileReader | None = None,
+    reject_below: float = 0.0,
 ) -> Iterator[Prediction]:
     """A prediction for each of `files`, as they come. The answer for an image does not depend on which others are asked.
 
-    A file that is not a whole image is reported to `bad` and left out. Raises DataError where a query is one of the `support` images, or
-    has the same content.
+    Those whose probability is below `reject_below` are marked as rejected. A file that is not a whole image is reported to `bad` and left
+    out. Raises DataError where a query is one of the `support` images, or has the same content.
     """
     images = _images(files, support, bad, reader or FileReader(adapted.preprocessing))
     for path, pixels in images:
@@ -143,7 +158,12 @@ def predict_files(
         probabilities = dict(zip(adapted.classes, row, strict=True))
         label = max(probabilities, key=lambda name: probabilities[name])
         yield Prediction(
-            file=path, label=label, probability=probabilities[label], probabilities=probabilities, truth=class_of(path, probabilities)
+            file=path,
+            label=label,
+            probability=probabilities[label],
+            probabilities=probabilities,
+            truth=class_of(path, probabilities),
+            rejected=probabilities[label] < reject_below,
         )
 
 
@@ -174,19 +194,51 @@ def _place(path: Path) -> Path:
         return path
 
 
+class ClassScore(NamedTuple):
+    """Of one class: its labelled queries, how many of them were right, how many queries were given this class, and which classes its
+    queries were taken for, the most frequent first."""
+
+    name: str
+    labelled: int
+    right: int
+    predicted: int
+    taken_for: list[tuple[str, int]]
+
+
 class Score:
-    """Counts predictions whose truth is known."""
+    """Counts predictions: all that were `asked` for, those whose truth is `known` and, of those that were not rejected, the `labelled`, the
+    `right`, and how often each (true class, predicted class) came, with None where the truth is not known."""
 
     def __init__(self) -> None:
-        self.asked = self.labelled = self.right = 0
+        self.asked = self.known = self.rejected = self.labelled = self.right = 0
+        self.answers: Counter[tuple[str | None, str]] = Counter()
 
     def count(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
         """Pass predictions through, counted."""
         for prediction in predictions:
             self.asked += 1
-            self.labelled += prediction.truth is not None
-            self.right += prediction.right is True
+            self.known += prediction.truth is not None
+            if prediction.rejected:
+                self.rejected += 1
+            else:
+                self.labelled += prediction.truth is not None
+                self.right += prediction.right is True
+                self.answers[prediction.truth, prediction.label] += 1
             yield prediction
+
+    def by_class(self, classes: Iterable[str]) -> list["ClassScore"]:
+        """The counts of each class, those with the lowest accuracy first."""
+        rows = []
+        for name in classes:
+            taken = {label: count for (truth, label), count in self.answers.items() if truth == name}
+            predicted = sum(count for (_, label), count in self.answers.items() if label == name)
+            wrong = Counter({label: count for label, count in taken.items() if label != name})
+            rows.append(
+                ClassScore(
+                    name=name, labelled=sum(taken.values()), right=taken.get(name, 0), predicted=predicted, taken_for=wrong.most_common()
+                )
+            )
+        return sorted(rows, key=lambda row: (row.right / row.labelled if row.labelled else 2.0, row.name))
 
     def accuracy(self) -> tuple[float, float, float]:
         """Of the labelled queries (there must be some), the part that was right, and its 95% interval (Wilson 1927, as scipy gives it)."""

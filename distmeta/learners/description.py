@@ -23,6 +23,25 @@ class TaskSize(TypedDict):
     shot: _Size
 
 
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Temperature(TypedDict):
+    """What logits are divided by before the softmax, fitted on so many validation episodes of this way and shot.
+
+    `coverage[p]` is the part of their queries whose probability then is at least p %, and `accuracy[p]` the part of these that is right
+    (None if there are none).
+    """
+
+    way: _Size
+    shot: _Size
+    inner_steps: Annotated[int, Field(ge=0, le=10**6)]
+    temperature: Annotated[float, Field(gt=0, le=1e9)]
+    episodes: _Size
+    coverage: Annotated[list[_Share], Field(min_length=101, max_length=101)]
+    accuracy: Annotated[list[_Share | None], Field(min_length=101, max_length=101)]
+
+
 @with_config(ConfigDict(extra="allow"))
 class Description(TypedDict):
     """What says how to build a network and its learner, and what they were trained on. A later version may have stored more."""
@@ -41,6 +60,7 @@ class Description(TypedDict):
     step: NotRequired[Annotated[int, Field(ge=0, le=10**9)]]
     validation: NotRequired[dict[str, Any]]
     test: NotRequired[dict[str, Any]]
+    calibration: NotRequired[list[Temperature]]
 
 
 def default_name(description: dict[str, Any]) -> str:

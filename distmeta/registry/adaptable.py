@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 from distmeta.errors import RegistryError, RunError
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
-from distmeta.registry.versions import check_known, check_weights, download
+from distmeta.registry.checks import check_known, check_weights
+from distmeta.registry.versions import download
 from distmeta.training.model_folder import ModelFolder
 
 

@@ -11,7 +11,10 @@ def metrics_of_test(result: dict[str, Any]) -> list[Metric]:
     """The figures of a finished run's test; those by inner step are curves over the inner steps."""
     step, metrics = result["steps"], []
     for key, value in result["test"].items():
-        if isinstance(value, dict) and key not in ("beside", KEY, BASELINE_KEY):
+        if key == "calibration":
+            errors = ((f"test/calibration_error_{when}", value[when]["error"]) for when in ("before", "after"))
+            metrics += [Metric(name, error, step, step) for name, error in errors]
+        elif isinstance(value, dict) and key not in ("beside", "by_class", KEY, BASELINE_KEY):
             metrics += [_column(f"test/{key}", column, figure, step) for column, figure in value.items() if figure is not None]
         elif isinstance(value, float):
             metrics.append(Metric(f"test/{key}", value, step, step))

@@ -23,6 +23,8 @@ from safetensors.torch import save_file
 
 from distmeta.errors import ConfigError
 from distmeta.inference.actor import ActorDescription
+from distmeta.inference.model import WEIGHTS_FILE as ADAPTED
+from distmeta.inference.model import Adapted
 from distmeta.learners.params import Params
 from distmeta.models.lora import merged, without_pairs
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
@@ -32,9 +34,12 @@ _PACKAGE = Path(__file__).parent.parent
 # The floors 0 to 2 that adapting needs, and the model itself.
 _CARRIED = [
     *("__init__.py", "bounds.py", "errors.py", "files.py", "masking.py", "seeds.py", "time_limit.py"),
-    *("data/__init__.py", "data/decode.py", "data/images.py", "data/episodes.py"),
-    *("models", "learners", *(f"inference/{name}.py" for name in ("__init__", "inputs", "limits", "model"))),
+    *("data/__init__.py", "data/decode.py", "data/images.py", "data/episodes.py", "registry/__init__.py", "registry/serving.py"),
+    *("models", "learners", *(f"inference/{name}.py" for name in ("__init__", "inputs", "limits", "model", "temperature"))),
 ]
+_ANSWERS = Schema(
+    [ColSpec(DataType.string, "class"), ColSpec(DataType.double, "probability"), ColSpec(Map(DataType.double), "probabilities")]
+)
 _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg")
 
 
@@ -62,6 +67,24 @@ def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], 
             signature=_signature(description["learner"].get("inner_steps_eval")),
             input_example=_example(description),
             pip_requirements=_requirements(description),
+        )
+
+
+def write_adapted(folder: Path, adapted: Adapted, own_code: Sequence[Path] = ()) -> None:
+    """Write a classifier that was adapted to its classes into `folder`, new, as a pyfunc from images to classes.
+
+    `own_code`: files and folders of the user's own modules that its network needs.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        adapted.save(Path(scratch) / "adapted")
+        _save(
+            folder,
+            python_model=str(_PACKAGE / "registry" / "adapted_pyfunc.py"),
+            artifacts={"adapted": str(Path(scratch) / "adapted" / ADAPTED)},
+            code_paths=[str(_carried(Path(scratch), [*_CARRIED, "inference/batching.py"])), *map(str, own_code)],
+            signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]), outputs=_ANSWERS),
+            input_example=pd.DataFrame([{"image": _flat_png(100, adapted.preprocessing.image_size)}]),
+            pip_requirements=_requirements(adapted.description),
         )
 
 
@@ -127,13 +150,7 @@ def _signature(inner_steps: int | None) -> ModelSignature:
     params = [] if inner_steps is None else [ParamSpec("inner_steps", DataType.integer, inner_steps)]
     return ModelSignature(
         inputs=Schema([ColSpec(AnyType(), "image"), ColSpec(AnyType(), "label", required=False)]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "class"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Map(DataType.double), "probabilities"),
-            ]
-        ),
+        outputs=_ANSWERS,
         params=ParamSchema(params),
     )
 

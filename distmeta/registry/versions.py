@@ -18,15 +18,15 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from torch import Tensor
 
 from distmeta.errors import ConfigError, RegistryError, RunError
+from distmeta.inference.card import as_markdown, model_card
 from distmeta.inference.model import Model, build
-from distmeta.learners import LEARNERS
 from distmeta.learners.description import default_name
-from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params, unusable
-from distmeta.models import MODELS
+from distmeta.learners.params import unusable
 from distmeta.registry.champion import CHAMPION, SCORE, crown
+from distmeta.registry.checks import PUBLISH_AGAIN, check_known, check_weights
 from distmeta.registry.listing import FIGURES, is_ours, registered_models, versions_of
 from distmeta.registry.package import ARTIFACTS, check_merge, write_package
+from distmeta.registry.temperatures import with_tagged
 from distmeta.registry.tracking import answers, client
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 from distmeta.training.run_folder import RunFolder
@@ -34,8 +34,9 @@ from distmeta.training.sealed import SEAL, sha256
 from distmeta.training.storage import understood
 
 __version__ = importlib.metadata.version("distmeta")
+ADAPTED_FROM = "adapted_from"
+"""The tag of versions that are classifiers adapted to their classes: the address of the model that they came from."""
 _NAMED = 20  # names in a message
-_PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -58,12 +59,19 @@ def _identity(description: dict[str, Any]) -> dict[str, str]:
     return {"fingerprint": description["fingerprint"], "way": str(task["way"]), "shot": str(task["shot"])}
 
 
-def check_name(uri: str, name: str, description: dict[str, Any]) -> None:
-    """Raises ConfigError if `name` is not a registry name or holds models of another dataset or way/shot, RegistryError if MLflow fails."""
+def check_model_name(name: str) -> None:
+    """Raises ConfigError unless the registry takes `name`."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"tracking.model={name!r} is not a model name", "use up to 100 letters, digits, '.', '_' and '-'")
+
+
+def check_name(uri: str, name: str, description: dict[str, Any]) -> None:
+    """Raises ConfigError if `name` is not a registry name or holds models of another dataset or way/shot, RegistryError if MLflow fails."""
+    check_model_name(name)
     with answers(uri):
-        held = _registered(client(uri), name)
+        held = registered(client(uri), name)
+    if held is not None and ADAPTED_FROM in held.tags:
+        raise ConfigError(f"tracking.model={name} holds adapted classifiers", "choose another name: --set tracking.model=NAME")
     for key, value in _identity(description).items():
         if held is not None and held.tags.get(key, value) != value:
             raise ConfigError(
@@ -72,7 +80,7 @@ def check_name(uri: str, name: str, description: dict[str, Any]) -> None:
             )
 
 
-def _registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | None:
+def registered(mlflow_client: MlflowClient, name: str) -> RegisteredModel | None:
     """The registered model `name`, or None if there is none; other answers of MLflow are errors."""
     try:
         return mlflow_client.get_registered_model(name)
@@ -106,11 +114,11 @@ def publish(
     name = name or default_name(description)
     check_name(uri, name, description)
     if alias is not None:
-        _check_alias(alias)
+        check_alias(alias)
     with answers(uri):
         mlflow_client = client(uri)
-        if _registered(mlflow_client, name) is None:
-            _register(mlflow_client, name, description)
+        if registered(mlflow_client, name) is None:
+            register(mlflow_client, name, _identity(description))
         before = _newest_number(mlflow_client, name)
         version = None if again else _version_of(mlflow_client, name, run_id)
         if version is None:
@@ -121,11 +129,12 @@ def publish(
     return Published(name, str(version.version), holder == str(version.version), holder)
 
 
-def _register(mlflow_client: MlflowClient, name: str, description: dict[str, Any]) -> None:
+def register(mlflow_client: MlflowClient, name: str, tags: dict[str, str]) -> None:
+    """Make a registered model, unless somebody does so at the same moment."""
     try:
-        mlflow_client.create_registered_model(name, tags=_identity(description))
+        mlflow_client.create_registered_model(name, tags=tags)
     except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):  # by somebody who publishes at the same moment
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
 
 
@@ -147,7 +156,7 @@ def _add_version(
         mlflow_client.log_artifacts(run_id, str(folder), place)
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/{place}"
         hashes = {f"sha256:{file}": sha256(folder / ARTIFACTS / file) for file in PUBLISHED}
-        return mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes)
+        return mlflow_client.create_model_version(name, source, run_id, tags=tags | hashes, description=description["card"])
 
 
 def _newest_number(mlflow_client: MlflowClient, name: str) -> int:
@@ -169,8 +178,10 @@ def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[st
             "copy the run folder again from where it is whole, or train again: --set run_folder=NEW",
         )
     description = run_folder.best.read_description() | {"test": result["test"], "distmeta": __version__}
+    description |= {"calibration": result["calibration"]} if "calibration" in result else {}
     try:
         tags = _identity(description) | _version_tags(description)
+        description["card"] = as_markdown(model_card(description))
     except KeyError as error:
         raise RunError(
             f"{run_folder} holds no finished run: it lacks {error}", "give the run_folder of a run that ended with its test"
@@ -180,14 +191,14 @@ def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[st
 
 def promote(uri: str, model_uri: str, alias: str) -> str:
     """Let `alias` name this version from now on; returns models:/NAME@ALIAS. Raises ConfigError, RegistryError."""
-    _check_alias(alias)
+    check_alias(alias)
     version = look_up(uri, model_uri)
     with answers(uri):
         client(uri).set_registered_model_alias(version.name, alias, version.version)
     return f"models:/{version.name}@{alias}"
 
 
-def _check_alias(alias: str) -> None:
+def check_alias(alias: str) -> None:
     if not _NAME.fullmatch(alias) or re.fullmatch(r"[vV]\d+|latest", alias):
         raise ConfigError(f"{alias!r} is not an alias", "use letters, digits, '.', '_' and '-'; v1 and latest are reserved")
 
@@ -227,6 +238,8 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
     version = look_up(uri, model_uri)
     if not is_ours(version):
         raise RegistryError(f"{model_uri} was not published by distmeta", "distmeta models lists those that were")
+    if ADAPTED_FROM in version.tags:
+        raise RegistryError(f"{model_uri} is adapted to its classes already", f"give what it came from: {version.tags[ADAPTED_FROM]}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for file in PUBLISHED:
@@ -234,12 +247,12 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
                 address = f"{version.source}/{ARTIFACTS}/{file}"
                 path = mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=uri)
             if sha256(Path(path)) != version.tags.get(f"sha256:{file}"):
-                raise RegistryError(f"{file} of {model_uri} is not what was published (SHA-256 differs)", _PUBLISH_AGAIN)
+                raise RegistryError(f"{file} of {model_uri} is not what was published (SHA-256 differs)", PUBLISH_AGAIN)
             shutil.copy(path, folder / file)
     try:
-        return ModelFolder(folder).read_description()
+        return with_tagged(ModelFolder(folder).read_description(), version.tags)
     except RunError as error:
-        raise RegistryError(f"{model_uri} cannot be read: {error.message}", _PUBLISH_AGAIN) from None
+        raise RegistryError(f"{model_uri} cannot be read: {error.message}", PUBLISH_AGAIN) from None
 
 
 def load_model(uri: str, model_uri: str, own: Collection[str] = ()) -> Model:
@@ -267,20 +280,9 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
     try:
         learner = build(description, weights, own)
     except RuntimeError:  # torch's, of a value with another shape
-        raise RegistryError(f"the weights of {model_uri} are not those of its network", _PUBLISH_AGAIN) from None
+        raise RegistryError(f"the weights of {model_uri} are not those of its network", PUBLISH_AGAIN) from None
     check_weights(learner, weights, model_uri)
     return Model(model_uri, description, learner, weights)
-
-
-def check_known(model_uri: str, description: dict[str, Any], own: Collection[str]) -> None:
-    """Raises RegistryError unless network and learner are distmeta's, or among the import paths that the user gave (`own`)."""
-    for part, known in (("network", MODELS), ("learner", LEARNERS)):
-        name = description["model" if part == "network" else part]["name"]
-        if name not in known and name not in own:
-            raise RegistryError(
-                f"{model_uri} uses {part} {name!r}, which is not part of distmeta {__version__}",
-                f"if it is your own class, name it: --{part} {name} (own=[{name!r}] in Python); else update distmeta",
-            )
 
 
 def run_of(uri: str, version: ModelVersion) -> tuple[str, str]:
@@ -291,16 +293,6 @@ def run_of(uri: str, version: ModelVersion) -> tuple[str, str]:
     if folder is None:
         raise RegistryError(f"the MLflow run of {version.name}/{version.version} names no run_folder", "give the run's folder itself")
     return run.info.run_id, folder
-
-
-def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
-    """Raises RegistryError unless `weights` are named and shaped as the learner's own."""
-    expected = {name: value.shape for name, value in learner.whole(learner.initial_params()).items()}
-    if {name: value.shape for name, value in weights.items()} != expected:
-        raise RegistryError(f"the weights of {model_uri} are not those of its network", _PUBLISH_AGAIN)
-    problem = unusable(weights)
-    if problem:
-        raise RegistryError(f"the weights of {model_uri} cannot be used: {problem}", "choose another version: distmeta models lists them")
 
 
 def look_up(uri: str, model_uri: str) -> ModelVersion:
@@ -315,7 +307,7 @@ def look_up(uri: str, model_uri: str) -> ModelVersion:
         mlflow_client = client(uri)
         if run_id is not None:
             return _of_run(mlflow_client, run_id)
-        held = _registered(mlflow_client, name)
+        held = registered(mlflow_client, name)
         if held is None:
             names = _listed(model.name for model in registered_models(mlflow_client))
             raise RegistryError(f"no model {name!r} is registered (there are: {names})", "distmeta models lists them")

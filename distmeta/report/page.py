@@ -7,7 +7,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 from markupsafe import Markup
 
+from distmeta.inference.card import model_card
 from distmeta.report.adaptation import adaptation_curves
+from distmeta.report.confidence import confidence
 from distmeta.report.figures import Curve, bars, binned, lines
 from distmeta.report.section import Plot, Section
 from distmeta.training.events import Event, sentence
@@ -45,9 +47,10 @@ def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: st
         "dataset": run_folder.read_dataset(),
         "summary": _summary(result["test"]),
         "cards": _cards(result["test"]),
+        "card": model_card(best | {"test": result["test"]} | {key: result[key] for key in ("calibration",) if key in result}),
         "facts": _page(run_folder) + _facts(records, best, run_folder.restarts(), _losses(run_folder)),
         "learning": list(_learning(records)),
-        "sections": [section for section in (_adaptation(result["test"]), *sections) if section],
+        "sections": [section for section in (_adaptation(result["test"]), confidence(result["test"]), *sections) if section],
         "why_not": why_not,
         "time": _time(records),
         "machine": checkpoint.written_on() if checkpoint else {},

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from typing import Any, NamedTuple
 
 import ray
@@ -13,17 +13,21 @@ from torch import Tensor
 from distmeta.assembly.received import metric_for
 from distmeta.data.location import from_any_folder
 from distmeta.data.splits import Split
-from distmeta.errors import ClusterError, DistmetaError
+from distmeta.errors import ClusterError, ConfigError, DistmetaError
 from distmeta.inference.evaluate import evaluation_stream
 from distmeta.inference.model import Model, build
+from distmeta.inference.temperature import nearest_temperature
 from distmeta.learners import build_learner
 from distmeta.learners.allocator import ALLOCATOR
+from distmeta.learners.description import Temperature
 from distmeta.learners.params import Params
 from distmeta.models import as_constructed, build_model
 from distmeta.scale.cluster import connected
 from distmeta.seeds import torch_seed
+from distmeta.training.by_class import figures_of_answers
+from distmeta.training.calibration import Answers, answered, keeping_answers, temperature_of
 from distmeta.training.devices import device_of
-from distmeta.training.evaluate import evaluation_of, scores
+from distmeta.training.evaluate import evaluation_of, scores, width
 
 PART = 25  # episodes of a task: some seconds of work, which is what is done again if a worker is lost
 
@@ -39,33 +43,70 @@ class EpisodeSource(NamedTuple):
     seed: int
 
 
+class Evaluated(NamedTuple):
+    """The figures of the episodes and, if the evaluation fitted one, the temperature for their way and shot."""
+
+    figures: dict[str, Any]
+    fitted: Temperature | None
+
+
 def evaluate(
-    model: Model, source: EpisodeSource, episodes: int, address: str | None, own: Collection[str] = (), metric: str | None = None
-) -> Iterator[dict[str, Any]]:
+    model: Model,
+    source: EpisodeSource,
+    episodes: int,
+    address: str | None,
+    own: Collection[str] = (),
+    metric: str | None = None,
+    calibrate_on: int | None = None,
+) -> Iterator[Evaluated | None]:
     """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the same network without training beside it.
 
     `own` holds the import paths of the network's and the learner's class, if they are the user's own, and `metric` names what scores
-    the episodes, as `distmeta.assembly.received.metric_for` takes it. Yields an empty dictionary for each
-    part that is done, and at last the figures: the same from any cluster of one kind of machine.
-    Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
+    the episodes, as `distmeta.assembly.received.metric_for` takes it. With `calibrate_on`, a temperature is fitted on so many validation
+    episodes of the same way and shot before. Yields None for each part that is done, and at last the figures: the same from any cluster
+    of one kind of machine. Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
     """
     source = source._replace(shards=from_any_folder(source.shards))
-    scored_by, stream = metric_for(model.description, metric), evaluation_stream(model, *source)
-    columns = len(scored_by.columns(model.learner))
-    parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]
+    stream = evaluation_stream(model, *source)
+    scored_by = keeping_answers(metric_for(model.description, metric), stream.task)
+    if calibrate_on is not None and not isinstance(scored_by, Answers):
+        raise ConfigError("--calibrate: only accuracy has answers to calibrate", "leave --calibrate or --metric out")
+    steps, norm = model.learner.inner_steps_eval, model.description["norm"]
     with connected(address):
+        scoring = _Scoring(model, tuple(own), metric)
+        fitted = None
+        if calibrate_on is not None:
+            validation = yield from scoring.of(source._replace(split="val"), calibrate_on, baseline=False)
+            answers = answered(scored_by, evaluation_of(scored_by, validation, model.learner, stream, norm))
+            fitted = answers and temperature_of(answers, stream.task, steps)
+        by_episode = yield from scoring.of(source, episodes)
+    parts = by_episode.split(width(scored_by, model.learner), dim=1)
+    trained, random_init = (evaluation_of(scored_by, part, model.learner, stream, norm) for part in parts)
+    temperature = fitted or nearest_temperature(model.description, stream.task.way, stream.task.shot, steps)
+    figures = trained.as_dict() | random_init.as_baseline() | {"baseline": _baseline(model.description)}
+    yield Evaluated(figures | figures_of_answers(stream, answered(scored_by, trained), temperature), fitted)
+
+
+class _Scoring:
+    """A registered model's scores, computed by the connected cluster."""
+
+    def __init__(self, model: Model, own: tuple[str, ...], metric: str | None) -> None:
         on_gpu = bool(ray.cluster_resources().get("GPU"))
-        task = _score.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env={"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}})
-        weights, users = ray.put(model.meta_params), (tuple(own), metric, os.getcwd())
-        going = {task.remote(model.uri, model.description, weights, source, indices, users): indices for indices in parts}
-        by_episode = torch.zeros(episodes, 2 * columns, dtype=torch.float64)
+        environment = {"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}}
+        self._task = _score.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env=environment)
+        self._model = model.uri, model.description, ray.put(model.meta_params)
+        self._users = own, metric, os.getcwd()
+
+    def of(self, source: EpisodeSource, episodes: int, baseline: bool = True) -> Generator[None, None, Tensor]:
+        """The rows of `_score` for the first `episodes` of `source`, (episodes, …); yields for each part that is done."""
+        parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]
+        going = {self._task.remote(*self._model, source, indices, self._users, baseline): indices for indices in parts}
+        rows: dict[int, Tensor] = {}
         while going:
             (done, *_), _ = ray.wait(list(going))
-            by_episode[going.pop(done)] = _got(done)
-            yield {}
-    norm = model.description["norm"]
-    trained, random_init = (evaluation_of(scored_by, part, model.learner, stream, norm) for part in by_episode.split(columns, dim=1))
-    yield trained.as_dict() | random_init.as_baseline() | {"baseline": _baseline(model.description)}
+            rows |= zip(going.pop(done), _got(done), strict=True)
+            yield
+        return torch.stack([rows[index] for index in range(episodes)])
 
 
 @ray.remote
@@ -76,8 +117,9 @@ def _score(
     source: EpisodeSource,
     indices: list[int],
     users: tuple[tuple[str, ...], str | None, str],
+    baseline: bool,
 ) -> Tensor:
-    """Scores of these episodes (len(indices), 2 · columns): by the model, and by the same network without training.
+    """Scores of these episodes (len(indices), width): by the model and, with `baseline`, behind them by the same network without training.
 
     `users`: import paths of the user's own classes, the metric that the user named, and the folder where they are found.
     """
@@ -89,12 +131,14 @@ def _score(
     weights = {name: value.to(device) for name, value in weights.items()}
     model = Model(uri, description, build(description, weights, own), weights)
     stream = evaluation_stream(model, *source)
-    settings = description["model"]
-    drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(source.seed, "initial weights"))
-    learner = build_learner(model=drawn, allow_import=True, **description["learner"])
-    random_init = weights | {name: value.to(weights[name]) for name, value in learner.initial_params().items()}
-    scored_by = metric_for(description, metric)
-    return torch.cat([scores(scored_by, model.learner, params, stream, indices) for params in (weights, random_init)], dim=1).cpu()
+    networks = [weights]
+    if baseline:
+        settings = description["model"]
+        drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(source.seed, "initial weights"))
+        learner = build_learner(model=drawn, allow_import=True, **description["learner"])
+        networks.append(weights | {name: value.to(weights[name]) for name, value in learner.initial_params().items()})
+    scored_by = keeping_answers(metric_for(description, metric), stream.task)
+    return torch.cat([scores(scored_by, model.learner, params, stream, indices) for params in networks], dim=1).cpu()
 
 
 def _baseline(description: dict[str, Any]) -> str:

@@ -12,10 +12,10 @@ import torch
 from ray.train import Checkpoint as RayCheckpoint
 from ray.train.torch import get_device
 
+from distmeta.assembly.final_test import final_test
 from distmeta.assembly.run import Run
 from distmeta.config import Config
 from distmeta.errors import DistmetaError, Overtaken
-from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, constants, weights_sha256
 from distmeta.models import native
 from distmeta.scale.fit import unwritable
@@ -30,7 +30,7 @@ from distmeta.training import checkpoint as checkpoints
 from distmeta.training import lease
 from distmeta.training.checkpoint import Checkpoint
 from distmeta.training.devices import device_of
-from distmeta.training.evaluate import Evaluation, Stream, block, evaluate, paired_difference
+from distmeta.training.evaluate import Evaluation, block, evaluate
 from distmeta.training.lease import Claim
 from distmeta.training.loop import Plan, Progress, train
 from distmeta.training.measurement import measurement_of, quantity
@@ -123,28 +123,16 @@ class Worker:
         """The final test, of the best step's meta_params, beside the same network adapted from where training began."""
         if self.rank == 0:
             self.reporter.tell(phase="testing")
-        best = self.run.best_params(self.outer.meta_params)
-        stream, episodes, norm = self.domain.evaluation("test"), self.config.data.eval.episodes, self.config.model.norm
-        result = self._evaluate(self.learner, best, norm, stream, episodes)
-        untrained = result if self.config.outer.steps == 0 else self._evaluate(self.learner, self.run.start(), norm, stream, episodes)
-        beside = {}
-        for number, origin in enumerate(self.config.data.eval.beside):
-            other = self._evaluate(*self.run.beside(number), stream, episodes)
-            beside[origin] = other.as_dict() | paired_difference(result.headline, other.headline)
+        tested = final_test(self.run, self.run.best_params(self.outer.meta_params), self.rank, self.workers)
         if self.rank == 0:
             content = self.run.identity | {
                 "steps": self.progress.step,
                 "best_step": self.progress.best_step,
                 "weights_sha256": weights_sha256(self.learner.whole(self.outer.meta_params)),
-                "test": result.as_dict()
-                | untrained.as_baseline()
-                | {"baseline": self.run.baseline}
-                | ({"beside": beside} if beside else {}),
+                "test": tested.figures,
             }
-            self.run_folder.write_result(content, result.rows())
-
-    def _evaluate(self, learner: Learner, params: Params, norm: str, stream: Stream, episodes: int) -> Evaluation:
-        return evaluate(self.run.metric, learner, params, stream, episodes, norm, self.rank, self.workers)
+            content |= {"calibration": tested.calibration} if tested.calibration else {}
+            self.run_folder.write_result(content, tested.by_episode)
 
     def log(self, record: Record) -> None:
         self.watched.add(record)
@@ -181,7 +169,8 @@ class Worker:
         return shown
 
     def validate(self, meta_params: Params) -> Evaluation:
-        return self._evaluate(self.learner, meta_params, self.config.model.norm, self.validation, self.config.data.eval.val_episodes)
+        norm, episodes = self.config.model.norm, self.config.data.eval.val_episodes
+        return evaluate(self.run.metric, self.learner, meta_params, self.validation, episodes, norm, self.rank, self.workers)
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
         if self.rank == 0:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distmeta.data.episodes import EpisodeBatch, Task
-from distmeta.learners.learner import Learner
+from distmeta.learners.learner import Learner, Logits
 from distmeta.learners.params import Params
 from distmeta.training.measurement import Measurement
 from distmeta.training.metric import Metric
@@ -29,8 +29,11 @@ class Accuracy(Metric):
         return ["transductive", "inductive"]
 
     def score(self, learner: Learner, meta_params: Params, episode: EpisodeBatch) -> Tensor:
-        logits = learner.predict(learner.adapt(meta_params, episode), episode.query_images[0])
-        return torch.stack([(kind.argmax(1) == episode.query_labels[0]).double().mean() for kind in logits])
+        return accuracies(self.logits(learner, meta_params, episode), episode.query_labels[0])
+
+    def logits(self, learner: Learner, meta_params: Params, episode: EpisodeBatch) -> Logits:
+        """What the network, adapted to the episode, answers to its queries."""
+        return learner.predict(learner.adapt(meta_params, episode), episode.query_images[0])
 
     def chance(self, task: Task) -> float:
         return 1 / task.way
@@ -38,3 +41,8 @@ class Accuracy(Metric):
     def keys(self, measurement: Measurement) -> dict[str, Any]:
         (transductive, inductive), (ci95, ci95_inductive) = measurement.values, measurement.ci95
         return {"accuracy": transductive, "ci95": ci95, "accuracy_inductive": inductive, "ci95_inductive": ci95_inductive}
+
+
+def accuracies(logits: Logits, labels: Tensor) -> Tensor:
+    """The part of the queries, labelled (M,), that each kind of logits (M, N) gets right: (2,) in float64."""
+    return torch.stack([(kind.argmax(1) == labels).double().mean() for kind in logits])

@@ -43,13 +43,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a learner came to on fixed episodes; `by_episode` (episodes, columns) holds every episode's scores, and `keys` what stands
-    beside the measurement under plain keys."""
+    """What a learner came to on fixed episodes; `by_episode` (episodes, columns) holds every episode's scores, `keys` what stands
+    beside the measurement under plain keys, and `beside` (episodes, beside) what the metric keeps of every episode beyond its scores."""
 
     measurement: Measurement
     keys: dict[str, Any]
     setting: Setting
     by_episode: Tensor
+    beside: Tensor | None = None
 
     @property
     def score(self) -> float:
@@ -97,7 +98,7 @@ def evaluate(
     Raises the worker's own failure, or PeerFailure where another worker failed.
     """
     device = next(iter(meta_params.values())).device
-    everything = torch.zeros(episodes, len(metric.columns(learner)), dtype=torch.float64, device=device)
+    everything = torch.zeros(episodes, width(metric, learner), dtype=torch.float64, device=device)
     share, failure = block(episodes, rank, workers), None
     try:
         everything[share] = scores(metric, learner, meta_params, stream, share)
@@ -108,10 +109,15 @@ def evaluate(
     return evaluation_of(metric, sum_over_workers(everything, workers).cpu(), learner, stream, norm)
 
 
+def width(metric: Metric, learner: Learner) -> int:
+    """How many numbers `metric` gives of an episode: its columns, and what it keeps beside them."""
+    return len(metric.columns(learner)) + metric.beside
+
+
 def scores(metric: Metric, learner: Learner, meta_params: Params, stream: Stream, indices: list[int]) -> Tensor:
-    """The scores of these evaluation episodes, (len(indices), columns), in float64."""
+    """The scores of these evaluation episodes, (len(indices), width), in float64."""
     parameter = floating(meta_params)
-    rows = torch.zeros(len(indices), len(metric.columns(learner)), dtype=torch.float64, device=parameter.device)
+    rows = torch.zeros(len(indices), width(metric, learner), dtype=torch.float64, device=parameter.device)
     place = {index: row for row, index in enumerate(indices)}
     with learner.keeping_features(meta_params):
         for batch in stream.evaluation(indices) if indices else ():  # more workers than episodes: some have none
@@ -120,8 +126,9 @@ def scores(metric: Metric, learner: Learner, meta_params: Params, stream: Stream
 
 
 def evaluation_of(metric: Metric, by_episode: Tensor, learner: Learner, stream: Stream, norm: str) -> Evaluation:
-    """What the scores (episodes, columns) of `scores` come to."""
+    """What the scores (episodes, width) of `scores` come to."""
     task = stream.task
+    by_episode, beside = by_episode.tensor_split([len(metric.columns(learner))], dim=1)
     measurement = metric.measure(learner, task, by_episode)
     setting = Setting(
         episodes=len(by_episode),
@@ -132,7 +139,7 @@ def evaluation_of(metric: Metric, by_episode: Tensor, learner: Learner, stream: 
         inner_steps=learner.inner_steps_eval,
         norm=norm,
     )
-    return Evaluation(measurement, metric.keys(measurement), setting, by_episode)
+    return Evaluation(measurement, metric.keys(measurement), setting, by_episode=by_episode, beside=beside)
 
 
 def paired_difference(ours: Tensor, theirs: Tensor) -> dict[str, float | None]:

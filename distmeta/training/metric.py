@@ -35,13 +35,16 @@ class Metric(ABC):
     """The column to quote."""
     notes: ClassVar[tuple[str, ...]] = ()
     """An explanation of each column; empty: the names suffice."""
+    beside: int = 0
+    """How many further numbers `score` returns behind those of the columns; they are kept for each episode and not averaged."""
 
     @abstractmethod
     def score(self, learner: Learner, meta_params: Params, episode: Any) -> Tensor:
-        """One number for each column (columns,), of a batch that holds one episode. A number that is not finite counts as the worst."""
+        """One number for each column (columns + beside,), of a batch that holds one episode. A number that is not finite counts as the
+        worst."""
 
     def scores(self, learner: Learner, meta_params: Params, batch: Batch) -> Tensor:
-        """The same for every episode of a batch, (B, columns). Their bits must not depend on which others the batch holds."""
+        """The same for every episode of a batch, (B, columns + beside). Their bits must not depend on which others the batch holds."""
         return torch.stack([self.score(learner, meta_params, episode).double() for episode in batch.each()])
 
     def columns(self, learner: Learner) -> list[str]:

@@ -5,6 +5,8 @@ from typing import Annotated, Any, NotRequired
 from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
+from distmeta.learners.description import Temperature
+
 _Step = Annotated[int, Field(ge=0, le=10**9)]
 
 
@@ -22,6 +24,7 @@ class Result(TypedDict):
     best_step: _Step
     weights_sha256: str
     test: dict[str, Any]
+    calibration: NotRequired[list[Temperature]]
 
 
 class Mlflow(TypedDict):

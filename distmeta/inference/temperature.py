@@ -1,0 +1,44 @@
+"""Which temperature a model's probabilities are computed at: the one that was fitted for the most similar tasks."""
+
+import math
+from typing import Any
+
+from distmeta.learners.description import Temperature
+
+
+def nearest_temperature(description: dict[str, Any], way: int, shot: float, inner_steps: int) -> Temperature | None:
+    """Of those that `description` holds for so many inner steps, the one whose way and shot are nearest on a logarithmic scale, if any."""
+
+    def distance(fitted: Temperature) -> float:
+        return abs(math.log(fitted["way"] / way)) + abs(math.log(fitted["shot"] / shot))
+
+    fitted = [each for each in description.get("calibration", ()) if each["inner_steps"] == inner_steps]
+    return min(fitted, key=distance, default=None)
+
+
+def calibration_note(fitted: Temperature | None, way: int, shot: float | None) -> str:
+    """What is to be said of probabilities that were computed with `fitted` for tasks of this way and shot (None: unknown)."""
+    if fitted is None:
+        return "probabilities are uncalibrated: no temperature was fitted for this model and these inner steps"
+    task = f"{fitted['way']}-way {fitted['shot']}-shot"
+    note = f"probabilities are calibrated by {fitted['episodes']} validation episodes, {task} (temperature {fitted['temperature']:.3g})"
+    here = f"{way}-way {shot:.3g}-shot" if shot is not None else task
+    if here == task:
+        return note
+    return f"{note}, the nearest that were fitted; this task is {here} (distmeta evaluate --calibrate fits others)"
+
+
+def rejection_note(fitted: Temperature | None, lowest: float) -> str:
+    """What it costs to reject answers whose probability is below `lowest`, as far as that is known."""
+    if fitted is None:
+        return "what --reject-below costs is unknown: no temperature was fitted for this model and these inner steps"
+    coverage, accuracy = accepted(fitted, lowest)
+    right = "none is left" if accuracy is None else f"{100 * accuracy:.1f} % of these are right"
+    everything = f"without a limit {100 * (fitted['accuracy'][0] or 0):.1f} % of all are"
+    return f"on the validation episodes {100 * coverage:.1f} % of queries reach {lowest:g}, and {right}; {everything}"
+
+
+def accepted(fitted: Temperature, lowest: float) -> tuple[float, float | None]:
+    """On the validation episodes: the part of the queries whose probability reaches `lowest`, and the part of these that was right."""
+    place = min(math.ceil(100 * lowest - 1e-9), 100)
+    return fitted["coverage"][place], fitted["accuracy"][place]

@@ -1,0 +1,35 @@
+"""What is checked of a model that was downloaded before it is used."""
+
+import importlib.metadata
+from collections.abc import Collection
+from typing import Any
+
+from distmeta.errors import RegistryError
+from distmeta.learners import LEARNERS
+from distmeta.learners.learner import Learner
+from distmeta.learners.params import Params, unusable
+from distmeta.models import MODELS
+
+PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
+__version__ = importlib.metadata.version("distmeta")
+
+
+def check_known(model_uri: str, description: dict[str, Any], own: Collection[str]) -> None:
+    """Raises RegistryError unless network and learner are distmeta's, or among the import paths that the user gave (`own`)."""
+    for part, known in (("network", MODELS), ("learner", LEARNERS)):
+        name = description["model" if part == "network" else part]["name"]
+        if name not in known and name not in own:
+            raise RegistryError(
+                f"{model_uri} uses {part} {name!r}, which is not part of distmeta {__version__}",
+                f"if it is your own class, name it: --{part} {name} (own=[{name!r}] in Python); else update distmeta",
+            )
+
+
+def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
+    """Raises RegistryError unless `weights` are named and shaped as the learner's own."""
+    expected = {name: value.shape for name, value in learner.whole(learner.initial_params()).items()}
+    if {name: value.shape for name, value in weights.items()} != expected:
+        raise RegistryError(f"the weights of {model_uri} are not those of its network", PUBLISH_AGAIN)
+    problem = unusable(weights)
+    if problem:
+        raise RegistryError(f"the weights of {model_uri} cannot be used: {problem}", "choose another version: distmeta models lists them")

@@ -8,9 +8,11 @@ import base64
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -23,9 +25,9 @@ BUILT, TOKEN = STATE / "built.yaml", STATE / "token"
 START_S = 180
 
 
-# What the image sets.
+# What the image sets; and gRPC, whose own resolver wants a name server, reads /etc/hosts.
 IMAGE = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
-IMAGE |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+IMAGE |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "GRPC_DNS_RESOLVER": "native"}
 
 
 class Objects:
@@ -91,14 +93,12 @@ class Pod:
 
 
 def wait_for(pod: str, process: Any, ready: Any) -> None:
-    """Return when `ready()` does not raise and is not false."""
+    """Return when `ready()` is true; OSError means that it is not yet."""
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
-        try:
+        with suppress(OSError):
             if ready():
                 return
-        except OSError:
-            pass
         time.sleep(0.5)
     sys.exit(f"{pod} did not start:\n{(STATE / f'{pod}.log').read_text()[-2000:]}")
 
@@ -175,22 +175,38 @@ def start_ray(objects: Objects, manifest: dict[str, Any]) -> None:
 
 
 def start_node(objects: Objects, name: str, group: dict[str, Any], arguments: list[str], number: int) -> None:
-    """A pod of its own address. Ports and folders that pods do not share are set here, because these nodes share a machine."""
-    pod = Pod(objects, name, group["template"]["spec"])
-    (container,) = pod.spec["containers"]
-    params = {"num-cpus": container["resources"]["limits"]["cpu"]} | group["rayStartParams"]
-    own = [
-        f"--node-ip-address=10.77.0.{10 + number}",
-        f"--temp-dir={pod.folder}",
-        "--object-store-memory=100000000",
-        "--disable-usage-stats",
-    ]
-    if number:
-        own.append(f"--dashboard-agent-listen-port={52365 + number}")
-    command = ["ray", "start", "--block", *arguments, *(f"--{key}={value}" for key, value in params.items()), *own]
+    """A pod of its own address. Ports and folders that pods do not share are set here, because these nodes share a machine.
+
+    A pod that ends is started again, as Kubernetes does: on busy cores Ray gives its processes too little time to start.
+    """
+    address, agent = f"10.77.0.{10 + number}", 52365 + number
+    probes = [f"http://{address}:{agent}/api/local_raylet_healthz", *([] if number else [f"http://{address}:8265/api/gcs_healthz"])]
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN.read_text()}
-    log = STATE / f"{name}.log"
-    wait_for(name, pod.run(container, command, token), lambda: "Ray runtime started" in log.read_text())
+    for attempt in range(1, 4):
+        pod = Pod(objects, f"{name}-{attempt}", group["template"]["spec"])
+        (container,) = pod.spec["containers"]
+        params = {"num-cpus": container["resources"]["limits"]["cpu"]} | group["rayStartParams"]
+        own = [f"--node-ip-address={address}", f"--temp-dir={pod.folder}", "--object-store-memory=100000000"]
+        own.append(f"--dashboard-agent-listen-port={agent}")
+        command = ["ray", "start", "--block", *arguments, *(f"--{key}={value}" for key, value in params.items()), *own]
+        process = pod.run(container, command, token)
+        if healthy(process, probes):
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    sys.exit(f"{name} did not start:\n{(STATE / f'{pod.name}.log').read_text()[-2000:]}")
+
+
+def healthy(process: Any, probes: list[str]) -> bool:
+    """Whether all probes answer before the process ends or the time is up."""
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and process.poll() is None:
+        with suppress(OSError):
+            if all(urlopen(probe, timeout=10).status == 200 for probe in probes):
+                return True
+        time.sleep(0.5)
+    return False
 
 
 def apply(folder: str) -> None:

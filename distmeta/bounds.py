@@ -1,4 +1,4 @@
-"""Numbers within bounds, for settings of every kind: pydantic refuses others, naming the bound."""
+"""Bounded number types for settings. pydantic refuses a number outside, naming the bound."""
 
 from typing import Annotated
 

@@ -28,7 +28,7 @@ LOCATION = Field(json_schema_extra={"location": True})  # marks keys that hold a
 
 
 class Change(Enum):
-    """When the value of a key may change: its declaration says so, else its section's; where neither does, BETWEEN_TRIALS holds."""
+    """When the value of a key may change. A key's own mark counts before its section's mark; without either it is BETWEEN_TRIALS."""
 
     ON_RESUME = "also when a run is resumed, because the result does not depend on it; all trials of a sweep share it"
     BETWEEN_RUNS = "in another run only; all trials of a sweep share it"
@@ -42,7 +42,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_typed(cls, value: Any, info: ValidationInfo) -> Any:
-        """Text is printable and not empty; true and false are not numbers, which pydantic would make of them."""
+        """Text must be printable and not empty. true and false are refused as numbers; pydantic alone would convert them."""
         kinds = _kinds(cls.model_fields[info.field_name].annotation) if info.field_name else set()
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, bool) and not kinds & {bool, Any}:
@@ -149,7 +149,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
         if self.shards is None and self.functions is None and self.domain is None:
-            raise PydanticCustomError("no_source", "one of them is needed")
+            raise PydanticCustomError("no_source", "a source of data is needed")
         if self.shards is not None and self.functions is not None:
             raise PydanticCustomError("two_sources", "data.shards and data.functions exclude each other")
         return self
@@ -328,7 +328,7 @@ class Values(Section):
 
     @property
     def extremes(self) -> list[Any]:
-        """If these are valid values, all are."""
+        """Values to check: if these are valid, so are all others."""
         return list(next(iter(self.model_dump(exclude_none=True).values())))
 
 
@@ -400,9 +400,9 @@ class PublishedConfig(Section):
     source: str
     """Paper and table, such as "Finn et al. 2017, table 1"."""
     figure: float
-    """What it reports, in the unit that distmeta prints (accuracy: %)."""
+    """The published value, in the unit that distmeta prints (accuracy: %)."""
     ci95: Annotated[float, Field(ge=0)] | None = None
-    """Half-width of the interval that it reports."""
+    """Half-width of the published interval."""
 
 
 class Config(Section):
@@ -434,7 +434,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _norm_of_a_pretrained_network(cls, content: Any) -> Any:
-        """A network of the user's own that starts from a file keeps the statistics it came with, unless model.norm says otherwise."""
+        """A user's network that starts from a file keeps the statistics in that file, unless model.norm is given."""
         model = content.get("model") if isinstance(content, dict) else None
         if not isinstance(model, dict) or "norm" in model or "." not in str(model.get("name", "")):
             return content
@@ -443,11 +443,11 @@ class Config(Section):
         return content | {"model": model | {"norm": "frozen"}}
 
     def shown(self) -> dict[str, Any]:
-        """Every key and value as plain data, without what may be secret."""
+        """Every key and value as plain data, with possible secrets masked."""
         return masked_tree(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
-        """The config without what may be secret, so that it can be written anywhere."""
+        """The config with possible secrets masked, so that it can be written anywhere."""
         return yaml12.dump(self.shown())
 
 
@@ -503,7 +503,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
 
 
 def origins(config: Config, path: Path, overrides: list[str] | None = None) -> dict[str, str]:
-    """Where each value of `config`, as `load_config(path, overrides)` read it, comes from, by dotted key."""
+    """The source of each value of `config` (the result of `load_config(path, overrides)`), by dotted key."""
     given = {path.name: flat(_sections(read_text(path), str(path)))}
     given["--set"] = dict.fromkeys(override.partition("=")[0].strip() for override in overrides or [])
     sources = dict.fromkeys(flat(config.shown()), "default")
@@ -531,7 +531,7 @@ def _sections(text: str, origin: str) -> dict[str, Any]:
 
 
 def _fields(key: Iterable[str]) -> Iterator[FieldInfo]:
-    """The declarations on the way to a key, from the outermost section's; it ends early where a part of the key is not declared."""
+    """The declarations along a dotted key, outermost section first. It ends early at a part that is not declared."""
     section: type[Section] | None = Config
     for name in key:
         field = section.model_fields.get(name) if section else None
@@ -547,24 +547,24 @@ def section_in(annotation: Any) -> type[Section] | None:
 
 
 def _annotation_at(place: yaml12.Place) -> Any:
-    """The type of the key at this place, None where there is none."""
+    """The type of the key at this place, or None if there is no such key."""
     fields = list(_fields(place))
     return fields[-1].annotation if len(fields) == len(place) > 0 else None
 
 
 def change_of(key: str) -> Change:
-    """When the value of a dotted key may change; a key that is not declared (a network's or learner's own) follows its section."""
+    """When the value of a dotted key may change. A key that is not declared (an argument of a network or learner) follows its section."""
     marks = [mark for field in _fields(key.split(".")) for mark in field.metadata if isinstance(mark, Change)]
     return marks[-1] if marks else Change.BETWEEN_TRIALS
 
 
 def _wants_text(place: yaml12.Place) -> bool:
-    """Whether a value at this place is text as it stands, whatever it looks like: `run_folder: 2024` is a folder."""
+    """Whether a value at this place is read as text, even if it looks like a number: `run_folder: 2024` is a folder."""
     return _kinds(_annotation_at(place)) - {type(None)} == {str}
 
 
 def _parse(place: yaml12.Place, text: str) -> Any:
-    """The value that `text` stands for. Raises ValueError."""
+    """The value written as `text`. Raises ValueError."""
     annotation = _annotation_at(place)
     of_list = any(get_origin(kind) is list for kind in (annotation, *get_args(annotation)))
     absent = text in ("", "~", "null") and type(None) in _kinds(annotation)
@@ -572,7 +572,7 @@ def _parse(place: yaml12.Place, text: str) -> Any:
 
 
 def validate(content: dict[str, Any], origin: str) -> Config:
-    """The Config in `content`. Raises ConfigError, with the nearest valid keys where one is unknown; `origin` names the source."""
+    """The Config in `content`. Raises ConfigError; for an unknown key it lists the nearest valid ones. `origin` names the source."""
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
@@ -598,13 +598,13 @@ def _check_space(config: Config, origin: str) -> None:
     for key in config.sweep.space if config.sweep else ():
         if key == "seed":
             raise ConfigError(
-                f"sweep.space names {key} in {origin}, which all trials must have alike: the best of several seeds is a lucky draw",
+                f"sweep.space names {key} in {origin}, which must be equal in all trials: the best of several seeds is a lucky draw",
                 "train the config once for each seed and take their mean: distmeta train CONFIG --seeds 0,1,2; or set sweep.seeds=[0,1,2], "
                 "which compares the winner with trial 0 over seeds",
             )
         if change_of(key) in (Change.ON_RESUME, Change.BETWEEN_RUNS):
             raise ConfigError(
-                f"sweep.space names {key} in {origin}, which all trials must have alike", "set it for the whole sweep, outside sweep.space"
+                f"sweep.space names {key} in {origin}, which must be equal in all trials", "set it for the whole sweep, outside sweep.space"
             )
         sections = {known.rpartition(".")[0] for known in known_keys()}
         if key in sections or (key not in known_keys() and not key.startswith(("model.", "learner.", "data.settings."))):
@@ -612,7 +612,7 @@ def _check_space(config: Config, origin: str) -> None:
 
 
 def with_values(config: Config, values: dict[str, Any], origin: str) -> Config:
-    """`config` with other values of dotted keys. Raises ConfigError if one of them is not valid there."""
+    """`config` with other values of dotted keys. Raises ConfigError if a value is not valid for its key."""
     content = config.model_dump()
     for key, value in values.items():
         section, _, last = key.rpartition(".")
@@ -621,7 +621,7 @@ def with_values(config: Config, values: dict[str, Any], origin: str) -> Config:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """The value of a dotted key, None where it has none."""
+    """The value of a dotted key, or None if it has none."""
     content: Any = config.model_dump()
     for part in key.split("."):
         content = content.get(part)
@@ -629,7 +629,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def _nearest(unknown: str) -> str:
-    """The valid keys that somebody who wrote `unknown` may have meant: alike ones, else all of its section."""
+    """The valid keys that `unknown` may have been meant as: similar ones, else all keys of its section."""
     if unknown.startswith("sweep.space."):
         return f"for every key, give one of {', '.join(Values.model_fields)}"
     section = unknown.rpartition(".")[0]

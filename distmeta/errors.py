@@ -16,18 +16,20 @@ import re
 from distmeta.masking import printable
 
 _LONGEST = 3000  # characters of a message
-_SHOWN = 300  # characters of a word in it, such as a path
+_SHOWN = 300  # characters of a word in a message, such as a path
 _LONG_WORD = re.compile(r"\S{400,}")
 
 RAISED = (Exception, SystemExit)
-"""What a user's own module or constructor may end with: a script without `if __name__ == "__main__"` calls sys.exit when imported."""
+"""Exceptions that importing or constructing a user's class may raise. SystemExit, because a script without `if __name__ == "__main__"`
+calls sys.exit when imported.
+"""
 
 
 class DistmetaError(Exception):
-    """Something a user can fix: what was found and which rule it breaks, then the remedy.
+    """An error that the user can fix.
 
-    `message` states the value and the rule on one line, `remedy` says what to do on the next. Neither keeps a secret or an escape sequence
-    that came with a value.
+    `message` states the value and the rule on one line, `remedy` says what to do on the next. Secrets and terminal escape sequences are
+    removed from both.
     """
 
     exit_code = 1
@@ -41,7 +43,7 @@ class DistmetaError(Exception):
 
 
 def _shortened(text: str) -> str:
-    """`text` without the middle of what is very long in it, so that the rule behind a value is still read."""
+    """`text` with the middle of very long words cut out, so that the rule after a long value stays visible."""
     text = _LONG_WORD.sub(lambda word: f"{word[0][:_SHOWN]}…", text)
     return f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
 

@@ -1,4 +1,4 @@
-"""Files read with limits: regular ones only, no larger than expected, JSON that is JSON and of the type that is wanted."""
+"""Files read with limits: only regular files, of at most the expected size; JSON must be valid and of the expected type."""
 
 import json
 import os
@@ -14,9 +14,9 @@ DATA_LIMIT = 1 << 30  # bytes of a manifest, or of a run's figures
 
 
 def read_bytes(path: Path, limit: int = DATA_LIMIT) -> bytes:
-    """The bytes of a regular file. Raises OSError, ValueError if it is another kind of file or holds more than `limit` bytes.
+    """The bytes of a regular file. Raises OSError, or ValueError if it is another kind of file or holds more than `limit` bytes.
 
-    A pipe or device, which could have no end, is not waited for.
+    Pipes and devices are not opened, because reading them may never end.
     """
     if not isinstance(path, PurePath):  # in object storage
         if path.stat().st_size > limit:
@@ -27,7 +27,7 @@ def read_bytes(path: Path, limit: int = DATA_LIMIT) -> bytes:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
-        content = file.read(1 + min(limit, status.st_size or limit))  # files of the system say 0
+        content = file.read(1 + min(limit, status.st_size or limit))  # files under /proc report a size of 0
     if len(content) > limit:
         raise ValueError(_too_large(limit))
     return content
@@ -43,7 +43,9 @@ def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
 
 
 def parse_json(content: bytes | str, finite: bool = True) -> Any:
-    """What JSON text says. Raises ValueError if it is not JSON or nests too deep; NaN and infinities are JSON only if not `finite`."""
+    """The value of JSON text. Raises ValueError if it is not JSON or nests too deep. NaN and infinities are accepted only if `finite` is
+    False.
+    """
     text = content if isinstance(content, str) else content.decode("utf-8-sig")
     try:
         return json.loads(text, parse_constant=_refuse_constant if finite else None)
@@ -57,7 +59,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def of_kind(kind: Any, content: Any) -> Any:
-    """`content`, as it is, if it is of the type `kind` in pydantic's strict sense. Raises ValueError naming the place and the rule."""
+    """`content` unchanged, if it is of the type `kind` in pydantic's strict mode. Raises ValueError naming the place and the rule."""
     try:
         _adapter(kind).validate_python(content, strict=True)
     except (ValidationError, RecursionError) as error:
@@ -74,5 +76,5 @@ def _refuse_constant(name: str) -> float:
 
 
 def read_json(path: Path, limit: int = DATA_LIMIT, finite: bool = True) -> Any:
-    """What a JSON file says. Raises OSError, ValueError."""
+    """The value in a JSON file. Raises OSError, ValueError."""
     return parse_json(read_bytes(path, limit), finite)

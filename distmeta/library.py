@@ -1,4 +1,4 @@
-"""What `import distmeta` offers as functions; the same procedures as the command line's."""
+"""The functions of `import distmeta`: the same procedures as the verbs of the command line."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -20,7 +20,7 @@ from distmeta.training.evaluate import evaluate as measure
 def load(model: str, tracking_uri: str | None = None, own: Collection[str] = ()) -> Model:
     """The registered model of images that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model names.
 
-    Nothing of it is executed. `own` holds the import paths of its network's and learner's classes, if they are your own.
+    No code in the model's files is executed. `own` holds the import paths of its network's and learner's classes, if they are your own.
     Raises RegistryError.
     """
     return load_model(resolve(tracking_uri), model, own)
@@ -31,7 +31,7 @@ def train(config: Config | Path | str, *sets: str, resume: bool = False, address
 
     Returns what `distmeta train --json` prints. Raises DistmetaError.
     """
-    from distmeta.scale.run import run  # Ray takes seconds to import
+    from distmeta.scale.run import run  # imported here, because Ray takes seconds to import
 
     return run(config if isinstance(config, Config) else load_config(Path(config), list(sets)), resume, address)
 
@@ -50,9 +50,9 @@ def evaluate(
     """How good `model` is on fixed episodes of a packed dataset: mean, 95% interval and what they were measured on; for accuracy, also how
     far its probabilities are from it ("calibration") and its value by class.
 
-    `way` and `shot` are those it was trained for, if None. `metric` is "accuracy" or the import path of your own Metric; a model that was
-    validated by your own needs one of them. Computed here; `distmeta evaluate` spreads the episodes over Ray workers, with
-    the same answer. Raises DataError, ConfigError.
+    `way` and `shot` default to those the model was trained for. `metric` is "accuracy" or the import path of your own Metric; it is
+    required for a model that was validated by your own Metric. The episodes run in this process; `distmeta evaluate` spreads them over Ray
+    workers, with the same result. Raises DataError, ConfigError.
     """
     stream = evaluation_stream(model, str(shards), split, way, shot, queries, seed)
     scored_by = keeping_answers(metric_for(model.description, metric), stream.task)

@@ -1,4 +1,4 @@
-"""What may be secret, and what a terminal would obey, taken out of every text that is written, sent or printed."""
+"""Possible secrets and terminal escape sequences are removed from every text that is written, sent or printed."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ _KNOWN_BY_LOOKS = (
     r"\bsk-[A-Za-z0-9_-]{20,}",
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?s:.)*",
 )
-# What stands in front of a secret, and the secret. Tried one after another.
+# Patterns of a prefix and the secret after it, tried in this order.
 _NAMED = (
     (rf"[?&;](?:[\w.-]{{0,40}}{_NAME}[\w.-]{{0,40}}|sig|key|code|jwt|sas)=", _VALUE),
     (rf"(?<![\w-])[\w.-]{{0,40}}{_NAME}['\"]?=['\"]?(?!true\b|false\b|none\b)", _VALUE),
@@ -26,7 +26,7 @@ _NAMED = (
     (r"\bBearer\s+", r"[\w.~+/=-]{8,}"),
 )
 _SECRETS = (
-    # user:password@ in a URL goes whole, also where the password holds a slash or an at sign. A port is no password.
+    # user:password@ in a URL is removed whole, even if the password contains a slash or an at sign. A port is not a password.
     (re.compile(r"(://)(?:[^\s/?#'\"]{1,500}|[^\s/@:?#'\"]{1,200}:(?!\d+(?:/|$))[^\s@'\"]{0,500})@"), r"\1"),
     *((re.compile(f"({before})(?:{secret})", re.IGNORECASE), r"\1***") for before, secret in _NAMED),
     *((re.compile(looks), "***") for looks in _KNOWN_BY_LOOKS),
@@ -37,9 +37,10 @@ _OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u
 
 
 def masked(text: str) -> str:
-    """`text` without what may be secret: user and password of a URL go; values of signature, token and password parameters become ***.
+    """`text` with possible secrets masked: user and password of a URL are removed; values of signature, token and password parameters
+    become ***.
 
-    Masking twice changes nothing more.
+    Masking is idempotent.
     """
     if len(text) > _LONGEST:
         text = f"{text[:_LONGEST]}…"
@@ -60,12 +61,12 @@ def masked_tree(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """`text` masked, and with escapes (\\x1b) for what a terminal would obey instead of show."""
+    """`text` masked, with control characters escaped (\\x1b) so that a terminal shows them instead of obeying them."""
     return _OBEYED.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), masked(text))
 
 
 def printable_lines(text: str) -> str:
-    """The same of a text of several lines, such as a log, whose line ends stay."""
+    """The same for a text of several lines, such as a log; line ends are kept."""
     return "\n".join(map(printable, text.split("\n")))
 
 

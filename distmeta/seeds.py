@@ -1,4 +1,4 @@
-"""Every random number in distmeta comes from here: a generator is a function of (seed, purpose, indices)."""
+"""The source of every random number in distmeta: a generator is a function of (seed, purpose, indices)."""
 
 import zlib
 

@@ -1,6 +1,6 @@
-"""Standard output and standard error that fail nobody: where they cannot be written any more, or not in full, the work continues.
+"""Standard output and standard error that never raise: if they cannot be written, the work continues.
 
-A terminal is closed, a pipe's reader ends, a disk is full, an encoding lacks a character: a run of hours does not end for any of these.
+A run of hours does not end because a terminal is closed, a pipe's reader exits, a disk is full, or an encoding lacks a character.
 """
 
 import codecs
@@ -22,13 +22,13 @@ from rich.progress import Progress
 from distmeta.masking import printable
 
 _DEGRADE = "distmeta-degrade"
-_WIDTH = 200  # columns where there is no terminal to fit into
+_WIDTH = 200  # columns of output that does not go to a terminal
 _LINE_EVERY_S = 10.0
-_READER_LEFT = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more, a terminal that was closed
+_READER_LEFT = (errno.EPIPE, errno.EIO)  # a pipe whose reader has exited, a terminal that was closed
 
 
 class _Descriptor(io.RawIOBase):
-    """Writes to a file descriptor, which ends with it if it is `owned`. What cannot be written is dropped; `lost` says why."""
+    """Writes to a file descriptor, and closes it in the end if it is `owned`. Output that cannot be written is dropped; `lost` says why."""
 
     def __init__(self, descriptor: int, owned: bool) -> None:
         self._descriptor = descriptor
@@ -70,7 +70,7 @@ def lasting(descriptor: int, encoding: str = "utf-8", owned: bool = False) -> Te
 
 
 def _degrade(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Of a file name that is not text, its bytes; of a character that the encoding lacks, an escape such as \\xe9."""
+    """Undecodable bytes of a file name are written as they are; a character that the encoding lacks becomes an escape such as \\xe9."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
@@ -84,26 +84,27 @@ codecs.register_error(_DEGRADE, _degrade)
 
 
 def prepare() -> None:
-    """Called first by the command line: a closed terminal ends nothing, SIGTERM interrupts, output cannot raise, and all files are UTF-8.
+    """Called first by the command line.
 
-    In a locale of another encoding, Python starts again in its UTF-8 mode.
+    Afterwards a closed terminal does not end the process, SIGTERM acts like Ctrl-C, output never raises, and all files are UTF-8. In a
+    locale with another encoding, Python is started again in its UTF-8 mode.
     """
     if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # Ray's processes inherit this
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was begun in MLflow is ended there
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, so that open MLflow runs are closed
     _open_closed()
     sys.stdout, sys.stderr = (_over(stream, descriptor) for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)))
 
 
 def _open_closed() -> None:
-    """Let standard descriptors that were closed lead nowhere: the next file that is opened would take their numbers."""
+    """Point closed standard descriptors at /dev/null. Otherwise the next file to be opened would take their numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # open() takes the lowest free number
 
 
 def _over(stream: TextIO | None, descriptor: int) -> TextIO:
@@ -111,12 +112,12 @@ def _over(stream: TextIO | None, descriptor: int) -> TextIO:
         return lasting(descriptor)
     try:
         return lasting(stream.fileno(), stream.encoding)
-    except OSError:  # a stream in memory
+    except OSError:  # an in-memory stream
         return stream
 
 
 def lost_output() -> OSError | None:
-    """Why results since the last call were not written to standard output; None if they were, or if their reader had left."""
+    """Why results since the last call were not written to standard output. None if they were written, or if their reader had exited."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if not isinstance(raw, _Descriptor):
         return None
@@ -126,7 +127,7 @@ def lost_output() -> OSError | None:
 
 
 def console(file: TextIO) -> Console:
-    """A console that prints data as it is: brackets are no markup, and :smile: is no picture."""
+    """A console that prints data unchanged: brackets are not markup, and :smile: is not replaced."""
     width = None if file.isatty() else _WIDTH
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
 
@@ -135,10 +136,10 @@ L = TypeVar("L", Live, Progress)
 
 
 class Display(Generic[L]):
-    """Something that is redrawn in place on a terminal. Elsewhere it is a plain line now and then: see `line_due`."""
+    """Output that is redrawn in place on a terminal. Elsewhere a plain line is printed now and then; see `line_due`."""
 
     def __init__(self, file: TextIO, live: Callable[[Console], L]) -> None:
-        """`live` makes what is redrawn, on the console that it is given."""
+        """`live` receives the console and makes the redrawn output."""
         self.console = console(file)
         self.live: L = live(self.console)
         self._line_at = time.monotonic()
@@ -153,11 +154,11 @@ class Display(Generic[L]):
             self.live.stop()
 
     def say(self, text: str) -> None:
-        """Lines of text, above what is redrawn."""
+        """Print lines of text above the redrawn output."""
         self.console.print("\n".join(map(printable, text.splitlines())), soft_wrap=True)
 
     def line_due(self, news: bool = False) -> float | None:
-        """Seconds since the last plain line if another is due now: never on a terminal, elsewhere with news or after ten seconds."""
+        """Seconds since the last plain line if another one is due, which is with news or after ten seconds. None on a terminal."""
         now = time.monotonic()
         seconds = now - self._line_at
         if self.console.is_terminal or not (news or seconds >= _LINE_EVERY_S):

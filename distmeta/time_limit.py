@@ -1,4 +1,4 @@
-"""A limit on the time that a block may take, however it waits."""
+"""A limit on the time that a block may take, whatever it waits for."""
 
 import signal
 import threading
@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def time_limit(seconds: float, error: Exception) -> Iterator[None]:
-    """Raise `error` inside the block if it takes longer. Inside another such block, that one's limit holds.
+    """Raise `error` inside the block if it takes longer. In nested blocks the outer limit applies.
 
-    Only in the main thread, where Python can interrupt itself; elsewhere, and where a system has no timer, nothing is limited.
+    The limit works only in the main thread, where Python can interrupt itself. In other threads, and on systems without timers, there is no
+    limit.
     """
     here = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     if not here or signal.getitimer(signal.ITIMER_REAL)[0]:

@@ -1,4 +1,4 @@
-"""YAML as people mean it: numbers by YAML 1.2's core schema, text where text is wanted, each key once, and an end to everything."""
+"""YAML with few surprises: numbers by YAML 1.2's core schema, text where text is expected, each key once, and limits on size and depth."""
 
 import re
 from collections.abc import Callable, Hashable
@@ -9,7 +9,7 @@ import yaml
 _DEEPEST = 40
 _LONGEST_NUMBER = 100  # characters
 _TAGS = {f"tag:yaml.org,2002:{tag}" for tag in ("str", "int", "float", "bool", "null", "seq", "map", "merge")}
-_MOST_NODES = 20_000  # aliases counted as often as they are used
+_MOST_NODES = 20_000  # aliased values count at each use
 
 Place = tuple[str, ...]
 WantsText = Callable[[Place], bool]
@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts quotes around text that YAML 1.1 or 1.2 would take for something else."""
+    """Puts quotes around text that YAML 1.1 or 1.2 would read as another type."""
 
 
 for _tag, _pattern, _first in (
@@ -52,7 +52,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
 
 
 def load(text: str, wants_text: WantsText = lambda place: False, place: Place = ()) -> Any:
-    """What one YAML document at `place` says. Raises ValueError saying what is wrong, and where."""
+    """The value of one YAML document at `place`. Raises ValueError naming the fault and its position."""
     try:
         _check_size(text)
         loader = _Loader(text)
@@ -71,7 +71,7 @@ def load(text: str, wants_text: WantsText = lambda place: False, place: Place = 
 
 
 def _check_size(text: str) -> None:
-    """Depth and number of nodes, before anything that calls itself for each level."""
+    """Check depth and number of nodes first, without recursion."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, _Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -88,7 +88,7 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _check_nodes(node: yaml.Node, sizes: dict[int, int], above: set[int]) -> int:
-    """The number of values in `node`, those behind aliases counted each time. Raises ValueError if there are too many, or without end."""
+    """The number of values in `node`, counting aliased values at each use. Raises ValueError if there are too many, or infinitely many."""
     if id(node) in above:
         raise ValueError("an alias is inside the node that it names")
     if id(node) not in sizes:
@@ -120,7 +120,7 @@ def _check_keys(node: yaml.Node) -> None:
 
 
 def _keep_text(node: yaml.Node, wants_text: WantsText, place: Place) -> None:
-    """Keys are text; and so is a value where text is wanted, unless it is null."""
+    """Keys are read as text. A value is read as text where text is expected, unless it is null."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
@@ -136,5 +136,5 @@ def _keep_text(node: yaml.Node, wants_text: WantsText, place: Place) -> None:
 
 
 def dump(value: Any) -> str:
-    """Plain data as YAML that `load`, and readers of YAML 1.1, read back as it was."""
+    """Plain data as YAML that `load` and YAML 1.1 readers read back unchanged."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -179,7 +179,7 @@ def test_a_discrete_environment_by_its_registered_id() -> None:
 
 
 def test_an_environment_that_remembers_is_refused_unless_it_is_declared() -> None:
-    with pytest.raises(ConfigError, match="does not repeat itself"):
+    with pytest.raises(ConfigError, match="is not deterministic"):
         made("Remembering").check()
     declared = made("Remembering", deterministic=False)
     declared.check()

@@ -320,7 +320,7 @@ def test_frozen_parameters_are_neither_adapted_nor_trained_and_unused_ones_are_f
     assert "pooler.weight" in pooled.whole(pooled.initial_params())
     with pytest.raises(ConfigError, match=r"learner.adapt='pooler.\*' matches only frozen parameters, such as pooler.weight"):
         _ = learner("maml", built("Pooler"), adapt=["pooler.*"]).adapted
-    with pytest.raises(ConfigError, match=r"learner.adapt='heat.\*' matches no parameter of the network\nnames near it: head"):
+    with pytest.raises(ConfigError, match=r"learner.adapt='heat.\*' matches no parameter of the network\nsimilar names: head"):
         _ = learner("maml", built("Flat"), adapt=["heat.*"]).adapted
 
 

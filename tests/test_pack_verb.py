@@ -81,7 +81,7 @@ def test_a_users_folder_packed_verified_inspected(
     [
         (("folder", "PICTURES"), "PICTURES holds test-0, test-1, test-2, test-3, test-4; without --split"),
         (("folder", "PICTURES", "--split", "0.5/0.5"), "--split 0.5/0.5 is not three positive fractions"),
-        (("folder", "PICTURES", "--split-by", "category"), "--split-by says how --split cuts, but there is no --split"),
+        (("folder", "PICTURES", "--split-by", "category"), "--split-by needs --split"),
         (
             ("folder", "PICTURES", "--split", "0.6/0.2/0.2", "--way", "6", "--shot", "1", "--queries", "1"),
             "way=6 but split 'val' has 5 classes",

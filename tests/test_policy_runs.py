@@ -67,7 +67,7 @@ def test_a_run_is_scored_by_its_return_after_each_step(alone: dict[str, Any]) ->
     assert all(value < 0 for value in alone["test"]["return_by_step"].values())
     assert alone["test"]["random_init"].keys() == alone["test"]["return_by_step"].keys()
     page = (Path(alone["run_folder"]) / "report.html").read_text()
-    assert "somebody who knows the goals" in page
+    assert "a policy that knows the goals" in page
 
 
 def lasting(home: Path, name: str, update: str, workers: dict[str, Any]) -> Config:

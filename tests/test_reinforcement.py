@@ -227,7 +227,7 @@ def test_the_report_draws_the_paths_of_test_tasks(environment: str) -> None:
     domain, learner, params = made(data={"domain": "reinforcement", "shot": 4, "settings": settings})
     (section,) = domain.sections(learner, params, params)
     assert section.title == "Paths"
-    assert "somebody who knows the goals" in section.text
+    assert "a policy that knows the goals" in section.text
     assert section.plots[0].svg.count("after 1 step") == 1
     assert section.plots[0].svg.startswith("<svg")
 

@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_that_is_removed_leaves_the_one_before(tmp_path: Pa
     (run.checkpoint(20).path / "progress.json").write_text("{}")
     assert run.newest_checkpoint() is not None
     remedy = refused(run.checkpoint(20).load)
-    assert remedy == "remove it; --resume then takes the one before"
+    assert remedy == "remove it; --resume then uses the checkpoint before it"
     shutil.rmtree(run.checkpoint(20).path)
     newest = run.newest_checkpoint()
     assert isinstance(newest, CheckpointFolder)
@@ -215,7 +215,7 @@ def test_a_class_that_is_too_small_is_taken_out_and_the_same_command_packs(tmp_p
     for file in sorted((source / "train" / "train-0").iterdir())[2:]:
         file.unlink()
     remedy = refused(lambda: packed(source, tmp_path / "out", way=3, shot=1, queries=2))
-    assert remedy == "lower --shot or --queries, or take that class out of the source"
+    assert remedy == "lower --shot or --queries, or remove that class from the source"
     shutil.rmtree(source / "train" / "train-0")
     packed(source, tmp_path / "out", way=3, shot=1, queries=2)
 
@@ -269,8 +269,8 @@ def followed(content: dict[str, Any], message: str, remedy: str) -> None:
     about = re.findall(key, message)
     if found := re.search(rf"(?:set|choose) {key}=([\w./-]+)", remedy) or re.search(rf"set {key} to (\d+)", remedy):
         changed(content, found[1], int(found[2]) if found[2].isdigit() else found[2])
-    elif found := re.search(r"such as (\w+)", remedy) or re.search(r"(?:choose one of|names near it:) ([\w.]+)", remedy):
-        changed(content, about[0], [found[1]] if "names near" in remedy else found[1])
+    elif found := re.search(r"such as (\w+)", remedy) or re.search(r"(?:choose one of|similar names:) ([\w.]+)", remedy):
+        changed(content, about[0], [found[1]] if "similar names" in remedy else found[1])
     elif found := re.search(rf"lower {key}", remedy):
         changed(content, found[1], 2)
     elif "set a smaller model.lora.rank" in remedy:

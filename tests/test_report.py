@@ -167,7 +167,7 @@ def test_a_report_runs_no_command_that_its_folder_names(run: RunFolder, tmp_path
     content["data"]["shards"] = f"pipe: touch {tmp_path}/ran {{name}}"
     config.write_text(yaml.safe_dump(content))
     page = Page(report(copy).read_text())
-    assert "a dataset is opened where you say that it is" in page.text
+    assert "location is taken from you" in page.text
     assert "61.2 ± 1.1 %" in page.text
     assert not (tmp_path / "ran").exists()
 

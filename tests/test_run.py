@@ -373,7 +373,7 @@ def test_a_run_goes_on_without_mlflow_and_is_synced_later(
         made = tracked_at(server.uri, config(home, packed, "away", checkpoint_every=1))
         run_folder = Path(made.run_folder)
         at_checkpoint(run_folder, 5, lambda: setattr(server, "away", True))
-        with pytest.raises(Unanswered, match=rf"whole in {run_folder}, but MLflow lacks: metrics, .* model\n.*distmeta sync {run_folder}"):
+        with pytest.raises(Unanswered, match=rf"complete in {run_folder}, but MLflow lacks: .*model\n.*distmeta sync {run_folder}"):
             run(made, address=address)
         left = json.loads((run_folder / "result.json").read_text())
         assert (left["weights_sha256"], left["test"]) == (alone["weights_sha256"], alone["test"])

@@ -95,7 +95,7 @@ READS: dict[str, tuple[str, Callable[[RunFolder], object], str]] = {
     "config": ("config.yaml", RunFolder.read_config, "holds no run: .*\ngive the run_folder of a run"),
     "dataset": ("dataset.json", RunFolder.read_dataset, "holds no run: .*\ngive the run_folder of a run"),
     "result": ("result.json", RunFolder.read_result, "holds no finished run: .*\ngive the run_folder of a run that ended"),
-    "MLflow": ("mlflow.json", RunFolder.read_mlflow, "has no MLflow run: .*\ndistmeta train CONFIG --resume begins it"),
+    "MLflow": ("mlflow.json", RunFolder.read_mlflow, "has no MLflow run: .*\nstart it: distmeta train CONFIG --resume"),
     "model": ("best/model.json", lambda held: held.best.read_description(), "holds no model: .*\ngive the folder of a run that ended"),
 }
 

@@ -86,8 +86,8 @@ def config(folder: Path, shards: Path | str = "x", steps: int = 12, space: dict[
         ({"learner.inner_steps": {"choice": [1, 1]}}, "a choice appears twice"),
         ({"learner.inner_lr": {"uniform": [0, 1], "choice": [1]}}, "give one of uniform, loguniform, integers, choice"),
         ({"learner.inner_lr": {"log": [0, 1]}}, r"unknown key .*\nfor every key, give one of uniform, loguniform"),
-        ({"train.workers": {"choice": [1, 2]}}, "sweep.space names train.workers in test, which all trials must have alike"),
-        ({"data.eval.seed": {"choice": [1, 2]}}, "which all trials must have alike"),
+        ({"train.workers": {"choice": [1, 2]}}, "sweep.space names train.workers in test, which must be equal in all trials"),
+        ({"data.eval.seed": {"choice": [1, 2]}}, "which must be equal in all trials"),
     ],
 )
 def test_bad_spaces(space: dict[str, Any], message: str, tmp_path: Path) -> None:

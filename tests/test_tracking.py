@@ -190,7 +190,7 @@ def test_an_end_that_is_cut_off_anywhere_is_completed_by_sync_and_nothing_is_the
     run_folder = tmp_path / "run"
     run_id = ended(run_folder, server)
     server.faults = {call: [fault]}
-    with pytest.raises(Unanswered, match=rf"is whole in {run_folder}, but MLflow lacks: {left}\n.*distmeta sync {run_folder} sends"):
+    with pytest.raises(Unanswered, match=rf"is complete in {run_folder}, but MLflow lacks: {left}\n.*distmeta sync {run_folder} sends"):
         conclude(RunFolder(run_folder), server.uri, name)
     assert (run_folder / "report.html").exists()
     held = (run_folder / "config.yaml").read_text().replace("model: null", f"model: {name}")
@@ -234,7 +234,7 @@ def test_what_cannot_be_synced_is_refused(server: Flaky, tmp_path: Path) -> None
     with pytest.raises(RegistryError, match="not found"):
         sync(RunFolder(tmp_path / "run"), server.uri)
     (tmp_path / "run" / "mlflow.json").unlink()
-    with pytest.raises(RunError, match=r"run has no MLflow run: .*\ndistmeta train CONFIG --resume begins it"):
+    with pytest.raises(RunError, match=r"run has no MLflow run: .*\nstart it: distmeta train CONFIG --resume"):
         sync(RunFolder(tmp_path / "run"))
     for broken in ("", "[]", "{}", json.dumps({"run_id": record["run_id"]})):
         (tmp_path / "run" / "mlflow.json").write_text(broken)

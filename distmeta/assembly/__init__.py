@@ -1,1 +1,1 @@
-"""From a config or a run folder to objects, and from a run that has ended to its report and its place in the registry."""
+"""Builds objects from a config or a run folder, and a report and a registered model from a finished run."""

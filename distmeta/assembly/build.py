@@ -1,4 +1,4 @@
-"""From a config to objects: the network and its learner, the outer update, and what a published model says of them."""
+"""Builds objects from a config: the network and its learner, the outer update, and the description in a published model."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import sha256
 from distmeta.training.trpo import TRPO
 
-SOURCE = "source.json"  # beside weights from a file: where they came from
+SOURCE = "source.json"  # stored beside weights from a file: the file's name and SHA-256
 
 
 def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
@@ -50,17 +50,18 @@ def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
 
 
 def _network_shape(learner: str, domain: Domain, allow_import: bool = True) -> tuple[int, ...]:
-    """The shape of one input of the network: the domain's, unless the learner makes its own inputs of them."""
+    """The shape of one input of the network: the domain's, unless the learner derives other inputs from it."""
     return learner_class(learner, allow_import).network_shape(domain.input_shape, domain.outputs)
 
 
 def learner_of(
     config: Config, domain: Domain, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, drawn: bool = True
 ) -> Learner:
-    """The learner that `config` names, around its network as the run's seed draws it, on the CPU in float32 whatever device and type
-    follow, so that all workers start alike; without `drawn` only shapes count.
+    """The learner that `config` names, with its network.
 
-    Raises ConfigError if either does not take a setting, or the network does not do what docs/extending.md asks of one.
+    The run's seed draws the network's weights, on the CPU in float32 for every later device and type, so that all workers start with equal
+    weights. Without `drawn` only shapes are right. Raises ConfigError if a setting is not accepted, or the network breaks a rule of
+    docs/extending.md.
     """
     settings = check_settings(config.learner.name, config.learner.settings, allow_import=True)
     seed = torch_seed(config.seed, "initial weights") if drawn else None
@@ -81,7 +82,7 @@ def learner_of(
     if not learner.initial_params():
         raise ConfigError(
             f"learner {config.learner.name} has nothing to train: every parameter of {config.model.name} is frozen",
-            "leave requires_grad of some on; with outer.steps=0 none of them changes",
+            "keep requires_grad=True for some of them; with outer.steps=0 they do not change either",
         )
     if learner.inner_steps_eval and not learner.adapted:
         raise ConfigError(f"learner {config.learner.name} adapts no parameter: all are frozen", "leave some of them trainable")
@@ -91,7 +92,7 @@ def learner_of(
 
 
 def _try_out(config: Config, domain: Domain, learner: Learner) -> None:
-    """Freeze what the network does not use, and find out whether torch.vmap can batch its tasks. Raises ConfigError."""
+    """Freeze unused parameters, and find out whether torch.vmap can batch the network's tasks. Raises ConfigError."""
     inputs = _two_inputs(config, domain)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
     map_ = features if learner.method == "features" else outputs_of
@@ -101,12 +102,12 @@ def _try_out(config: Config, domain: Domain, learner: Learner) -> None:
 
 
 def _two_inputs(config: Config, domain: Domain) -> torch.Tensor:
-    """Zeros (2, …), shaped and typed as the network's inputs."""
+    """Zeros (2, …) with the shape and type of the network's inputs."""
     return torch.zeros(2, *_network_shape(config.learner.name, domain), dtype=domain.input_type)
 
 
 def notes_of(learner: Learner) -> list[str]:
-    """What was made of a network of the user's own, for people."""
+    """Sentences for users about how their own network was changed and is computed."""
     model, notes = learner.model, []
     norms = [module for module in model.modules() if isinstance(module, BatchNorm2d | FrozenBatchNorm)]
     if norms:
@@ -123,9 +124,8 @@ def notes_of(learner: Learner) -> list[str]:
 
 
 def started_from(config: Config, learner: Learner) -> Params:
-    """meta_params at step 0: the learner's, with the weights that config.init_from names, if it names any, which lie in the run folder.
-
-    Raises ConfigError if they do not fit.
+    """meta_params at step 0. With config.init_from, its weights (already in the run folder) replace the learner's own. Raises ConfigError
+    if they do not fit.
     """
     if config.init_from is None:
         return learner.initial_params()
@@ -133,9 +133,8 @@ def started_from(config: Config, learner: Learner) -> Params:
 
 
 def fetch_weights(origin: str, folder: Path, reading: Reading) -> None:
-    """Put the tensors of the file at a path or URL into `folder`, on this machine, and what the file was: its name and SHA-256.
-
-    Raises DataError if it cannot be read, or holds no weights.
+    """Copy the tensors of the file at a path or URL into `folder` on this machine, with the file's name and SHA-256. Raises DataError if it
+    cannot be read or holds no weights.
     """
     name = masked(origin)
     place, _, file = origin.rpartition("/")
@@ -157,10 +156,10 @@ def fetch_weights(origin: str, folder: Path, reading: Reading) -> None:
 
 
 def published_learner(folder: ModelFolder, domain: Domain, origin: str, like: torch.Tensor) -> tuple[Learner, Params, str]:
-    """The learner, meta_params and norm of a registered model that lies in `folder`, on `like`'s device and in its type.
+    """The learner, meta_params and norm of the registered model in `folder`, on `like`'s device and in its type.
 
-    Raises ConfigError if it does not read the domain's inputs. Nothing in the folder is executed; a network of the user's own is imported
-    only if the config names it.
+    Raises ConfigError if the model's inputs are not the domain's. No code in the folder is executed; a user's network is imported only if
+    the config names it.
     """
     description = folder.read_description()
     own = {domain.config.model.name, domain.config.learner.name}
@@ -193,7 +192,7 @@ def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUp
 
 
 def libraries_of(learner: Learner) -> dict[str, str]:
-    """The installed packages, beside torch and distmeta, whose classes the learner and its network are made of: name → version."""
+    """The installed packages, except torch and distmeta, that define classes of the learner and its network: name → version."""
     parts = (learner, *learner.model.modules())
     modules = {type(part).__module__.partition(".")[0] for part in parts} - {"torch", "distmeta"}
     packages = packages_distributions() if modules else {}
@@ -201,7 +200,7 @@ def libraries_of(learner: Learner) -> dict[str, str]:
 
 
 def model_description(config: Config, domain: Domain, learner: Learner) -> dict[str, Any]:
-    """All that is needed to build the network and its learner again, names and constructor arguments, and what they were trained on."""
+    """Names and constructor arguments, from which the network and its learner can be rebuilt, and the data they were trained on."""
     more: dict[str, Any] = {"published": config.published.model_dump()} if config.published else {}
     more |= {"metric": config.data.eval.metric} if config.data.eval.metric else {}
     more |= {"adapted": learner.adapted} if config.model.lora else {}
@@ -223,22 +222,21 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
 
 
 def use_kernels(config: Config, learner: Learner, dtype: str) -> None:
-    """Compute with the run's kernels, if they can be had on this machine, which need not be one that holds workers."""
+    """Use the run's kernels if this machine has them. It may be a machine without workers."""
     if config.train.kernels == "native":
         with suppress(KernelsUnavailable):
             native.use(learner.model, library(dtype))
 
 
 def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int | None:
-    """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`, found by running it without values.
+    """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`.
 
-    None if the domain has no example to run it with, or the network of the user's own asks for values.
-
-    Raises ConfigError if a parameter of the network does not reach the loss.
+    The step is run on tensors without values. None if the domain has no example for it, or if the user's network reads values. Raises
+    ConfigError if a parameter of the network does not reach the loss.
     """
     learner = learner_of(config, domain)
     use_kernels(config, learner, "float32")
-    learner.constant_body = False  # what takes most is the first step, where no features are kept yet
+    learner.constant_body = False  # the first step takes the most memory, because no features are cached yet
     params = learner.initial_params()
     batched = learner.batches_tasks(torch.device(device))
     learner.task_batching = "vmap" if batched else "loop"
@@ -253,18 +251,18 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
         return scale * (predicted_bytes(learner, params, example.like(like)) + gradients)
     except DistmetaError:
         raise
-    except Exception:  # a forward of the user's own may ask for values, which these tensors lack
+    except Exception:  # a user's forward may read values, which these tensors do not have
         _step_once(config, learner, params, example.take([0] * tasks).like(like))
         return None
 
 
 def _step_once(config: Config, learner: Learner, params: Params, example: Batch) -> None:
-    """Raises ConfigError if the meta-gradient of an example cannot be computed, such as where a second derivative is missing."""
+    """Raises ConfigError if the meta-gradient of an example cannot be computed, for example if a second derivative is missing."""
     try:
         learner.slot_gradients(params, example)
     except DistmetaError:
         raise
-    except Exception as error:  # whatever the user's own network raises
+    except Exception as error:  # a user's network may raise anything
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"learner {config.learner.name} cannot differentiate model.name={config.model.name}: {type(error).__name__}: {reason}",
@@ -273,7 +271,7 @@ def _step_once(config: Config, learner: Learner, params: Params, example: Batch)
 
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
-    """Raises ConfigError unless the network does what docs/extending.md asks of one, tried out on two inputs."""
+    """Try the network on two inputs. Raises ConfigError if it breaks a rule of docs/extending.md."""
     like, inputs = floating_parameter(learner.model), _two_inputs(config, domain)
     inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
@@ -283,9 +281,9 @@ def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
 
 
 def _check_carried(config: Config, domain: Domain, learner: Learner, inputs: torch.Tensor) -> None:
-    """Raises ConfigError unless another instance computes the same with the network's parameters and persistent buffers.
+    """Raises ConfigError unless a second instance computes the same with the network's parameters and persistent buffers.
 
-    That is what workers and published models do: they construct the network for its shape, and read its values.
+    Workers and published models construct the network anew and load these values.
     """
     again = build_model(**model_settings(config, domain), allow_import=True).to(inputs.device, floating_parameter(learner.model).dtype)
     fill(again, state(learner.model))
@@ -299,5 +297,5 @@ def _check_carried(config: Config, domain: Domain, learner: Learner, inputs: tor
     if not torch.allclose(outputs[0], outputs[1], rtol=0, atol=0, equal_nan=True):
         raise ConfigError(
             f"another instance of model.name={config.model.name} gives other outputs with the same parameters and buffers",
-            "register whatever its constructor draws as a parameter or a persistent buffer",
+            "register every value that its constructor draws as a parameter or a persistent buffer",
         )

@@ -30,13 +30,14 @@ from distmeta.report.section import Section
 from distmeta.report.study import study
 from distmeta.training.accuracy import Accuracy
 
-_STUDIED = 50  # test episodes that a report looks at closely
+_STUDIED = 50  # test episodes that a report draws and analyses
 
 
 class Classification(Domain):
     """Episodes of images from the shards of a packed dataset.
 
-    `outputs` is how wide the network's head is: as an episode has classes or, trained on labelled batches, as the training split has.
+    `outputs` is the width of the network's head: the classes of an episode, or those of the training split if it trains on labelled
+    batches.
     """
 
     objective = CrossEntropy()
@@ -56,12 +57,12 @@ class Classification(Domain):
         self.outputs = len(self.dataset.class_ids("train")) if self.labelled else config.data.way
 
     def check(self) -> None:
-        """Raises ConfigError if a split cannot serve its episodes, or these have more or fewer classes than the network's head."""
+        """Raises ConfigError if a split cannot serve its episodes, or if their number of classes is not the head's width."""
         super().check()
         data = self.config.data
         for key, way in (("data.way", data.way), ("data.eval.way", self.eval_task.way)):
             if way < 2:
-                raise ConfigError(f"{key}={way}: one class is always guessed right", f"set {key} to 2 or more")
+                raise ConfigError(f"{key}={way}: a task needs at least two classes", f"set {key} to 2 or more")
         if not self.labelled and self.config.outer.steps:
             self.dataset.check_task("train", self.train_task)
         self.dataset.check_task("val", self.eval_task, "data.eval")
@@ -69,7 +70,7 @@ class Classification(Domain):
         if self.eval_task.way != data.way and not self._learner.any_way:
             raise ConfigError(
                 f"data.eval.way={data.eval.way} but data.way={data.way}: the network's head is as wide as data.way",
-                "leave data.eval.way out, or set both alike",
+                "remove data.eval.way, or set both to the same number",
             )
 
     def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
@@ -96,7 +97,7 @@ class Classification(Domain):
         )
 
     def example(self, slots: int) -> Batch:
-        """A batch of zeros, shaped as those that `training` gives."""
+        """A batch of zeros with the shapes of `training`'s batches."""
         numbers, task = list(range(slots)), self.train_task
         if self.labelled:
             per_slot = self._images_per_slot
@@ -120,7 +121,7 @@ class Classification(Domain):
         return self.config.learner.settings.get("images_per_slot") or IMAGES_PER_SLOT
 
     def describe(self, step: int, slot: int) -> str:
-        """What the training episode of (step, slot) is made of, for people."""
+        """The classes of the training episode of (step, slot), for messages."""
         stream = self._training_stream()
         if isinstance(stream, LabelledStream):
             return "labelled images"
@@ -128,7 +129,7 @@ class Classification(Domain):
         return "classes " + ", ".join(self.dataset.manifest.classes[class_id].name for class_id in class_ids)
 
     def sections(self, learner: Learner, trained: Params, random_init: Params) -> list[Section]:
-        """Test episodes adapted step by step, their pictures, and which categories are confused."""
+        """Report sections: test episodes adapted step by step, their pictures, and which categories are confused."""
         episodes = min(_STUDIED, self.config.data.eval.episodes)
         return sections_of(study(learner, trained, random_init, self.evaluation("test"), episodes), self.eval_task.way)
 
@@ -147,9 +148,8 @@ class Classification(Domain):
 
 
 def preprocessing_of(config: Config, packed: Preprocessing) -> Preprocessing:
-    """How images become inputs: as they were packed, but for what data.image_size, data.channels, data.mean and data.std say.
-
-    Raises ConfigError if mean or std has not one number for each channel.
+    """How images become inputs: as packed, unless data.image_size, data.channels, data.mean or data.std say otherwise. Raises ConfigError
+    unless mean and std have one number per channel.
     """
     data = config.data
     channels = data.channels or packed.channels
@@ -163,7 +163,7 @@ def preprocessing_of(config: Config, packed: Preprocessing) -> Preprocessing:
 
 
 def open_dataset(config: Config) -> Dataset:
-    """Raises ConfigError without data.shards, DataError if there is not a packed dataset."""
+    """Raises ConfigError without data.shards, DataError if they are not a packed dataset."""
     data = config.data
     if data.shards is None:
         raise ConfigError("data.domain=classification reads a packed dataset, but data.shards is not set", "add data.shards")

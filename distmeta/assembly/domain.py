@@ -1,4 +1,4 @@
-"""What a run learns from and how it is judged: the interface of domains, and the one that a config names."""
+"""The interface of domains (what a run learns from and how it is scored), and the domain that a config names."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -28,38 +28,38 @@ DOMAINS = {
     "regression": "distmeta.assembly.regression.Regression",
     "reinforcement": "distmeta.assembly.reinforcement.Reinforcement",
 }
-"""Our own, by the names that data.domain takes; one of the user's is named by its import path."""
+"""Built-in domains by the names of data.domain. A user's domain is named by its import path."""
 
 
 class Settings(Section):
-    """Base of a domain's own settings, the keys of data.settings; each with its default and a docstring."""
+    """Base class of a domain's settings (the keys of data.settings). Each has a default and a docstring."""
 
 
 class Domain(ABC):
-    """Where a run's tasks come from, what they cost and how they are scored. Built from the config, on every worker and on the driver.
+    """The tasks of a run, their loss and their score. Built from the config, on every worker and on the driver.
 
-    Everything drawn at random is a function of (seed, split, step, slot) alone, never of workers, restarts or the clock: that is why runs
-    resume, and why any number of workers gives the same bits.
+    Everything drawn at random is a function of (seed, split, step, slot) alone, never of workers, restarts or the clock. Therefore runs can
+    resume, and any number of workers gives the same bits.
     """
 
     name: str
-    """Of what is learned, such as the dataset's: part of a model's default name in the registry."""
+    """Name of the data, such as the dataset's. It is part of a model's default name in the registry."""
     fingerprint: str
-    """Identifies the data: models are compared, and runs resumed, only where it is the same."""
+    """Identifies the data. Models are compared, and runs resumed, only if it is equal."""
     input_shape: tuple[int, ...]
-    """Of one input of the network, without the batch."""
+    """Shape of one input of the network, without the batch dimension."""
     input_type: ClassVar[torch.dtype] = torch.float32
-    """Of the inputs; torch.int64 for token ids. Real inputs are converted to the type that the run trains in."""
+    """Type of the inputs: torch.int64 for token ids. Real inputs are converted to the run's type."""
     outputs: int
     """Width of the network's head."""
     preprocessing: Preprocessing | None = None
-    """How images become inputs; None if inputs are not images."""
+    """How images become inputs, or None if inputs are not images."""
     objective: Objective
     """The losses of a task's support and query data."""
     metric: Metric
-    """How an episode is scored, and what the score means."""
+    """The score of an episode, with its name, unit and direction."""
     classes: ClassVar[bool] = False
-    """Whether tasks have classes, as the learners need that compare class centroids or train on labelled batches."""
+    """Whether tasks have classes. Learners that compare class centroids or train on labelled batches need them."""
     Settings: ClassVar[type[Section]] = Settings
     """The keys that data.settings may have."""
 
@@ -79,7 +79,7 @@ class Domain(ABC):
 
     @property
     def software(self) -> dict[str, str]:
-        """Libraries, with their versions, that the bits of a step depend on because of the tasks. Default: none."""
+        """Libraries of the tasks, with versions, that the bits of a step depend on. Default: none."""
         return {}
 
     @property
@@ -95,7 +95,7 @@ class Domain(ABC):
         return Task(data.eval.way or data.way, data.eval.shot or data.shot, data.eval.queries or data.queries)
 
     def check(self) -> None:
-        """Raises ConfigError if the config asks for what the domain does not have, before anything is started."""
+        """Raises ConfigError, before anything is started, if the config asks for a feature that the domain does not have."""
         learner = self.config.learner.name
         if learner_class(learner, allow_import=True).any_way and not self.classes:
             raise ConfigError(f"learner {learner} classifies; the tasks of {self.name} have no classes", "choose maml, reptile or transfer")
@@ -122,22 +122,19 @@ class Domain(ABC):
 
     @abstractmethod
     def example(self, slots: int) -> Batch | None:
-        """A batch shaped as those that `training` gives, for an estimate of memory; None if none can be made without values."""
+        """A batch with the shapes of `training`'s batches, for an estimate of memory. None if it cannot be made without values."""
 
     @abstractmethod
     def describe(self, step: int, slot: int) -> str:
-        """What the training task of (step, slot) is, for people: it is named when its gradient is not finite."""
+        """The training task of (step, slot) in words, for the message about a gradient that is not finite."""
 
     def sections(self, learner: Learner, trained: Params, random_init: Params) -> list[ReportSection]:
-        """What a report shows beyond curves and figures, such as pictures of test episodes. Default: nothing."""
+        """Report sections beyond curves and figures, such as pictures of test episodes. Default: none."""
         return []
 
 
 def domain_of(config: Config) -> Domain:
-    """The domain that `config`, the user's own, names.
-
-    Raises ConfigError if there is no such domain, DataError if its data cannot be opened.
-    """
+    """The domain that the user's `config` names. Raises ConfigError if there is no such domain, DataError if its data cannot be opened."""
     name = config.data.domain or ("regression" if config.data.functions is not None else "classification")
     if name in DOMAINS:
         domain: Domain = imported("data.domain", DOMAINS[name])(config)
@@ -148,18 +145,16 @@ def domain_of(config: Config) -> Domain:
 
 
 def metric_of(config: Config, domain: Domain) -> Metric:
-    """How episodes of validation and test are scored: the metric that `config`, the user's own, names, else the domain's.
-
-    Raises ConfigError as `metric_at`.
+    """The metric of validation and test episodes: the one that the user's `config` names, else the domain's. Raises ConfigError as
+    `metric_at`.
     """
     path = config.data.eval.metric
     return domain.metric if path is None else metric_at("data.eval.metric", path)
 
 
 def metric_at(key: str, path: str) -> Metric:
-    """The metric at an import path that the user gave; `key` is the config's, or the flag.
-
-    Raises ConfigError if the path leads to no metric, or to one that lacks a part.
+    """The metric at an import path given by the user in the config key or flag `key`. Raises ConfigError if the path does not lead to a
+    complete metric.
     """
     chosen = imported(key, path)
     if not (isinstance(chosen, type) and issubclass(chosen, Metric)):
@@ -170,12 +165,12 @@ def metric_at(key: str, path: str) -> Metric:
     try:
         metric: Metric = chosen()
     except RAISED as error:  # whatever the user's own class raises
-        raise ConfigError(f"{key}={path} cannot be built: {error!r}", "let its constructor take no arguments") from error
+        raise ConfigError(f"{key}={path} cannot be built: {error!r}", "give it a constructor without arguments") from error
     return metric
 
 
 def _own(name: str, config: Config) -> Domain:
-    """The user's domain at the import path `name`. Raises ConfigError if it is none, or lacks a part."""
+    """The user's domain at the import path `name`. Raises ConfigError if it is not a complete domain."""
     chosen = imported("data.domain", name)
     if not (isinstance(chosen, type) and issubclass(chosen, Domain)):
         raise ConfigError(f"data.domain={name} is {type(chosen).__name__}, not a Domain", "derive it from distmeta.assembly.domain.Domain")

@@ -1,4 +1,4 @@
-"""Fetching the models that a run starts from, or is tested beside, into its folder."""
+"""Copies the models that a run starts from, or is compared with, into its folder."""
 
 from distmeta.assembly.build import fetch_weights
 from distmeta.assembly.run import Run
@@ -8,9 +8,10 @@ from distmeta.registry import versions
 
 
 def fetch_models(run: Run, uri: str) -> None:
-    """Put what `run` starts from or is tested beside into its folder, once, because aliases may move; and seal its first weights there.
+    """Copy the models that `run` starts from or is compared with into its folder, and seal its first weights there.
 
-    Raises RegistryError if a model is not in the registry at `uri`, ConfigError if it does not fit.
+    They are copied once, because aliases may move. Raises RegistryError if a model is not in the registry at `uri`, ConfigError if it does
+    not fit.
     """
     config, folder = run.config, run.folder
     beside = config.data.eval.beside
@@ -27,4 +28,4 @@ def fetch_models(run: Run, uri: str) -> None:
     if not folder.initial.is_whole:
         folder.initial.save(run.learner.whole(run.start()), run.description)
     for number in range(len(beside)):
-        run.beside(number)  # raises if it does not fit
+        run.beside(number)  # called to raise ConfigError if it does not fit

@@ -1,4 +1,6 @@
-"""What may be followed in a run folder's config or a model's description, which somebody else may have written: only what the user says."""
+"""Which locations and import paths of a run folder's config or a model's description may be used: only those that the user names. Somebody
+else may have written the files.
+"""
 
 from typing import Any
 
@@ -12,10 +14,10 @@ from distmeta.training.metric import Metric
 
 
 def followed(received: Config, own: Config | None, shards: str | None) -> Config:
-    """`received`, read from a run folder, with data from `shards` or from `own` alone: the flag and the config that the user gave.
+    """The config `received` from a run folder, with its data taken only from the user's flag `shards` or config `own`.
 
-    The dataset's location, the cache's folder and every import path are followed only on the user's word, because a location can be a
-    shell command (`pipe:`) and an import runs code. Raises ConfigError naming what the folder asks for beyond that.
+    The dataset's location, the cache's folder and every import path are used only if the user gives them, because a location can be a shell
+    command (`pipe:`) and an import runs code. Raises ConfigError naming what else the folder asks for.
     """
     for key, name in _imported(received).items():
         if own is None or _imported(own).get(key) != name:
@@ -26,7 +28,7 @@ def followed(received: Config, own: Config | None, shards: str | None) -> Config
     location = shards or (own.data.shards if own is not None else None)
     if received.data.shards is not None and location is None:
         raise ConfigError(
-            "a dataset is opened where you say that it is, not where a run folder says",
+            "a dataset's location is taken from you, not from a run folder",
             "give --shards LOCATION, or --config FILE, your own config of that run",
         )
     cache = own.data.cache if own is not None else CacheConfig()
@@ -34,10 +36,10 @@ def followed(received: Config, own: Config | None, shards: str | None) -> Config
 
 
 def metric_for(description: dict[str, Any], given: str | None) -> Metric:
-    """How a registered model of images is scored: by the metric that the user names (`given`), an import path or "accuracy".
+    """The metric of a registered model of images: `given` by the user as an import path or "accuracy" (default: accuracy).
 
-    Without one it is accuracy. Raises ConfigError if the model was validated by a metric of its owner's, whose import path is followed
-    only on the user's word; and as `metric_at`.
+    Raises ConfigError if the model was validated by its owner's metric and the user does not name one, because the model's import path is
+    not followed; and as `metric_at`.
     """
     validated_by = description.get("metric")
     if given is None and validated_by is not None:
@@ -49,7 +51,7 @@ def metric_for(description: dict[str, Any], given: str | None) -> Metric:
 
 
 def _imported(config: Config) -> dict[str, str]:
-    """What building the run would import beside distmeta: key → name."""
+    """The modules that building the run would import besides distmeta: key → import path."""
     names = {
         "model.name": config.model.name,
         "learner.name": config.learner.name,
@@ -59,6 +61,6 @@ def _imported(config: Config) -> dict[str, str]:
     ours = {*MODELS, *LEARNERS, *DOMAINS}
     foreign = {key: name for key, name in names.items() if name is not None and name not in ours}
     options = config.data.settings.get("options")
-    if isinstance(options, dict) and "id" in options:  # Gymnasium imports the module that an id names
+    if isinstance(options, dict) and "id" in options:  # Gymnasium imports the module named in an id
         foreign["data.settings.options.id"] = str(options["id"])
     return foreign

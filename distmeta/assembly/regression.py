@@ -33,9 +33,7 @@ class Regression(Domain):
         super().check()
         data = self.config.data
         if data.image_size is not None or data.class_rotations or data.augment != AugmentConfig():
-            raise ConfigError(
-                f"data.functions={self.name} has no images", "leave data.image_size, data.class_rotations and data.augment out"
-            )
+            raise ConfigError(f"data.functions={self.name} has no images", "remove data.image_size, data.class_rotations and data.augment")
 
     def training(self, slots: Sequence[int], start_step: int) -> Iterator[Batch]:
         return functions.FunctionStream(self.name, "train", self.train_task, self.config.seed).training(slots, start_step)

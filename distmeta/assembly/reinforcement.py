@@ -35,15 +35,15 @@ class ReinforcementSettings(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the environment's constructor, such as horizon."""
     discount: Fraction = 0.99
-    """γ: how much a reward counts that comes one step later."""
+    """γ: discount factor of rewards per step."""
     gae_decay: Fraction = 1.0
-    """λ of generalised advantage estimation: 1 trusts sampled returns, 0 the baseline."""
+    """λ of generalised advantage estimation: 1 uses sampled returns, 0 the baseline."""
     surrogate_decay: Fraction = 0.0
-    """λ of the surrogate loss: 0 is LVC, 1 is DiCE, which is unbiased and varies most."""
+    """λ of the surrogate loss: 0 is LVC, 1 is DiCE (unbiased, highest variance)."""
     log_std: float = 0.0
-    """Logarithm of a Gaussian policy's standard deviation at first."""
+    """Initial logarithm of a Gaussian policy's standard deviation."""
     std_floor: PositiveFloat = 1e-6
-    """Below this a Gaussian policy's standard deviation does not fall."""
+    """Lower limit of a Gaussian policy's standard deviation."""
 
 
 class Reinforcement(Domain):
@@ -85,7 +85,7 @@ class Reinforcement(Domain):
         super().check()
         data = self.config.data
         if data.image_size is not None or data.class_rotations or data.augment != AugmentConfig():
-            raise ConfigError(f"environment {self.name} has no images", "leave data.image_size, data.class_rotations and data.augment out")
+            raise ConfigError(f"environment {self.name} has no images", "remove data.image_size, data.class_rotations and data.augment")
         for task, key in ((self.train_task, "data.shot"), (self.eval_task, "data.eval.shot")):
             if task.shot < 2:
                 raise ConfigError(f"{key}={task.shot}: a baseline needs more than one trajectory", f"set {key} to 2 or more, such as 20")
@@ -109,7 +109,7 @@ class Reinforcement(Domain):
         return next(self.training(range(slots), 0)) if self.environment.tensor_program else None
 
     def sections(self, learner: Learner, trained: Params, random_init: Params) -> list[ReportSection]:
-        """Paths in the first test tasks before and after adaptation, and what somebody who knows the goals would return."""
+        """Paths in the first test tasks before and after adaptation, and the return of a policy that knows the goals."""
         (episodes,) = self.evaluation("test").evaluation(list(range(_PICTURED)))
         assert isinstance(episodes, TaskBatch)
         episodes = episodes.like(floating(trained))
@@ -122,7 +122,7 @@ class Reinforcement(Domain):
         best = best_returns(self.environment, episodes.tasks, episodes.starts[:, 0])
         if best is not None:
             reached = ", ".join(f"{trajectories.returns.mean():.2f}" for trajectories in played)
-            text += f" Mean returns on these tasks after 0, 1, … steps: {reached}; of somebody who knows the goals: {best.mean():.2f}."
+            text += f" Mean returns on these tasks after 0, 1, … steps: {reached}; of a policy that knows the goals: {best.mean():.2f}."
         svg = paths_svg(drawn, [trajectories.lived for trajectories in played], episodes.tasks)
         return [ReportSection("Paths", text, [Plot(Markup(svg), "Columns are the first test tasks, rows the inner steps made before.")])]
 

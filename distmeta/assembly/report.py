@@ -1,4 +1,4 @@
-"""The report of a run: its config opened, its best model tried on test episodes, the page written."""
+"""Writes the report of a run: opens its config, runs its best model on test episodes, writes the page."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from distmeta.training.storage import understood, write_whole
 def report(run_folder: RunFolder, shards: str | None = None, own: Config | None = None) -> Path:
     """Write the run's report and return its path. Raises RunError.
 
-    Test episodes are looked at closely only where the user says what may be opened: `shards`, where the dataset lies now, or `own`, the
-    config of the run. Without that a report says so, and shows what the run itself measured.
+    Test episodes are analysed only if the user gives `shards` (the dataset's present location) or `own` (the config of the run). Otherwise
+    the report says so, and shows what the run itself measured.
     """
     with understood(run_folder):
         try:
@@ -38,21 +38,21 @@ def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Co
     """
     version = look_up(uri, model_uri)
     run_id, location = run_of(uri, version)
-    if "://" not in location and _is_run(RunFolder(location), run_id):  # a location that MLflow names is not looked up anywhere else
+    if "://" not in location and _is_run(RunFolder(location), run_id):  # a location read from MLflow is only looked up on this machine
         return report(RunFolder(location), shards, own), True
     where = f"the run of {model_uri} lies in {location}, which is not here"
     if shards is not None:
-        raise ConfigError(f"{where}: --shards cannot be looked at with it", "leave --shards out, for the report written when the run ended")
+        raise ConfigError(f"{where}: --shards cannot be looked at with it", "remove --shards to get the report written when the run ended")
     page = fetch_file(uri, run_id, REPORT)
     if page is None:
-        raise RegistryError(f"{where}, and MLflow keeps no {REPORT} of it", "run distmeta report where that folder lies")
+        raise RegistryError(f"{where}, and MLflow has no {REPORT} of it", "run distmeta report on the machine with that folder")
     copy = Path(f"{version.name}-{version.version}-{REPORT}")
     write_whole(copy, page.decode())
     return copy, False
 
 
 def _is_run(folder: RunFolder, run_id: str) -> bool:
-    """Whether the run with this id in MLflow wrote `folder`; another machine may have another run there."""
+    """Whether the run with this id in MLflow wrote `folder`. On another machine the same path may hold another run."""
     return folder.has_mlflow_run and folder.read_mlflow()["run_id"] == run_id
 
 

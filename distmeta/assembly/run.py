@@ -1,4 +1,4 @@
-"""A run as one object: its config, and what is built from it. Workers import this, so nothing here imports MLflow."""
+"""A run as one object: its config and the objects built from it. Workers import this module, so it does not import MLflow."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -34,9 +34,9 @@ from distmeta.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """What a run learns from, with what, and where it is kept. Nothing here changes while the run trains.
+    """A run's domain, learner and folder. They do not change while the run trains.
 
-    `device` and `dtype` are those of the learner's network; its weights are drawn on the CPU in float32 whatever these are.
+    `device` and `dtype` are those of the learner's network; its weights are always drawn on the CPU in float32.
     """
 
     config: Config
@@ -52,10 +52,8 @@ class Run:
 
     @classmethod
     def in_folder(cls, folder: RunFolder, shards: str | None = None, own: Config | None = None) -> "Run":
-        """The run that was kept in `folder`, in the type that it trained in.
-
-        Its dataset is opened at `shards`, or where `own`, the config that the user gave, says; code is imported only if `own` names it too.
-        Raises RunError if `folder` holds no run, ConfigError, DataError.
+        """The run stored in `folder`, in the type that it trained in. Its dataset is opened at `shards`, or as the user's config `own`
+        says; code is imported only if `own` names it too. Raises RunError if `folder` holds no run, ConfigError, DataError.
         """
         config = followed(folder.read_config(), own, shards)
         return cls(config, domain_of(config), folder, dtype=getattr(torch, config.train.weights))
@@ -76,11 +74,11 @@ class Run:
 
     @cached_property
     def metric(self) -> Metric:
-        """How validation and test are scored. Raises ConfigError if the config names none that can be used."""
+        """The metric of validation and test. Raises ConfigError if the config names one that cannot be used."""
         return metric_of(self.config, self.domain)
 
     def check(self) -> None:
-        """Raises ConfigError or DataError if the run could not begin."""
+        """Raises ConfigError or DataError if the run cannot start."""
         self.domain.check()
         _ = self.metric
         check_outputs(self.config, self.domain, self.learner)
@@ -93,14 +91,14 @@ class Run:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What a published model says of itself: all that is needed to build the network and its learner again."""
+        """The description in a published model, from which the network and its learner can be rebuilt."""
         source = self.folder.init_from.path / SOURCE
         origin = {"init_from": json.loads(source.read_text())} if source.exists() else {}
         return model_description(self.config, self.domain, self.learner) | origin
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a result says of the run that it is of."""
+        """The keys of a result that identify its run."""
         return {"learner": self.config.learner.name, "dataset": self.domain.name, "training_seed": self.config.seed}
 
     @property
@@ -109,9 +107,8 @@ class Run:
         return self.config.tracking.model or default_name(self.description)
 
     def start(self) -> Params:
-        """meta_params at step 0: those of the folder's `initial`, once it is there; else as the constructor and init_from leave them.
-
-        Raises ConfigError if init_from does not fit.
+        """meta_params at step 0: from the folder's `initial` once it exists, else from the constructor and init_from. Raises ConfigError if
+        init_from does not fit.
         """
         if not self.folder.initial.is_whole:
             return started_from(self.config, self.learner)
@@ -120,16 +117,16 @@ class Run:
 
     @property
     def baseline(self) -> str:
-        """What `start` is, for people."""
+        """Words for `start` in tables."""
         origin = self.config.init_from
         return as_constructed(self.config.model.name) if origin is None else f"not meta-trained, from {masked(origin)}"
 
     def notes(self) -> list[str]:
-        """What was made of the network, for people."""
+        """Sentences for users about how the network was changed and is computed."""
         return self.description["notes"] if self.config.model.name not in MODELS else []
 
     def outer(self) -> OuterUpdate:
-        """The outer update of meta_params that stand at step 0."""
+        """The outer update, with meta_params at step 0."""
         return outer_of(self.config, self.start(), self.learner.statistics)
 
     def best_params(self, like: Params) -> Params:
@@ -156,7 +153,7 @@ class Run:
         self.folder.write_description(self.config, self._dataset)
 
     def tags(self) -> dict[str, str]:
-        """What MLflow is told of the run beside its config."""
+        """MLflow's parameters and tags of the run besides its config."""
         folders = {"run_folder": self.config.run_folder, "checkpoints": str(self.folder.checkpoints)}
         computes = machine(self.config.train.threads_per_worker, self.config.train.kernels) | self.domain.software
         return self._dataset | folders | computes

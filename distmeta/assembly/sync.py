@@ -1,4 +1,4 @@
-"""What a run leaves in MLflow when it has ended; sent at its end, and by `distmeta sync` where MLflow was away then."""
+"""Sends a finished run to MLflow: at its end, or later by `distmeta sync` if MLflow was unreachable."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,9 @@ from distmeta.training.storage import understood
 
 
 def conclude(run_folder: RunFolder, uri: str, name: str | None, own: Config | None = None) -> dict[str, Any]:
-    """Send what MLflow lacks of a run that ended, publish its best model under `name` (once), and put together the answer.
+    """Send what MLflow lacks of a finished run, publish its best model under `name` (once), and return the result.
 
-    Raises RegistryError, naming what is unsent; the run folder is whole by then.
+    Raises RegistryError naming what was not sent; the run folder is complete by then.
     """
     result, record = run_folder.read_result(), run_folder.read_mlflow()
     run_id = record["run_id"]
@@ -43,7 +43,7 @@ def conclude(run_folder: RunFolder, uri: str, name: str | None, own: Config | No
 
 
 def _drawn(run_folder: RunFolder, result: dict[str, Any], own: Config | None) -> list[Path]:
-    """The run's report and picture, drawn if they are not there yet: the dataset may be out of reach by now."""
+    """The run's report and picture. They are drawn only if they do not exist yet, because the dataset may be unreachable by now."""
     files = [run_folder.report]
     if not run_folder.report.exists():
         report(run_folder, own=own)
@@ -54,7 +54,7 @@ def _drawn(run_folder: RunFolder, result: dict[str, Any], own: Config | None) ->
 
 
 def _send(stages: dict[str, Callable[[], object]], run_folder: RunFolder) -> None:
-    """Do one after another; if MLflow fails, say which are left."""
+    """Run the parts in order; if MLflow fails, report which are left."""
     left = list(stages)
     try:
         for stage in stages.values():
@@ -63,17 +63,17 @@ def _send(stages: dict[str, Callable[[], object]], run_folder: RunFolder) -> Non
             left.pop(0)
     except RegistryError as error:
         raise type(error)(
-            f"{error.message}; the run has ended and is whole in {run_folder}, but MLflow lacks: {', '.join(left)}",
+            f"{error.message}; the run has ended and is complete in {run_folder}, but MLflow lacks: {', '.join(left)}",
             f"when MLflow answers, distmeta sync {run_folder} sends the rest",
         ) from None
 
 
 def sync(run_folder: RunFolder, uri: str | None = None) -> dict[str, Any]:
-    """Send what MLflow lacks of the run in this folder; the answer is what `distmeta sync --json` prints, train's if the run has ended.
+    """Send what MLflow lacks of the run in this folder. Returns what `distmeta sync --json` prints (for a finished run, the same as train).
 
-    `uri` is where MLflow is now, if not where the run found it. Of a run that has not ended, its metrics so far are sent.
-    Raises RunError if the folder holds no run, or a sweep, or names a place that must not be spoken to unasked; RegistryError if MLflow
-    fails, or does not know the run.
+    `uri` replaces the tracking URI in the folder. For an unfinished run, the metrics so far are sent. Raises RunError if the folder holds
+    no run, or a sweep, or names a server that must not be contacted without being asked; RegistryError if MLflow fails, or does not know
+    the run.
     """
     config = run_folder.read_config()
     if config.sweep is not None:

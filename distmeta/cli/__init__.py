@@ -1,4 +1,4 @@
-"""The command line: one verb for each procedure, nothing else. A verb is a function of the module whose subject it has."""
+"""The command line: one verb for each procedure, nothing else. Each verb is a function in the module of its subject."""
 
 import os
 import sys
@@ -38,7 +38,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     runs.report,
     cluster.doctor,
 )
-_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # what follows submit's verb is that verb's
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # arguments after submit's verb belong to that verb
 
 for verb in VERBS:
     app.command(verb.__name__.replace("_", "-"), context_settings=_PASSED_ON if verb is cluster.submit else None)(verb)
@@ -74,7 +74,7 @@ def _about(
 
 
 def main() -> None:
-    """Run the command line; an error becomes two lines and an exit code, never a traceback unless --debug."""
+    """Run the command line; an error becomes two lines and an exit code. A traceback is shown only with --debug."""
     terminal.prepare()
     debug = "--debug" in sys.argv
     if debug:
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _called(arguments: list[str]) -> int:
-    """The verb's exit code. Typer's own main would print what was typed, secrets too, and end silently at any broken pipe."""
+    """The verb's exit code. Typer's own main would print the arguments, secrets included, and exit silently at any broken pipe."""
     command = typer.main.get_command(app)
     try:
         if not arguments:
@@ -110,7 +110,7 @@ def _called(arguments: list[str]) -> int:
 
 
 def _report_lost() -> None:
-    """Say that results could not be printed. Exit code 1 if they are kept nowhere else."""
+    """Say that results could not be printed. Exit code 1 if the results are not stored anywhere else."""
     lost = terminal.lost_output()
     if lost is not None:
         print(
@@ -122,7 +122,7 @@ def _report_lost() -> None:
 
 
 def _usage(error: Exception) -> DistmetaError | None:
-    """What was typed that no verb takes; None if that is not the error."""
+    """The argument that no verb accepts, or None if that is not the error."""
     said, context = getattr(error, "format_message", None), getattr(error, "ctx", None)
     if said is None:
         return None

@@ -49,7 +49,7 @@ def submit(
 
 
 def _places(context: typer.Context, verb: str, arguments: list[str]) -> dict[str, str]:
-    """The paths and URLs among a verb's arguments, by option; the config apart. Arguments that the verb does not take are refused."""
+    """The paths and URLs among a verb's arguments, by option, without the config. Arguments that the verb does not accept are refused."""
     group = context.find_root().command
     command = group.commands[verb]  # type: ignore[attr-defined]
     parsed = command.make_context(verb, list(arguments), parent=context.parent)
@@ -99,7 +99,7 @@ def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def _follow(address: str, job_id: str) -> None:
-    """Copy a job's log here; leave with its exit code."""
+    """Print a job's log as it grows, and exit with the job's exit code."""
     from distmeta.scale.submit import follow
 
     def ask() -> bool:

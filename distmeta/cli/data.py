@@ -83,7 +83,7 @@ def pack(
     from distmeta.data.pack import summary_of
     from distmeta.data.workers import usable_cpus
 
-    import_from_here()  # for a source of the user's own, given by import path
+    import_from_here()  # because --dataset may be the import path of a user's source
     request = PackRequest(
         dataset=dataset,
         source=source,

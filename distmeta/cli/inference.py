@@ -62,7 +62,7 @@ def predict(
 
     def leave_out(error: DistmetaError) -> None:
         say(error.message)
-        left_out.append((error.message, error.remedy))  # not the error: its traceback would keep the file's bytes
+        left_out.append((error.message, error.remedy))  # the message alone: the error's traceback would keep the file's bytes in memory
 
     score = Score()
     files = counted(query_files(query, sys.stdin, passed_over), "classifying")
@@ -215,7 +215,7 @@ def evaluate(
 
     own = own_classes(network, learner)
     loaded = load_model(resolve(tracking_uri), model, own)
-    say(f"evaluating {model}")  # before Ray is imported: that takes seconds
+    say(f"evaluating {model}")  # checked before importing Ray, which takes seconds
     from distmeta.scale.evaluate import PART, EpisodeSource
     from distmeta.scale.evaluate import evaluate as start
 

@@ -11,7 +11,7 @@ from distmeta.errors import ConfigError
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds in "0,1,2". Raises ConfigError unless these are two or more different ones."""
+    """The seeds in "0,1,2". Raises ConfigError unless there are at least two and all differ."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[0-9]{1,18}", part) for part in parts):
         raise ConfigError(f"--seeds {text}: whole numbers with commas between them are needed", "write --seeds 0,1,2")
@@ -32,7 +32,7 @@ OtherHardware = Annotated[
 ]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db).")]
 Seeds = Annotated[
-    Any,  # a list, which typer would take for an option that may be repeated
+    Any,  # declared as text: typer would treat a list as an option that can be repeated
     typer.Option(
         parser=parse_seeds,
         metavar="S,S,…",
@@ -58,13 +58,13 @@ def import_from_here() -> None:
 
 
 def own_classes(*paths: str | None) -> list[str]:
-    """The import paths that were given, of classes that Python finds from the working folder."""
+    """The import paths given for the user's classes, which Python may find in the working folder."""
     import_from_here()
     return [path for path in paths if path is not None]
 
 
 def imported_of(network: str, learner: str) -> dict[str, str]:
-    """The flags by which `own_classes` is given those of a run's names that are the user's own: flag → import path."""
+    """The flags that name a run's user-defined network and learner: flag → import path."""
     from distmeta.learners import LEARNERS
     from distmeta.models import MODELS
 

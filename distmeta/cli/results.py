@@ -1,4 +1,4 @@
-"""Verbs about what becomes of runs: status, table."""
+"""Verbs that show the state and results of runs: status, table."""
 
 from typing import Annotated, Literal
 
@@ -48,14 +48,12 @@ def table(
         str, typer.Option(metavar="FACT,…", help="What the rows are: learner, network, dataset, run, learner.inner_lr, …")
     ] = "learner",
     columns: Annotated[str, typer.Option(metavar="FACT,…", help="What the columns are: shot, way, dataset, …")] = "shot",
-    figure: Annotated[
-        str | None, typer.Option(help="The figure to tabulate, such as inductive (default: the one that papers quote).")
-    ] = None,
+    figure: Annotated[str | None, typer.Option(help="Score to tabulate, such as inductive (default: the one that papers quote).")] = None,
     form: Annotated[Literal["text", "csv", "latex", "markdown"], typer.Option("--format", help="How the table is written.")] = "text",
     tracking_uri: TrackingUri = None,
     as_json: Json = False,
 ) -> None:
-    """Tabulate the tests of runs, with intervals. What no paired test tells from a column's best is in bold.
+    """Tabulate the tests of runs, with intervals. Cells that a paired test cannot separate from a column's best are bold.
 
     Example: distmeta table runs/maml runs/protonet runs/anil --by learner --columns shot --format latex
     """

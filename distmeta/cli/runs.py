@@ -28,7 +28,7 @@ def init(
         Literal["photos", "omniglot", "regression", "navigation", "own-learner"], typer.Option(help="Kind of work to start with.")
     ] = "photos",
 ) -> None:
-    """Write a commented config and what it needs into a folder, and print the next commands.
+    """Write a commented config, and a network or learner to edit, into a folder, and print the next commands.
 
     Example: distmeta init mine --template own-learner
     """

@@ -1,4 +1,4 @@
-"""Changes to training images that keep their class: each a function of the pixels and a generator, on uint8 arrays."""
+"""Augmentation that keeps an image's class. Each change is a function of uint8 pixels and a generator."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from distmeta.seeds import generator
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-Augment = Callable[[Pixels, np.random.Generator], Pixels]  # the images (n, C, H, W) of one slot, H = W → the same, changed
+Augment = Callable[[Pixels, np.random.Generator], Pixels]  # images (n, C, H, W) of one slot, H = W → changed images of the same shape
 
 
 def augment(
@@ -28,10 +28,10 @@ def augment(
 ) -> Pixels:
     """Images (n, C, H, W) of one slot, changed; H = W.
 
-    `rotation`: probability that all of them are turned alike, by 90° or 270°; `flip`: probability for each image to be mirrored left to
-    right; `crop`: pixels by which each image may move in either direction, its border reflected; `resized_crop`: a part of each
-    image, at least this share of its area, is scaled to the whole; `jitter`: brightness, contrast and
-    saturation of each image are multiplied by numbers between 1 - `jitter` and 1 + `jitter`.
+    `rotation`: probability that all of them are turned together by 90° or 270°; `flip`: probability for each image to be mirrored left to
+    right; `crop`: maximum shift of each image in either direction (pixels), with its border reflected; `resized_crop`: a random part of
+    each image, with at least this share of its area, is scaled to the full size; `jitter`: brightness, contrast and saturation of each
+    image are multiplied by numbers between 1 - `jitter` and 1 + `jitter`.
     """
     if rotation and random.random() < rotation:
         pixels = np.rot90(pixels, 1 + 2 * int(random.integers(2)), axes=(-2, -1))
@@ -48,7 +48,7 @@ def augment(
 
 
 def augmented(pixels: Pixels, change: Augment | None, seed: int, step: int, slot: int) -> Pixels:
-    """The images (..., C, H, W) of a slot as `change` leaves them at that step."""
+    """The images (..., C, H, W) of a slot after `change` at that step."""
     if change is None:
         return pixels
     return change(pixels.reshape(-1, *pixels.shape[-3:]), generator(seed, "augmentation", step, slot)).reshape(pixels.shape)
@@ -62,8 +62,9 @@ def _crop(pixels: Pixels, border: int, random: np.random.Generator) -> Pixels:
 
 
 def _part(height: int, width: int, least: float, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a random part: its area is even between `least` and 1 of the whole, the logarithm of its sides' ratio
-    even between those of 3/4 and 4/3 (Szegedy et al. 2015, arXiv:1409.4842, section 6). The whole image, if ten such parts do not fit."""
+    """Left, top, width and height of a random part: the share of its area is uniform in [`least`, 1], the logarithm of its aspect ratio
+    uniform between those of 3/4 and 4/3 (Szegedy et al. 2015, arXiv:1409.4842, section 6). The whole image, if ten such parts do not fit.
+    """
     for _ in range(10):
         area, ratio = height * width * random.uniform(least, 1), math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -73,7 +74,7 @@ def _part(height: int, width: int, least: float, random: np.random.Generator) ->
 
 
 def _resized(image: NDArray[np.uint8], left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
-    """A part of an image (C, H, W), scaled bilinearly to its whole size."""
+    """A part of an image (C, H, W), scaled bilinearly to the image's size."""
     size, box = (image.shape[2], image.shape[1]), (left, top, left + width, top + height)
     planes = [Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BILINEAR, box) for plane in image]
     return np.stack([np.asarray(plane) for plane in planes])

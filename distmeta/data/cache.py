@@ -15,25 +15,25 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 OWN_FOLDER = "distmeta-shards"
-_MARK = "CACHEDIR.TAG"  # by which backup programs, too, know a cache: bford.info/cachedir
+_MARK = "CACHEDIR.TAG"  # backup programs recognise a cache by this file: bford.info/cachedir
 _MARKED = "Signature: 8a477f597d28d172789f06886806bc55\n# Shards that distmeta downloaded; they may be removed.\n"
 _WHOLE, _PART = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{64}\.(\d{1,15})\.part")
 
 
 class StoredBytes:
-    """The content of an open file: sliced `[start:stop]` like `bytes`, but read when asked for, so that it takes no memory of this process.
+    """The content of an open file, sliced `[start:stop]` like `bytes`.
 
-    The content stays even if the name goes.
+    Slices are read on demand, so the content takes no memory. It stays readable even if the file is removed.
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for a writer
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for a writer
         weakref.finalize(self, os.close, self._descriptor)
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             raise OSError(f"{path} is not a regular file")
 
     def hold(self) -> "StoredBytes":
-        """Mark the file as in use, by a shared lock, for as long as this lives."""
+        """Mark the file as in use, by a shared lock, for the lifetime of this object."""
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         return self
 
@@ -50,7 +50,7 @@ class StoredBytes:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def signature(self) -> tuple[int, int, int, int]:
-        """Changes when the file does: device, inode, time of the last change, size."""
+        """Changes when the file changes: device, inode, time of the last change, size."""
         status = os.fstat(self._descriptor)
         return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
 
@@ -62,10 +62,10 @@ class _File(NamedTuple):
 
 
 class ShardCache:
-    """Files named by their SHA-256; those used least recently go when room is needed, those in use never.
+    """Files named by their SHA-256. The least recently used ones are removed when space is needed; files in use are never removed.
 
-    They are kept in a marked folder inside `folder`, and nothing else in `folder` is counted or removed. Safe between processes: a lock for
-    each file, one for the folder while room is made, and files appear under their name when whole.
+    They are kept in a marked folder inside `folder`, and nothing else in `folder` is counted or removed. Processes can share it: there is a
+    lock for each file, and one for the folder while files are removed. A file gets its name when it is complete.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -73,7 +73,7 @@ class ShardCache:
         self._limit_bytes = limit_bytes
 
     def get(self, sha256: str, size: int, download: Callable[[Path], None], check: Callable[[StoredBytes], bool]) -> StoredBytes | None:
-        """The file of that SHA-256 and size, `download`ed if it is not here or fails its `check`; None where there is no room for it.
+        """The file with that SHA-256 and size, `download`ed if it is missing or fails its `check`. None if there is no space for it.
 
         Raises what `download` raises, and OSError if the folder cannot be written or is not ours. `sha256` is 64 hexadecimal digits.
         """
@@ -87,7 +87,7 @@ class ShardCache:
                     return content
                 path.unlink()
             part = self._folder / f"{sha256}.{size}.part"
-            part.unlink(missing_ok=True)  # left by a process that was killed
+            part.unlink(missing_ok=True)  # left over from a killed process
             if not self._make_room(part, size):
                 return None
             try:
@@ -98,7 +98,7 @@ class ShardCache:
             return StoredBytes(path).hold()
 
     def _make_folder(self) -> None:
-        """Raises OSError where files lie in a folder without our mark: they are somebody else's."""
+        """Raises OSError if the folder holds files but not our mark, because they are not ours."""
         mark = self._folder / _MARK
         if mark.is_file():
             return
@@ -111,7 +111,7 @@ class ShardCache:
         return self._folder / f"{sha256}.lock"
 
     def _make_room(self, part: Path, size: int) -> bool:
-        """Whether `size` bytes fit under the limit, after removing what nobody uses; if so, they are reserved by the name `part`."""
+        """Whether `size` bytes fit under the limit after removing unused files. If so, they are reserved under the name `part`."""
         with FileLock(self._folder / "room.lock"):
             files = sorted(self._files())
             total = sum(file.size for file in files)
@@ -125,7 +125,7 @@ class ShardCache:
         return fits
 
     def _files(self) -> Iterator[_File]:
-        """What takes room, or will when its download ends."""
+        """Files that take space, or will after their download."""
         for path in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # renamed or removed by another process meanwhile
                 status = path.lstat()
@@ -136,9 +136,9 @@ class ShardCache:
                     yield _File(status.st_atime_ns, status.st_size, path)
 
     def _remove(self, path: Path) -> bool:
-        """Remove a file unless it is in use or being downloaded; whether it is gone."""
+        """Remove a file unless it is in use or being downloaded. Returns whether it is gone."""
         try:
-            if path.suffix == ".part":  # of a process that was killed, if its lock is free
+            if path.suffix == ".part":  # belongs to a killed process if its lock is free
                 with FileLock(self._lock(path.name.partition(".")[0]), timeout=0):
                     path.unlink(missing_ok=True)
             else:

@@ -1,4 +1,4 @@
-"""The same picture more than once: counted within classes, across classes and across splits."""
+"""Counts duplicate pictures within classes, across classes and across splits."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-_PAIRS = 10  # of classes, named as examples
+_PAIRS = 10  # pairs of classes named as examples
 
 
 class Copies(BaseModel):
     """How often images of a dataset have the same pixels.
 
-    `within_classes`: images whose pixels another image of their class has already. `across_classes`: different pictures that more than one
-    class of a split holds. `across_splits`: different pictures that more than one split holds. `pairs`: class_ids of classes that share a
-    picture, up to ten, those of different splits first.
+    `within_classes`: images with the same pixels as an earlier image of their class. `across_classes`: distinct pictures that are in more
+    than one class of a split. `across_splits`: distinct pictures that are in more than one split. `pairs`: class_ids of classes that share
+    a picture, up to ten, those of different splits first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -27,7 +27,7 @@ class Copies(BaseModel):
     pairs: list[tuple[int, int]] = []
 
     def sentences(self, names: Sequence[str]) -> list[str]:
-        """What there is, for people; `names[class_id]` names a class. Empty if no picture is there twice."""
+        """The counts as sentences; `names[class_id]` names a class. Empty if there are no duplicates."""
         counts = (
             (self.within_classes, "images are copies of another image of their class"),
             (self.across_classes, "pictures are in more than one class of a split"),
@@ -40,7 +40,7 @@ class Copies(BaseModel):
 
 
 class FoundCopies(NamedTuple):
-    """`across` are the positions of two images with the same pixels in different splits, None if there are none."""
+    """`across` holds the positions of two images with the same pixels in different splits, or None."""
 
     copies: Copies
     across: tuple[int, int] | None
@@ -74,16 +74,16 @@ def find_copies(digests: NDArray[np.uint64], class_ids: NDArray[np.int64], split
 
 
 class SeenPictures:
-    """The digests of a dataset's images, as they are met. Sixteen bytes an image."""
+    """Collects the digests of a dataset's images. It takes sixteen bytes per image."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[NDArray[np.int64], NDArray[np.uint64]]] = []
 
     def add(self, class_ids: NDArray[np.int64], digests: Sequence[int]) -> None:
-        """Some images' class_ids and digests; threads may add side by side."""
+        """Add some images' class_ids and digests. Several threads may call this at once."""
         self._parts.append((class_ids, np.array(digests, np.uint64)))
 
     def copies(self, splits: Sequence[str]) -> FoundCopies:
-        """As `find_copies`, over all images that were added."""
+        """The result of `find_copies` over all added images."""
         class_ids, digests = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         return find_copies(digests, class_ids, splits)

@@ -1,4 +1,4 @@
-"""The datasets that `pack` knows by name or takes by import path: where their images come from and to what they are packed."""
+"""The datasets that `pack` accepts, by name or import path, with the source of their images and their packing defaults."""
 
 import re
 from collections.abc import Callable
@@ -11,14 +11,14 @@ from distmeta.data.pack import PackOptions
 from distmeta.data.sources import Source, folder, glyphs, imagenet, imported, mini_imagenet, omniglot, tiered_files
 from distmeta.errors import ConfigError
 
-IMAGES_PER_CLASS = 32  # of each class in a shard, if nobody says otherwise
+IMAGES_PER_CLASS = 32  # default number of images per class in a shard
 QUALITY = 95
 
 
 class PackRequest(NamedTuple):
-    """What a user asked to pack; None where the dataset's default counts or where it has no such thing.
+    """A user's request to pack. A field is None if the dataset's default applies, or if the dataset does not have it.
 
-    `dataset` is a name in DATASETS or the import path of a function that yields images; it is imported, so it is never one received.
+    `dataset` is a name in DATASETS or the import path of a function that yields images; it is imported, so it must come from the user.
     `source` is the folder or archive, `splits` the folder of split files, `split` the fractions into which a folder's classes are cut,
     `value_range` is "LOW,HIGH".
     """
@@ -47,7 +47,7 @@ class PackRequest(NamedTuple):
 
 
 class DatasetKind(NamedTuple):
-    """A dataset's defaults, how it is opened (the function hears of what is left out), and which of the special fields it understands."""
+    """A dataset's defaults, the function that opens it (and reports what it leaves out), and the special fields that it accepts."""
 
     image_size: int
     channels: Literal[1, 3]
@@ -83,7 +83,7 @@ def _tiered_imagenet(request: PackRequest, source: Path, report: Callable[[str],
 
 def _folder(request: PackRequest, source: Path, report: Callable[[str], None]) -> Source:
     if request.split is None and request.split_by is not None:
-        raise ConfigError("--split-by says how --split cuts, but there is no --split", "add --split 0.7/0.15/0.15")
+        raise ConfigError("--split-by needs --split", "add --split 0.7/0.15/0.15")
     by = request.split_by or "class"
     opened = folder.read(source, folder.fractions(request.split) if request.split else None, by, request.seed, report, request.max_pixels)
     return opened._replace(facts={"split": request.split, "split_by": by}) if request.split else opened
@@ -112,11 +112,11 @@ def _kind_of(dataset: str) -> DatasetKind:
     if "." in dataset:
         return _BY_IMPORT_PATH
     choices = ", ".join(DATASETS)
-    raise ConfigError(f"--dataset {dataset} is none of {choices}", "choose one, or give your own function: my_package.my_source")
+    raise ConfigError(f"--dataset {dataset} is not one of {choices}", "choose one, or give your own function: my_package.my_source")
 
 
 def open_source(request: PackRequest, report: Callable[[str], None]) -> Source:
-    """The images that `request` asks for. Raises ConfigError where it does not fit its dataset; `report` hears of what is left out."""
+    """The images that `request` asks for. Raises ConfigError if it does not fit its dataset. `report` is called with what is left out."""
     kind = _kind_of(request.dataset)
     for field in _OWN_FIELDS:
         if getattr(request, field) and field not in kind.fields:
@@ -131,7 +131,7 @@ def open_source(request: PackRequest, report: Callable[[str], None]) -> Source:
 
 
 def pack_options(request: PackRequest, source: Source) -> PackOptions:
-    """How the images of `request` are packed; what the manifest says of their source names no path."""
+    """How the images of `request` are packed. The manifest's description of their source contains no path."""
     kind = _kind_of(request.dataset)
     image_format = request.image_format or kind.image_format
     if request.quality is not None and image_format == "png":
@@ -157,12 +157,12 @@ def pack_options(request: PackRequest, source: Source) -> PackOptions:
         max_bad_fraction=request.max_bad_fraction,
         value_range=parse_value_range(request.value_range),
         max_pixels=request.max_pixels,
-        allow_copies=request.allow_copies or request.dataset != "folder",  # an official dataset stays as it was published
+        allow_copies=request.allow_copies or request.dataset != "folder",  # an official dataset stays as published
     )
 
 
 def _name(request: PackRequest) -> str:
-    """What the dataset is called: a folder of images by its own name, so that two of them do not meet under one model's name."""
+    """The dataset's name. A folder of images is named after the folder, so that models of two folders get different names."""
     if request.dataset != "folder" or request.source is None:
         return request.dataset
     return re.sub(r"[^A-Za-z0-9_-]+", "-", request.source.absolute().name).strip("-") or request.dataset

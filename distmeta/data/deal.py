@@ -1,8 +1,8 @@
-"""Which image goes into which shard: integers only, a pure function of the classes' sizes and the seed.
+"""Assigns images to shards. The assignment uses integers only and is a pure function of the classes' sizes and the seed.
 
-Every class of a split is cut into the same number R of chunks, sizes differing by at most one. There are R partitions of the classes into
-G groups, group sizes differing by at most one; a shard is one group of one partition and takes one chunk of each of its classes. So a
-shard holds enough images of every class it holds for any episode, every image is in one shard, and with G = 1 a shard is a miniature of
+Every class of a split is cut into the same number R of chunks, sizes differing by at most one. There are R partitions of the classes into G
+groups, group sizes differing by at most one; a shard is one group of one partition and takes one chunk of each of its classes. So a shard
+holds enough images of each of its classes for any episode, and every image is in exactly one shard. With G = 1 a shard is a miniature of
 its split. With more groups two classes share a shard in about one of G partitions, each drawn at random.
 """
 
@@ -24,7 +24,9 @@ class ShardContents(NamedTuple):
 
 
 def deal(sizes: list[int], chunks: int, groups: int, seed: int, split: str, first_id: int = 0) -> list[ShardContents]:
-    """`chunks` × `groups` shards of classes with `sizes` images. `first_id` is the class_id of the first class, `split` names the draw."""
+    """`chunks` × `groups` shards of classes with `sizes` images. `first_id` is the class_id of the first class; `split` is part of the
+    random draw.
+    """
     cut = [_cut(size, chunks, seed, first_id + position) for position, size in enumerate(sizes)]
     shards: list[ShardContents] = []
     for chunk in range(chunks):
@@ -35,7 +37,7 @@ def deal(sizes: list[int], chunks: int, groups: int, seed: int, split: str, firs
 
 
 def _cut(size: int, chunks: int, seed: int, class_id: int) -> list[Integers]:
-    """A class's images in `chunks` random parts; which of them are the larger ones is random, too."""
+    """A class's images in `chunks` random parts. Which parts get one image more is also random."""
     random = generator(seed, "pack class", class_id)
     parts = np.array_split(random.permutation(size), chunks)
     return [part for _, part in sorted(zip(random.permutation(chunks).tolist(), parts, strict=True), key=lambda pair: pair[0])]

@@ -1,6 +1,6 @@
-"""The one reader of pictures: an encoded file → 8-bit grey or RGB pixels, upright, as people see it.
+"""The only reader of pictures: an encoded file → upright 8-bit grey or RGB pixels.
 
-Packing, prediction, serving and reports all read through it. Only the formats in `FORMATS` are opened, whatever a file is called.
+Packing, prediction, serving and reports all use it. Only the formats in `FORMATS` are opened, whatever a file's name.
 """
 
 import io
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import (  # importing a plugin is what makes its format known
+from PIL import (  # importing a plugin registers its format
     AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
@@ -45,10 +45,10 @@ FORMATS = tuple(
 )
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FULL_RANGE = 65535  # of 16-bit integers
-_DARKEST_PEAK = (_FULL_RANGE + 1) // 8  # 16-bit images that stay below hold numbers of fewer bits, and would be read as black
-_DARKEST_MEAN = 255 / 32  # photographs and drawings have a mean above this, and as far from white
+_DARKEST_PEAK = (_FULL_RANGE + 1) // 8  # 16-bit images that stay below this hold values of fewer bits, and would be read as black
+_DARKEST_MEAN = 255 / 32  # photographs and drawings have a mean at least this far from black and from white
 OTHER_RANGE = "give the values that are black and white in the images as --value-range LOW,HIGH"
-_BYTES_PER_PIXEL = 16  # no format takes more, of four channels with 32 bits each
+_BYTES_PER_PIXEL = 16  # an upper bound for every format, with four channels of 32 bits each
 # Raw modes that Pillow also knows in the other byte order.
 _SWAPPABLE = [f"{mode};16{order}" for mode in ("RGB", "RGBX", "RGBA") for order in "BLN"]
 _UPRIGHT = {  # EXIF orientation → what turns the stored picture upright
@@ -61,14 +61,14 @@ _UPRIGHT = {  # EXIF orientation → what turns the stored picture upright
     8: Image.Transpose.ROTATE_90,
 }
 
-_EXIF_BLOCKS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # where Pillow finds an orientation
+_EXIF_BLOCKS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # places where Pillow finds an orientation
 
 ValueRange = tuple[float, float]
-"""The values that are black and white in files whose own range is unknown; values beyond are clipped."""
+"""The values that are black and white in files of unknown range. Values outside are clipped."""
 
 
 def parse_value_range(text: str | None) -> ValueRange | None:
-    """ "0,255" → (0.0, 255.0); None stays None. Raises ConfigError unless these are two finite numbers, the lower first."""
+    """ "0,255" → (0.0, 255.0); None stays None. Raises ConfigError unless it is two finite numbers, the lower first."""
     if text is None:
         return None
     try:
@@ -81,7 +81,8 @@ def parse_value_range(text: str | None) -> ValueRange | None:
 
 
 class Decoded(NamedTuple):
-    """A picture in mode L or RGB. `peak` is the largest value of a 16-bit file that was read by its full range, None for any other file.
+    """A picture in mode L or RGB. `peak` is the largest value of a 16-bit file that was read by its full range, and None for any other
+    file.
 
     `has_more` says whether the file is animated or has several pages; `picture` is the first. `scaled` says whether its values were read
     by a value range.
@@ -96,7 +97,8 @@ class Decoded(NamedTuple):
 def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     """The bytes of an image file.
 
-    Raises DataError if it cannot be read, is not a regular file (a pipe would never end), or is larger than any image of `max_pixels`.
+    Raises DataError if it cannot be read, is not a regular file (a pipe would never end), or is larger than any image with `max_pixels` can
+    be.
     """
     most = max_pixels * _BYTES_PER_PIXEL + (1 << 20)
     try:
@@ -119,10 +121,10 @@ def read_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
 def decode_file(content: bytes, channels: int, origin: str, value_range: ValueRange | None = None, max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode an encoded file to grey (`channels` 1) or RGB (3), upright; transparency becomes white. `origin` names it in errors.
 
-    8-bit values are taken as they are, 16-bit integers by their full range. Signed, 32-bit and float values have no range of their own:
-    they, and 16-bit values too, are scaled by `value_range` where it is given.
-    Raises DataError if the bytes are not a whole image of a format in FORMATS (or HEIC, where pillow-heif is installed), if its header
-    names more than `max_pixels`, if a value is not a number, or if the values need a `value_range`.
+    8-bit values are used as they are, 16-bit integers are scaled by their full range. Signed, 32-bit and float values do not have a natural
+    range and need `value_range`. If it is given, it also applies to 16-bit values. Raises DataError if the bytes are not a whole image of a
+    format in FORMATS (or HEIC, where pillow-heif is installed), if its header names more than `max_pixels`, if a value is not a number, or
+    if the values need a `value_range`.
     """
     try:
         image = _opened(content, origin)
@@ -138,7 +140,7 @@ def decode_file(content: bytes, channels: int, origin: str, value_range: ValueRa
         return Decoded(flattened(upright(picture, image), channels), peak, has_more, scaled)
     except DataError:
         raise
-    except Exception as error:  # decoders of damaged files raise nearly anything
+    except Exception as error:  # decoders raise nearly any exception on damaged files
         raise does_not_decode(origin, error) from None
 
 
@@ -179,7 +181,9 @@ def check_bright(peak: int | None, origin: str) -> None:
 
 
 def check_value_range(mean: float, value_range: ValueRange) -> None:
-    """Raises DataError if images with this mean (0..255), read by `value_range`, are nearly black or nearly white: it is a wrong one."""
+    """Raises DataError if images with this mean (0..255), read by `value_range`, are nearly black or nearly white, because the range must
+    be wrong.
+    """
     if not _DARKEST_MEAN <= mean <= 255 - _DARKEST_MEAN:
         low, high = value_range
         raise DataError(
@@ -188,7 +192,7 @@ def check_value_range(mean: float, value_range: ValueRange) -> None:
 
 
 def _opened(content: bytes, origin: str) -> ImageFile.ImageFile:
-    """The file's header, read by the one plugin that its first bytes name. Image.open would compare with Pillow's own limit of pixels."""
+    """The file's header, read by the plugin of its first bytes. Image.open would apply Pillow's own limit of pixels."""
     for name in FORMATS:
         factory, accept = Image.OPEN[name]
         if accept is None or accept(content[:16]) is True:
@@ -210,19 +214,19 @@ def upright(picture: Image.Image, image: Image.Image) -> Image.Image:
     """`picture` turned as the EXIF orientation of `image` says."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # a damaged EXIF block: viewers show such a picture as it is stored
+    except Exception:  # a damaged EXIF block: like viewers, leave the picture as stored
         return picture
     method = _UPRIGHT.get(orientation)  # type: ignore[arg-type]
     if method is None:
         return picture
     turned = picture.transpose(method)
     for block in _EXIF_BLOCKS:
-        turned.info.pop(block, None)  # or it would be turned again by whoever reads it next
+        turned.info.pop(block, None)  # otherwise the next reader would turn it again
     return turned
 
 
 def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) -> tuple[Image.Image, int | None]:
-    """A loaded picture with 8 bits for each value, and the peak that `Decoded` has. Raises DataError as `decode_file`."""
+    """A loaded picture converted to 8 bits per value, and its `peak` as in `Decoded`. Raises DataError as `decode_file`."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image, None
     values = _values(image)
@@ -230,7 +234,8 @@ def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) 
         raise DataError(f"{origin} has values that are not finite numbers (NaN or infinity)", "replace or remove that file")
     if value_range is not None:
         return _scaled(values, value_range), None
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # a PGM's header says what is white, and Pillow scales by it
+    # a PGM's header states the value of white, and Pillow scales by it
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
         kind = "float" if image.mode == "F" else "signed or 32-bit"
         extent = f"{values.min():.6g} to {values.max():.6g}"
         raise DataError(
@@ -241,7 +246,7 @@ def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) 
 
 
 def _has_16_bit_colours(image: ImageFile.ImageFile) -> bool:
-    """Of a picture that is not loaded yet: whether Pillow is about to reduce colours of 16 bits to 8."""
+    """Whether Pillow, on loading this picture, will reduce 16-bit colours to 8 bits."""
     if image.mode not in ("RGB", "RGBA", "CMYK") or not image.tile:
         return False
     arguments: Any = image.tile[0].args
@@ -253,7 +258,7 @@ def _has_16_bit_colours(image: ImageFile.ImageFile) -> bool:
 def _eight_bit_colours(
     image: ImageFile.ImageFile, content: bytes, origin: str, value_range: ValueRange | None
 ) -> tuple[Image.Image, int | None]:
-    """As `eight_bits`, for colours of 16 bits, of which Pillow keeps the upper 8."""
+    """The same as `eight_bits` for 16-bit colours, of which Pillow keeps the upper 8 bits."""
     upper = np.asarray(image)
     if value_range is None:
         return image, int(upper[..., :3].max()) * 257
@@ -265,7 +270,7 @@ def _eight_bit_colours(
 
 
 def _lower_bytes(content: bytes, origin: str) -> NDArray[np.uint8]:
-    """What Pillow leaves out of 16-bit colours: it keeps the lower bytes instead if it takes the file's byte order for the other one."""
+    """The lower bytes of 16-bit colours, which Pillow discards. Pillow keeps them instead if the file is read in the other byte order."""
     image = _opened(content, origin)
     arguments: Any = image.tile[0].args
     raw_mode = arguments if isinstance(arguments, str) else arguments[0]
@@ -278,7 +283,9 @@ def _lower_bytes(content: bytes, origin: str) -> NDArray[np.uint8]:
 
 
 def _values(image: Image.Image) -> NDArray[Any]:
-    """A picture's values as its file means them, where Pillow leaves that to us: unsigned 32 bits, and 16 bits of which 0 is white."""
+    """A picture's values as the file defines them, in two cases that Pillow does not handle: unsigned 32 bits, and 16 bits with 0 as
+    white.
+    """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     sample_format = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     if image.mode == "I" and tags.get(TiffImagePlugin.BITSPERSAMPLE) == (32,) and sample_format == (1,):

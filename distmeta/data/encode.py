@@ -1,4 +1,4 @@
-"""Source images → the encoded images that shards hold: decoded, brought to size and encoded once, a batch at a time."""
+"""Source images → the encoded images in shards: decoded, resized and encoded once, a batch at a time."""
 
 import io
 import zlib
@@ -19,10 +19,8 @@ _BATCH_BYTES = 2 << 20
 
 
 class Encoding(NamedTuple):
-    """How an image is read and stored.
-
-    Side in pixels, 1 or 3 channels, format, how it becomes square, JPEG's quality (1 to 100); which values are black and white in files
-    that are not of 8 bits, and how many pixels a file may have at most.
+    """How an image is read and stored: side (pixels), channels (1 or 3), format, method of making it square, JPEG quality (1 to 100),
+    values of black and white in files without 8 bits, and maximum pixels of a file.
     """
 
     image_size: int
@@ -35,7 +33,7 @@ class Encoding(NamedTuple):
 
 
 class EncodedImage(NamedTuple):
-    """One image as its shard will hold it; `problem` says why there is no `content`, and is empty if there is.
+    """One image for a shard. If there is no `content`, `problem` gives the reason.
 
     `digest` is equal for equal pixels; `peak` and `has_more` are as in `Decoded`.
     """
@@ -52,9 +50,8 @@ class EncodedImage(NamedTuple):
 
 
 class EncodedBatch(NamedTuple):
-    """Some images in the source's order; `sums` and `squares`, per channel, over the values 0..255 of the training images' pixels.
-
-    `source_crc` is over what the source gave, by which the same batch is known again.
+    """Some images in the source's order. `sums` and `squares` are per channel, over the values 0..255 of the training images' pixels.
+    `source_crc` is a checksum of the source's data, from which a repeated batch is recognised.
     """
 
     images: list[EncodedImage]

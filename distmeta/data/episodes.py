@@ -1,6 +1,6 @@
 """Episodes in two stages: first which classes and images (integers), then the images themselves.
 
-The first stage is a pure function of (seed, purpose, step, slot) and the composition of one window of shards; it never sees a pixel.
+The first stage is a pure function of (seed, purpose, step, slot) and the composition of one window of shards. It does not read pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from distmeta.seeds import generator
 
 @dataclass(frozen=True)
 class Task:
-    """Way N, shot K, queries Q (per class), and whether each class is also seen turned by 90°, 180° and 270° as classes of their own."""
+    """Way N, shot K, queries Q (per class), and whether each class turned by 90°, 180° and 270° counts as three more classes."""
 
     way: int
     shot: int
@@ -33,10 +33,10 @@ class Task:
 
 
 class Episode(NamedTuple):
-    """What one episode is made of, in integers.
+    """The composition of one episode, in integers.
 
     `class_ids` (N,); `quarter_turns` (N,) in 0..3; `members` (N, K+Q): positions in the window, the first K of each row are support;
-    `spares`: for each class the images not drawn, in the order in which they stand in for those that do not decode.
+    `spares`: for each class the images not drawn, in the order in which they replace images that do not decode.
     """
 
     class_ids: NDArray[np.int64]
@@ -50,7 +50,7 @@ class Batch:
     """B tasks of one step. Every field but `step` holds one entry for each task: a tensor (B, …) or a list.
 
     step: of training, 0 in evaluation; slots: the tasks' positions in the meta-batch, or the numbers of evaluation episodes.
-    Fields are used by name, so a batch may have more of them: a domain derives its own (`docs/extending.md`).
+    Fields are used by name, so a batch may have more of them: a domain derives a subclass (`docs/extending.md`).
     """
 
     step: int
@@ -60,12 +60,12 @@ class Batch:
         return len(self.slots)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same tasks with every tensor changed."""
+        """The same tasks with every tensor mapped."""
         changed: dict[str, Any] = {name: change(value) for name, value in self._entries().items() if isinstance(value, Tensor)}
         return replace(self, **changed)
 
     def like(self, parameter: Tensor) -> Self:
-        """The same tasks on `parameter`'s device, real numbers in its type."""
+        """The same tasks on `parameter`'s device, with real numbers in its type."""
         return self.map(lambda tensor: tensor.to(parameter.device, parameter.dtype if tensor.is_floating_point() else None))
 
     def take(self, positions: Sequence[int]) -> Self:
@@ -82,11 +82,10 @@ class Batch:
         return (self.take([position]) for position in range(len(self)))
 
     def chunks(self, size: int) -> Iterator[tuple[Self, list[int]]]:
-        """The tasks as chunks of `size`, and the places in its chunk of the tasks that each adds, which come in the batch's order.
-
-        A task's place is its slot modulo `size`, whatever else the batch holds, and places without a task repeat another. Both matter
-        for its bits: vectorised operations may round the last values of a tensor otherwise than the first. A contiguous block of n slots
-        makes ⌈n / size⌉ chunks.
+        """The tasks as chunks of `size`, each with the places of its tasks in the chunk, in the batch's order. A task's place is its slot
+        modulo `size`, whatever else the batch holds; places without a task repeat another task. Both matter for a task's bits, because
+        vectorised operations may round the last values of a tensor differently from the first. A contiguous block of n slots makes ⌈n /
+        size⌉ chunks.
         """
         places: dict[int, int] = {}  # place → position in this batch
         for position, slot in enumerate(self.slots):
@@ -110,7 +109,7 @@ class EpisodeBatch(Batch):
     """B episodes with their images.
 
     support_images (B, N*K, C, H, W) and query_images (B, N*Q, C, H, W), normalised float32, grouped by label;
-    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1. In regression, inputs (B, M, D) and targets (B, M, 1) in their places.
+    support_labels (B, N*K) and query_labels (B, N*Q) in 0..N-1. In regression, inputs (B, M, D) and targets (B, M, 1) take their places.
     """
 
     support_images: Tensor
@@ -139,7 +138,7 @@ def compose(task: Task, members_of_class: dict[int, NDArray[np.int64]], seed: in
     """Draw one episode uniformly: N different classes, then K+Q different images of each.
 
     `members_of_class` maps class_id → positions in the window; it must hold at least N classes (a quarter of that with `class_rotations`)
-    of at least K+Q images, which `distmeta.data.shards.Dataset.check_task` has made sure of.
+    of at least K+Q images, which `distmeta.data.shards.Dataset.check_task` has checked.
     """
     random = generator(seed, purpose, *indices)
     class_ids = np.array(sorted(members_of_class))

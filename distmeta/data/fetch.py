@@ -1,4 +1,4 @@
-"""A dataset's files, whole and checked, brought to this machine if they are not there: to the cache, a temporary file, or memory."""
+"""Fetches a dataset's files, complete and checked. Remote files are copied to the cache, a temporary file, or memory."""
 
 import hashlib
 import logging
@@ -16,13 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 class Content(Protocol):
-    """`bytes`, or what is sliced like them."""
+    """`bytes`, or an object that is sliced like them."""
 
     def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 class Fetcher:
-    """Fetches files of one location. `cache`, if there is one, keeps those that do not lie on a file system of this machine."""
+    """Fetches files of one location. `cache`, if given, keeps those that are not on a file system of this machine."""
 
     def __init__(self, location: Location, cache: ShardCache | None) -> None:
         self._location = location
@@ -32,8 +32,8 @@ class Fetcher:
     def fetch(self, name: str, size: int, sha256: str) -> Content:
         """The file `name`, of `size` bytes and that SHA-256, without taking memory.
 
-        Without a cache, a file from afar has no name here, and goes when it is no longer used. Raises FileNotFoundError, or DataError
-        naming the file if it cannot be had or is not the one described.
+        Without a cache, a remote file is copied to an unnamed temporary file, which disappears when it is no longer used. Raises
+        FileNotFoundError, or DataError naming the file if it cannot be read or is not the one described.
         """
         try:
             local = self._location.local(name)
@@ -51,7 +51,7 @@ class Fetcher:
             raise DataError(f"{self._location.path(name)} cannot be read: {error}", "check the location and your access to it") from None
 
     def _from_cache(self, name: str, size: int, sha256: str) -> StoredBytes | None:
-        """None where the cache fails or has no room: then it is not asked again."""
+        """None if the cache fails or has no space. It is then not used again."""
         if self._cache is None:
             return None
         content, reason, downloaded = None, "its limit is full of shards in use", False
@@ -68,13 +68,13 @@ class Fetcher:
             raise
         except OSError as error:
             reason = str(error)
-        if content is None and self._cache is not None:  # another thread may have said so meanwhile
+        if content is None and self._cache is not None:  # another thread may have logged this already
             self._cache = None
             _log.warning("continuing without the shard cache: %s", printable(reason))
         return content
 
     def _from_temporary_file(self, name: str, size: int, sha256: str) -> StoredBytes | None:
-        """None where there is no room."""
+        """None if there is no space."""
         try:
             with tempfile.TemporaryDirectory(prefix="distmeta-") as folder:
                 path = Path(folder) / name
@@ -105,7 +105,7 @@ class Fetcher:
         return True
 
     def _check(self, content: StoredBytes, name: str, size: int, sha256: str) -> None:
-        """Compare with what is wanted; an unchanged file only once."""
+        """Compare with the expected size and SHA-256. An unchanged file is compared only once."""
         signature = content.signature()
         if signature not in self._whole:
             self._compare(name, (len(content), content.sha256() if len(content) == size else ""), (size, sha256))

@@ -1,4 +1,4 @@
-"""Fonts that draw names in any script: matplotlib's own DejaVu Sans, else one found on this system, else a readable escape."""
+"""Fonts for names in any script: matplotlib's DejaVu Sans, else a font of this system, else a readable escape."""
 
 from functools import cache
 from pathlib import Path
@@ -11,19 +11,19 @@ from PIL import ImageFont
 
 _OURS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 _PLAIN, _BOLD = _OURS / "DejaVuSans.ttf", _OURS / "DejaVuSans-Bold.ttf"
-_PROBE = 14  # font size; bitmap fonts, such as those of coloured emoji, cannot be drawn at any
-_BOXES = "Last Resort"  # matplotlib's font of boxes for every character
+_PROBE = 14  # font size; bitmap fonts, such as coloured emoji, cannot be drawn at this size
+_BOXES = "Last Resort"  # matplotlib's fallback font, which draws a box for every character
 
 
 class Drawable(NamedTuple):
-    """Text as it can be drawn, and the font file that covers all of it."""
+    """Drawable text, and a font file that covers all of it."""
 
     text: str
     font: Path
 
 
 def drawable(text: str) -> Drawable:
-    """`text` with a font that has all its characters; what no font has becomes an escape, such as \\u732b for 猫."""
+    """`text` with a font that has all its characters. A character that is in no font becomes an escape, such as \\u732b for 猫."""
     if all(_covers(_PLAIN, letter) for letter in text):
         return Drawable(text, _PLAIN)
     for font in _of_this_system():
@@ -50,7 +50,7 @@ def _covers(font: Path, letter: str) -> bool:
 
 @cache
 def _of_this_system() -> tuple[Path, ...]:
-    """The system's fonts that both Pillow and matplotlib can draw with."""
+    """The system's fonts that both Pillow and matplotlib can use."""
     fonts = []
     for path in sorted({entry.fname for entry in font_manager.fontManager.ttflist if _BOXES not in entry.name}):
         try:

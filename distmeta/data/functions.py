@@ -1,4 +1,4 @@
-"""Episodes of regression: each task is a function drawn from a family, its support and queries are points of it."""
+"""Episodes of regression: each task is a function drawn from a family; its support and queries are points of the function."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ def sinusoid(random: np.random.Generator, points: int) -> tuple[Points, Points]:
 def linear_sigmoid(random: np.random.Generator, points: int) -> tuple[Points, Points]:
     """y = 1 / (1 + exp(-w·x)) with 16 inputs, x uniform in [0, 1] and w standard normal.
 
-    The network of introductory tutorials as the functions to be learned. They draw targets at random instead, which nothing could learn.
+    Introductory tutorials use this network with random targets, which cannot be learned; here it generates the targets.
     """
     weights = random.normal(size=(16, 1))
     x = random.uniform(0.0, 1.0, (points, 16))
@@ -47,11 +47,11 @@ _NOISE = 0.3
 
 
 def sinusoid_sequence(random: np.random.Generator, points: int) -> tuple[Points, Points]:
-    """What follows in a sequence: y = A sin(ω t - p) at 6 times 0.5 apart from a start in [-5, 5], with normal noise of 0.3; target: the
-    next value, without noise.
+    """Prediction of the next value: y = A sin(ω t - p) at 6 times 0.5 apart from a start in [-5, 5], with normal noise of 0.3; the target
+    is the next value without noise.
 
-    A in [0.1, 5] and p in [0, π] as in `sinusoid`, ω in [0.5, 3], all uniform. One sequence tells little of ω under the noise; a support
-    set of them tells it, so that there is something to adapt to.
+    A in [0.1, 5] and p in [0, π] as in `sinusoid`, ω in [0.5, 3], all uniform. Because of the noise, ω can hardly be estimated from one
+    sequence, but it can be from a support set. So adapting helps.
     """
     amplitude, phase, frequency = random.uniform(0.1, 5.0), random.uniform(0.0, np.pi), random.uniform(0.5, 3.0)
     starts = random.uniform(-5.0, 5.0, (points, 1))
@@ -106,5 +106,5 @@ class FunctionStream:
 
 
 def fingerprint(family: str) -> str:
-    """What identifies a family, as a packed dataset's fingerprint identifies that."""
+    """The fingerprint of a family, like a packed dataset's."""
     return hashlib.sha256(f"{family} {FAMILIES[family].version}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and of which class: the one answer for packing, prediction and the library."""
+"""Decides which files of a folder are images, and of which class, for packing, prediction and the library."""
 
 import os
 import unicodedata
@@ -14,7 +14,7 @@ SUFFIXES = (
     *(".avif", ".heic", ".heif", ".hif"),
 )
 LAYOUT = "put the images of each class in a folder of its name: CLASS/*.jpg, or CATEGORY/CLASS/*.jpg"
-_SYSTEM = ("__MACOSX", "@eaDir")  # folders of small copies and notes that systems add beside images
+_SYSTEM = ("__MACOSX", "@eaDir")  # folders of thumbnails and notes that systems add beside images
 _NAMED = 5
 
 IMAGE, FOLDER = "image", "folder"
@@ -23,7 +23,7 @@ NESTED, OUTSIDE, LOOP = "folders inside class folders", "files outside class fol
 
 
 class LeftOut:
-    """What a search for images passed over: counted by kind, the first few named."""
+    """Files that a search for images left out: counted by kind, with a few examples."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class LeftOut:
             self._examples.append(path)
 
     def __str__(self) -> str:
-        """Empty if nothing was left out."""
+        """A sentence with the counts; empty if nothing was left out."""
         if not self.counts:
             return ""
         more = ", ..." if self.counts.total() > len(self._examples) else ""
@@ -44,7 +44,7 @@ class LeftOut:
 
 
 class ClassFolder(NamedTuple):
-    """A folder of one class's images; `category` is empty where the layout has none, `images` is their number."""
+    """A folder with one class's images. `category` is empty if the layout has none; `images` is their number."""
 
     category: str
     name: str
@@ -56,27 +56,27 @@ class ClassFolder(NamedTuple):
         return f"{self.category}/{self.name}" if self.category else self.name
 
     def files(self) -> list[Path]:
-        """Its images, in the order of their names. Raises DataError if the folder cannot be read."""
+        """The images, sorted by name. Raises DataError if the folder cannot be read."""
         return [self.path / entry.name for entry in entries(self.path) if kind_of(entry) == IMAGE]
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name says that it is an image. Hidden files are none: some systems add their own (._n01443537_0.JPEG)."""
+    """Whether a file is an image by its name. Hidden files are not, because some systems add files such as ._n01443537_0.JPEG."""
     last = PurePosixPath(name).name
     return last.lower().endswith(SUFFIXES) and not last.startswith(".")
 
 
 def entries(folder: Path) -> list["os.DirEntry[str]"]:
-    """What a folder holds, sorted by name. Raises DataError if it cannot be read."""
+    """The entries of a folder, sorted by name. Raises DataError if it cannot be read."""
     try:
         with os.scandir(folder) as scanned:
             return sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}", "check its permissions, or take it out") from None
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}", "check its permissions, or remove it") from None
 
 
 def kind_of(entry: "os.DirEntry[str]") -> str:
-    """IMAGE, FOLDER, or why it is neither: HIDDEN, OTHER or NO_FILE. Links are followed."""
+    """IMAGE or FOLDER, or the reason why it is neither: HIDDEN, OTHER or NO_FILE. Links are followed."""
     if entry.name.startswith(".") or entry.name in _SYSTEM:
         return HIDDEN
     try:
@@ -84,13 +84,15 @@ def kind_of(entry: "os.DirEntry[str]") -> str:
             return FOLDER
         if not entry.is_file():
             return NO_FILE
-    except OSError:  # a link to itself
+    except OSError:  # a link to a folder above itself
         return NO_FILE
     return IMAGE if is_image_name(entry.name) else OTHER
 
 
 def class_name(entry: "os.DirEntry[str]") -> str:
-    """A folder's name in one spelling: systems differ in whether é is one letter or two. Raises DataError if it cannot be printed."""
+    """A folder's name in Unicode's form NFC, because systems differ in whether é is one character or two. Raises DataError if it cannot be
+    printed.
+    """
     name = unicodedata.normalize("NFC", entry.name)
     if not name.isprintable() or any("\ud800" <= letter <= "\udfff" for letter in name):
         raise DataError(f"{os.fsencode(entry.path)!r} is not named in printable UTF-8", "rename that folder")
@@ -112,8 +114,8 @@ def folders(folder: Path, left_out: LeftOut) -> list["os.DirEntry[str]"]:
 def class_folders(folder: Path | str, left_out: LeftOut | None = None) -> list[ClassFolder]:
     """The class folders under `folder`: its own folders if one of them holds an image, else the folders in these, which are categories.
 
-    A class has the images that are directly in its folder; its name is in Unicode's form NFC. `left_out` hears of everything else.
-    Raises DataError if there is no class, a class holds no image or is there twice, or something cannot be read.
+    A class has the images that are directly in its folder; its name is in Unicode's form NFC. Everything else is counted in `left_out`.
+    Raises DataError if there is no class, a class has no image or appears twice, or something cannot be read.
     """
     folder, left_out = Path(folder), left_out if left_out is not None else LeftOut()
     outer = folders(folder, left_out)
@@ -141,7 +143,7 @@ def _class_folder(category: str, entry: "os.DirEntry[str]", left_out: LeftOut) -
 
 
 def check_twice(classes: Iterable[ClassFolder]) -> None:
-    """Raises DataError for a class that is there twice, by its name or by a link: the same images would be in a task twice."""
+    """Raises DataError if a class appears twice, by its name or by a link, because the same images would be in a task twice."""
     names: dict[str, Path] = {}
     places: dict[Path, Path] = {}
     for folder in classes:
@@ -151,10 +153,10 @@ def check_twice(classes: Iterable[ClassFolder]) -> None:
 
 
 def images_under(folder: Path, left_out: LeftOut, _above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """All images in `folder` and the folders in it, in the order of their paths; one folder's names are held at a time.
+    """All images in `folder` and its subfolders, sorted by path.
 
-    `left_out` hears of everything else. Linked folders are followed, but not to a folder above them. Raises DataError if a folder cannot
-    be read.
+    Only one folder's names are in memory at a time. Everything else is counted in `left_out`. Links to folders are followed, except to a
+    folder above them. Raises DataError if a folder cannot be read.
     """
     status = folder.stat()
     above = _above | {(status.st_dev, status.st_ino)}
@@ -171,6 +173,6 @@ def images_under(folder: Path, left_out: LeftOut, _above: frozenset[tuple[int, i
 
 
 def class_of(file: Path, classes: Iterable[str]) -> str | None:
-    """Which of `classes` a file belongs to by the folder it is in, CLASS or CATEGORY/CLASS; None if to none of them."""
+    """The one of `classes` whose folder, CLASS or CATEGORY/CLASS, holds the file, or None."""
     parent, above = (unicodedata.normalize("NFC", name) for name in (file.parent.name, file.parent.parent.name))
     return next((name for name in (f"{above}/{parent}", parent) if name in classes), None)

@@ -1,4 +1,4 @@
-"""One image: bytes → pixels of the dataset's size and mode → the numbers a network sees. Training and prediction share these functions."""
+"""One image: bytes → pixels of the dataset's size and mode → the network's input. Training and prediction share these functions."""
 
 import math
 from typing import Annotated, Any, Literal, Self
@@ -30,15 +30,16 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 _JPEG = b"\xff\xd8"
 _JPEG_SIZE_MARKERS = (0xC0, 0xC1, 0xC2)  # start of a frame: baseline, extended, progressive
-_JPEG_TABLES = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)  # what may come before it: tables, application data, comments
+_JPEG_TABLES = (0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE)  # segments that may precede it: tables, application data, comments
 
 
 class Preprocessing(BaseModel):
-    """How images of a dataset become network input; travels with every published model.
+    """How images of a dataset become network input. It is part of every published model.
 
-    `image_size` is the side in pixels, `channels` 1 (grey) or 3 (RGB); `resize` says how other shapes become square: "squash" both sides,
-    or "center-crop" the largest middle square; `mean` and `std`, one number for each channel, are of pixel values in 0..1; `value_range`
-    says which values are black and white in files that are not of 8 bits (default: 16-bit integers by their full range, no others).
+    `image_size` is the side in pixels, `channels` 1 (grey) or 3 (RGB); `resize` is the method of making images square: "squash" scales both
+    sides, "center-crop" keeps the largest central square; `mean` and `std`, one number for each channel, are of pixel values in 0..1;
+    `value_range` gives the values of black and white in files that do not have 8 bits (default: the full range of 16-bit integers; other
+    files are refused).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,12 +55,12 @@ class Preprocessing(BaseModel):
     @classmethod
     def _check_std(cls, std: list[float]) -> list[float]:
         if min(std, default=0.0) <= 0:
-            raise ValueError(f"standard deviation {std}; it must be above 0, or no image differs from another")
+            raise ValueError(f"standard deviation {std}; it must be above 0, otherwise all images are equal")
         return std
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
-        """One mean and one deviation for each channel, or one for all."""
+        """Check that there is one mean and one deviation for each channel, or one for all."""
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, self.channels):
                 raise ValueError(f"{name} has {len(numbers)} values for {self.channels} channels")
@@ -74,32 +75,32 @@ class Preprocessing(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Datasets without a value range keep the fingerprint that they had before there was one."""
+        """Without a value range the key is omitted, so that older datasets keep their fingerprint."""
         fields = serialize(self)
         return fields if self.value_range else {name: value for name, value in fields.items() if name != "value_range"}
 
     def network_input(self, pixels: Pixels) -> Tensor:
-        """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W), in memory as `channels_last` says."""
+        """uint8 pixels (..., C, H, W) → normalised float32 (..., C, H, W), in the memory layout of `channels_last`."""
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         innermost = np.moveaxis(pixels, -3, -1)
         images = np.empty(innermost.shape, np.float32)
-        values = math.prod(images.shape[-3:])  # of an image, all in one row: long rows are what numpy is fast at
+        values = math.prod(images.shape[-3:])  # all values of an image in one row, because numpy is fast on long rows
         scale, shift = (np.tile(each, values // len(std)) for each in (np.float32(255) * std, mean / std))
-        for image, row in zip(images.reshape(-1, values), innermost.reshape(-1, values), strict=True):  # each stays in the cache
+        for image, row in zip(images.reshape(-1, values), innermost.reshape(-1, values), strict=True):  # small enough for the CPU's cache
             image[:] = row
             image /= scale
             image -= shift
         return torch.from_numpy(images).movedim(-1, -3)
 
     def pixels(self, *shape: int) -> Pixels:
-        """Room for images (*shape, C, H, W), in memory as `channels_last` says."""
+        """An empty tensor for images (*shape, C, H, W), in the memory layout of `channels_last`."""
         return np.moveaxis(np.empty((*shape, self.image_size, self.image_size, self.channels), np.uint8), -1, -3)
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images (..., C, H, W) with the channels innermost in memory: convolutions on CPU run up to twice as fast so.
+    """The same images (..., C, H, W) with the channels innermost in memory, which makes convolutions on CPU up to twice as fast.
 
-    Also for one channel, where torch itself holds either layout for the other and then computes in the slow one.
+    This also matters for one channel: torch cannot distinguish the two layouts there and then computes in the slow one.
     """
     return images.movedim(-3, -1).clone(memory_format=torch.contiguous_format).movedim(-1, -3)
 
@@ -117,7 +118,7 @@ def fit(picture: Image.Image, image_size: int, resize: Resize) -> Image.Image:
 
 
 def decode(image: bytes, preprocessing: Preprocessing, origin: str, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Any encoded file → uint8 pixels (C, H, W) of the size and mode that `preprocessing` names.
+    """Any encoded file → uint8 pixels (C, H, W) of the size and mode in `preprocessing`.
 
     Raises DataError as `decode_file`, and for 16-bit values that use a small part of their range.
     """
@@ -127,7 +128,7 @@ def decode(image: bytes, preprocessing: Preprocessing, origin: str, max_pixels: 
 
 
 def pixels_of(picture: Image.Image, preprocessing: Preprocessing, origin: str) -> Pixels:
-    """A picture of any size and mode → uint8 pixels (C, H, W) as `preprocessing` names them. Raises DataError as `decode`."""
+    """A picture of any size and mode → uint8 pixels (C, H, W) as specified by `preprocessing`. Raises DataError as `decode`."""
     check_pixels(picture.size, MAX_PIXELS, origin)
     try:
         picture.load()
@@ -136,14 +137,15 @@ def pixels_of(picture: Image.Image, preprocessing: Preprocessing, origin: str) -
         whole = flattened(upright(narrowed, picture), preprocessing.channels)
     except DataError:
         raise
-    except Exception as error:  # a file that Pillow opened and now finds damaged
+    except Exception as error:  # a file that Pillow opened but that turns out to be damaged
         raise does_not_decode(origin, error) from None
     return fitted(whole, preprocessing)
 
 
 def decode_packed(image: bytes, preprocessing: Preprocessing, origin: str) -> Pixels:
-    """As `decode`, for an image of a packed dataset: JPEG by a decoder three times as fast, which every reader of a dataset must use,
-    since decoders may differ in the last bit. Raises DataError if the image does not decode."""
+    """Like `decode`, for an image of a packed dataset. JPEG is read by a decoder that is three times as fast. Every reader of a dataset
+    must use it, because decoders may differ in the last bit. Raises DataError if the image does not decode.
+    """
     if not image.startswith(_JPEG):
         return decode(image, preprocessing, origin)
     try:
@@ -160,7 +162,7 @@ def decode_packed(image: bytes, preprocessing: Preprocessing, origin: str) -> Pi
 def _jpeg_size(image: bytes) -> tuple[int, int]:
     """(width, height) from a JPEG's header. Raises ValueError if it has none.
 
-    The headers that Pillow writes are read here in two microseconds; simplejpeg, which takes as long as for decoding, reads all others.
+    Headers written by Pillow are parsed here in two microseconds. All others are read by simplejpeg, which takes as long as decoding.
     """
     at = 2
     while at + 9 <= len(image) and image[at] == 0xFF:

@@ -1,4 +1,4 @@
-"""Looking into a packed dataset: counts, how often classes meet, and one episode as image folders or as a picture."""
+"""Shows a packed dataset: counts, how often classes share a shard, and one episode as image folders or as a picture."""
 
 import math
 import tempfile
@@ -37,7 +37,7 @@ def _span(numbers: list[int]) -> str:
 
 
 class Pairs(NamedTuple):
-    """In how many shards two classes of a split stand together, over all pairs; the class_ids `rarest` do so in `fewest`."""
+    """How many shards two classes of a split share, over all pairs. The class_ids `rarest` share the `fewest`."""
 
     total: int
     mean: float
@@ -48,9 +48,10 @@ class Pairs(NamedTuple):
 
 
 def pairs(dataset: Dataset, split: Split) -> Pairs:
-    """`variation` is the standard deviation of the number of shared shards divided by its mean (0 if every pair meets equally often)."""
+    """`variation` is the standard deviation of the number of shared shards divided by its mean (0 if all pairs share equally many)."""
     ids = np.array(dataset.class_ids(split))
-    present = np.zeros((len(dataset.shards(split)), len(ids)), dtype=np.float32)  # products of floats are fast, and these stay whole
+    # products of floats are fast, and these are exact integers
+    present = np.zeros((len(dataset.shards(split)), len(ids)), dtype=np.float32)
     for row, shard in zip(present, dataset.shards(split), strict=True):
         row[np.searchsorted(ids, np.unique(shard.class_ids))] = 1
     first, second = np.triu_indices(len(ids), 1)
@@ -67,7 +68,9 @@ def pairs(dataset: Dataset, split: Split) -> Pairs:
 
 
 def pair_overview(dataset: Dataset) -> list[list[str]]:
-    """A row for each split with a shard that lacks a class: split, pairs, shards a pair, variation, pairs that never meet, rarest."""
+    """A row for each split with a shard that lacks a class: split, pairs, shards per pair, variation, pairs that never share a shard,
+    rarest.
+    """
     rows = []
     for split in SPLITS:
         classes = len(dataset.class_ids(split))
@@ -83,7 +86,7 @@ def pair_overview(dataset: Dataset) -> list[list[str]]:
 def export_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Path) -> None:
     """Write one episode of `split` as out/support/CLASS/*.png (or jpg) and out/query/CLASS/*, as `distmeta predict` reads them.
 
-    `out` appears when all of it is written. Raises DataError if `out` exists or cannot be written, ConfigError if the split cannot serve
+    `out` appears only when it is complete. Raises DataError if `out` exists or cannot be written, ConfigError if the split cannot serve
     `task`.
     """
     shard, episode = _episode(dataset, split, task, seed)
@@ -100,15 +103,15 @@ def export_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: P
                     (folder / f"{member:06d}.{dataset.manifest.image_format}").write_bytes(shard.image(member))
             whole.rename(out)
     except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}", "choose a folder you may write to") from None
+        raise DataError(f"{out} cannot be written: {error.strerror}", "choose a folder that you can write to") from None
 
 
-_TILE = 84  # pixels of a drawn image's side
+_TILE = 84  # side of a drawn image (pixels)
 _GAP = 6  # between images
 _BETWEEN = 36  # between support and queries
 _MARGIN = 24
 _HEAD = 30  # above the first row
-_TEXT = 260  # for a class's name at most
+_TEXT = 260  # maximum width of a class's name
 
 
 def draw_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Path) -> None:
@@ -155,7 +158,7 @@ def _tile(image: bytes, preprocessing: Preprocessing) -> Image.Image:
 
 
 def _shortened(name: Drawable) -> Drawable:
-    """As much of a class's name as fits beside its row."""
+    """A class's name, shortened to fit beside its row."""
     font = opened(name.font, 14)
     if font.getlength(name.text) <= _TEXT:
         return name

@@ -22,8 +22,8 @@ from distmeta.seeds import generator
 class LabelledStream:
     """Slots of `images_per_slot` images as pure functions of (seed, step, slot), where a step has `slots_per_step` over all workers.
 
-    Slots are numbered through the steps. An epoch is as many as the split fills: it uses every image once, but for the last few. Each epoch
-    is shuffled anew, its shards and the images inside them; every slot reads a stretch of it, one shard after the other.
+    Slots are numbered across steps. An epoch has as many slots as the split fills, so it uses every image once, except the last few. Shards
+    and the images in them are shuffled again in each epoch. A slot reads a contiguous part of the epoch, one shard after the other.
     `image_size`, `augment`, `max_bad_fraction` and `bad` as in `EpisodeStream`.
     """
 
@@ -80,9 +80,9 @@ class LabelledStream:
         return ahead(make, count(start_step))
 
     def images(self, step: int, slot: int) -> list[ImageRef]:
-        """Which images (shard, member) the slot holds."""
+        """The images (shard, member) of the slot."""
         epoch, number = divmod(step * self._slots_per_step + slot, self._slots_per_epoch)
-        # The epoch's row of images is cut into a stretch for each slot of a step, so that these read different shards.
+        # The epoch's images are cut into one part for each slot of a step, so that these slots read different shards.
         position, stretch = divmod(number, self._slots_per_step)
         short, longer = divmod(self._slots_per_epoch, self._slots_per_step)
         first = (stretch * short + min(stretch, longer) + position) * self._images_per_slot
@@ -93,7 +93,7 @@ class LabelledStream:
             at = int(np.searchsorted(ends, i, side="right"))
             shard = int(order[at])
             inside = _shuffled(self.seed, "labelled images", int(self._sizes[shard]), epoch, shard)
-            images.append((shard, int(inside[i - ends[at]])))  # counted from the end of the shard
+            images.append((shard, int(inside[i - ends[at]])))  # an index from the end of the shard
         return images
 
     def _label(self, image: ImageRef) -> int:
@@ -101,7 +101,7 @@ class LabelledStream:
         return int(np.searchsorted(self._class_ids, self._infos[shard].class_ids[member]))
 
     def _stand_ins(self, image: ImageRef) -> Iterator[ImageRef]:
-        """The other images of its class in its shard, beginning with the one after it."""
+        """The other images of its class in its shard, starting with the next one."""
         shard, member = image
         alike = np.flatnonzero(self._infos[shard].class_ids == self._infos[shard].class_ids[member])
         after = np.roll(alike, -int(np.searchsorted(alike, member)))[1:]

@@ -1,4 +1,4 @@
-"""Where a packed dataset lies, and how its files are read from there: with patience, but never without end."""
+"""The location of a packed dataset. Its files are read with retries and a time limit."""
 
 import asyncio
 import contextlib
@@ -25,10 +25,11 @@ from distmeta.files import read_bytes
 PIPE = "pipe:"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-# What HTTP and S3 libraries call a broken connection, where it is no OSError. By name, so that none of them need be imported.
+# Exceptions of HTTP and S3 libraries for a broken connection that are not OSErrors. They are given by name, so that the libraries need not
+# be imported.
 _BROKEN = {"ClientConnectionError", "ClientPayloadError", "HTTPClientError"}
 _LONGEST_WAIT_S = 20.0
-_SLOWEST = 100_000  # bytes per second that a file must come with, beyond twice timeout_s
+_SLOWEST = 100_000  # minimum rate of a file (bytes per second), after a grace of twice timeout_s
 _PIECE = 1 << 24
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}
 
@@ -36,14 +37,17 @@ T = TypeVar("T")
 
 
 def from_any_folder(location: str) -> str:
-    """`location` as a process with another working folder must be given it: local paths are absolute."""
+    """`location` for a process with another working folder: local paths become absolute."""
     return location if "://" in location or location.startswith(PIPE) else str(Path(location).absolute())
 
 
 class Reading(NamedTuple):
-    """How long to wait for data: `timeout_s` seconds for a connection or the next byte (of a `pipe:` command: for its end), twice that and
-    10 s a megabyte for a whole file; `attempts` in all, seconds apart, when an error may pass (HTTP 408, 429 and 5xx, a lost or stalled
-    connection, a command that failed)."""
+    """Time limits and retries.
+
+    A connection or the next byte may take `timeout_s` seconds (a `pipe:` command: all its output). A whole file may take twice that, and 10
+    s per megabyte. There are `attempts` in all, seconds apart, after errors that may be temporary (HTTP 408, 429 and 5xx, a lost or stalled
+    connection, a failed command).
+    """
 
     timeout_s: float = 60.0
     attempts: int = 5
@@ -53,7 +57,7 @@ class Location:
     """A folder, a URL that fsspec reads (http, https, s3, gs), or `pipe:` and a shell command with `{name}` for the file's name."""
 
     def __init__(self, url: str, reading: Reading) -> None:
-        """Raises DataError if `url` is of no kind that can be read here."""
+        """Raises DataError if `url` is of a kind that cannot be read here."""
         self.url = url if url.startswith(PIPE) else url.rstrip("/")
         self.reading = reading
         if not url.strip():
@@ -72,15 +76,15 @@ class Location:
             raise DataError(f"{url} cannot be read: {reason}", "give a folder, or a URL of http, https, s3 or gs") from None
 
     def path(self, name: str) -> str:
-        """How messages call the file `name`."""
+        """The file `name` as messages name it."""
         return _named(self.url, name)
 
     def local(self, name: str) -> Path | None:
-        """The file's path where it lies on a file system of this machine."""
+        """The file's path if it is on a file system of this machine, else None."""
         return Path(_named(self._root, name)) if isinstance(self._filesystem, LocalFileSystem) else None
 
     def read(self, name: str, limit: int, within_s: float | None = None) -> bytes:
-        """The whole file, of `limit` bytes at most; `within_s` seconds, if not the time that as many may take.
+        """The whole file, of at most `limit` bytes, within `within_s` seconds (default: the time allowed for `limit` bytes).
 
         Raises FileNotFoundError, or DataError naming it, the reason and the attempts.
         """
@@ -100,9 +104,8 @@ class Location:
         return self._patiently(name, self._size)
 
     def download(self, name: str, size: int, to: Path) -> None:
-        """Write the file of `size` bytes to the path `to`; one that ends sooner counts as a broken connection.
-
-        Raises as `read`, and OSError where this machine has no room for it.
+        """Write the file of `size` bytes to the path `to`. A file that ends early counts as a broken connection. Raises as `read`, and
+        OSError if this machine has no space for it.
         """
 
         def get(path: str) -> None:
@@ -114,7 +117,7 @@ class Location:
         self._patiently(name, get)
 
     def _copy(self, path: str, to: IO[bytes], limit: int, within_s: float | None = None) -> None:
-        """Write the file into `to`. Raises TooLarge beyond `limit` bytes, TooSlow if it does not come in time."""
+        """Write the file into `to`. Raises TooLarge beyond `limit` bytes, TooSlow after the time limit."""
         sink, filesystem = _Limited(to, limit), self._filesystem
         if isinstance(filesystem, AsyncFileSystem):
             stream = _stream_http if "http" in filesystem.protocol else _stream
@@ -127,7 +130,7 @@ class Location:
             try:
                 return int(_within(2 * self.reading.timeout_s, self._filesystem.loop, partial(self._filesystem._size, path)))
             except FileNotFoundError as error:
-                cause = error.__cause__  # of HTTP, fsspec gives every failure this name
+                cause = error.__cause__  # fsspec raises this for every HTTP failure
                 lacking = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404
                 if isinstance(cause, Exception) and not lacking:
                     raise cause from None
@@ -161,15 +164,15 @@ class Location:
 
 
 class TooLarge(Exception):
-    """A file that holds more than it should."""
+    """A file is larger than expected."""
 
 
 class TooSlow(Exception):
-    """A file that comes, but would take too long."""
+    """A file arrives, but too slowly."""
 
 
 class _Limited:
-    """A file to write to, up to a limit."""
+    """A writable file with a limit on its size."""
 
     def __init__(self, file: IO[bytes], limit: int) -> None:
         self._file, self._left, self._limit = file, limit, limit
@@ -185,7 +188,7 @@ class _Limited:
 
 
 def _within(seconds: float, loop: Any, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What a coroutine on fsspec's loop returns. Raises TooSlow if that takes longer than `seconds`."""
+    """Run a coroutine on fsspec's loop and return its result. Raises TooSlow after `seconds`."""
 
     async def limited() -> T:
         try:
@@ -193,14 +196,14 @@ def _within(seconds: float, loop: Any, start: Callable[[], Coroutine[Any, Any, T
                 return await start()
         except TimeoutError:
             if limit.expired():
-                raise TooSlow(f"cannot be read: it had not come after {seconds:.0f} s") from None
+                raise TooSlow(f"cannot be read: it was incomplete after {seconds:.0f} s") from None
             raise
 
     return sync(loop, limited)
 
 
 async def _stream(filesystem: Any, path: str, to: _Limited) -> None:
-    """A file in pieces, so that memory does not grow with it."""
+    """A file in pieces, so that memory does not grow with its size."""
     size = await filesystem._size(path)
     to.check(size)
     for start in range(0, size, _PIECE):
@@ -208,7 +211,7 @@ async def _stream(filesystem: Any, path: str, to: _Limited) -> None:
 
 
 async def _stream_http(filesystem: Any, url: str, to: _Limited) -> None:
-    """The same where a server may not say how long its answer is, or not say the truth."""
+    """The same for a server that gives no length or a wrong one."""
     session = await filesystem.set_session()
     async with session.get(filesystem.encode_url(url), **filesystem.kwargs) as answer:
         filesystem._raise_not_found_for_status(answer, url)
@@ -217,7 +220,7 @@ async def _stream_http(filesystem: Any, url: str, to: _Limited) -> None:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether trying again may help."""
+    """Whether a retry may succeed."""
     status = getattr(error, "status", None)
     if isinstance(status, int):
         return status in (408, 429) or status >= 500
@@ -238,7 +241,7 @@ def _named(location: str, name: str) -> str:
 
 
 def _filesystem(url: str, reading: Reading) -> tuple[Any, str]:
-    """The file system, told to give up in time and to leave repeating to us, and what it calls `url`."""
+    """The file system, with timeouts set and its own retries disabled, and its name for `url`."""
     if url.startswith(PIPE):
         return _Pipe(reading.timeout_s), url
     protocol = url.partition("://")[0]
@@ -258,7 +261,7 @@ def _filesystem(url: str, reading: Reading) -> tuple[Any, str]:
 
 
 class _Pipe:
-    """Files as what a shell command prints. The command is the user's own; file names are letters, digits, `.`, `_`, `-`."""
+    """Files printed by a shell command. The command comes from the user; file names consist of letters, digits, `.`, `_`, `-`."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -271,7 +274,7 @@ class _Pipe:
         return counted.total
 
     def get_file(self, command: str, to: Any) -> None:
-        """Run in a session of its own, so that a command that takes too long, or prints too much, ends with everything it started."""
+        """Run the command in a new session, so that it can be killed with its children if it takes too long or prints too much."""
         shell = subprocess.Popen(
             command.removeprefix(PIPE),
             shell=True,

@@ -1,4 +1,4 @@
-"""Images of a source → episode-ready WebDataset shards and their manifest, in constant memory, resumable, the same bytes each time."""
+"""Images of a source → episode-ready WebDataset shards and their manifest: in constant memory, resumable, with reproducible bytes."""
 
 import math
 import shutil
@@ -26,7 +26,7 @@ from distmeta.data.workers import Workers
 from distmeta.data.write import ShardPlan, write_shard
 from distmeta.errors import ConfigError, DataError
 
-SHARD_BYTES = 64_000_000  # a shard holds all classes of its split unless it would be larger than this
+SHARD_BYTES = 64_000_000  # bytes; a shard holds all classes of its split unless it would be larger
 
 _AGAIN = "the same command continues where it stopped"
 
@@ -34,13 +34,11 @@ _FEWER = "run the same command again with fewer --processes; it continues where 
 
 
 class PackOptions(NamedTuple):
-    """What a dataset is packed to.
-
-    `images_per_class` is how many images of each of its classes a shard should hold at least, `quality` that of JPEG (1 to 100),
-    `classes_per_shard` how many classes a training shard holds (None: as many as keep it at SHARD_BYTES), `task` what every shard must
-    be able to serve, `max_bad_fraction` how many of the images may be undecodable, `value_range` which values are black and white in files
-    that are not of 8 bits, `max_pixels` how many an image may have, `allow_copies` whether splits may share a picture; `source` says in
-    the manifest what the images are.
+    """How a dataset is packed. `images_per_class`: minimum images of each class in a shard. `quality`: JPEG quality (1 to 100).
+    `classes_per_shard`: classes in a training shard (None: as many as keep it at SHARD_BYTES). `task`: the task that every shard must
+    serve. `max_bad_fraction`: share of images that may fail to decode. `value_range`: values of black and white in files without 8 bits.
+    `max_pixels`: maximum pixels of an image. `allow_copies`: whether splits may share a picture. `source`: the description of the images in
+    the manifest.
     """
 
     dataset: str
@@ -73,9 +71,8 @@ class PackOptions(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """The new dataset's manifest, and (origin, reason) of every image that was left out because it does not decode.
-
-    `several` files are animated or have several pages; the first picture of each was packed.
+    """The new dataset's manifest, and (origin, reason) of every image that was skipped because it does not decode. `several` counts files
+    that are animated or have several pages; the first picture of each was packed.
     """
 
     manifest: Manifest
@@ -95,13 +92,12 @@ def pack(
     total: int | None = None,
     track: Callable[[Iterable[Any], str, int | None], Iterable[Any]] = _untracked,
 ) -> Packed:
-    """Write shards and manifest for `images` into the new folder `out`; how images are dealt to shards stands in `distmeta.data.deal`.
+    """Write shards and manifest for `images` into the new folder `out`. `distmeta.data.deal` assigns images to shards.
 
-    The bytes depend on images and options alone. `out` appears only when it is whole; a pack that was stopped or killed leaves its work in
-    a hidden folder beside `out`, from which the same call continues. `track(items, what, total)` passes items and can show progress;
-    `total` is about how many images there are, where that is known.
-    Raises DataError if `out` exists, another pack writes it, the source holds no training image or too many that do not decode, or the
-    disk is full; ConfigError if a split cannot serve `options.task`.
+    The bytes depend on images and options alone. `out` appears only when it is complete. A stopped or killed pack leaves its work in a
+    hidden folder beside `out`, from which the same call continues. `track(items, what, total)` passes items and can show progress; `total`
+    is the approximate number of images, if known. Raises DataError if `out` exists, another pack writes it, the source has no training
+    image or too many that do not decode, or the disk is full; ConfigError if a split cannot serve `options.task`.
     """
     with _work_folder(out) as work, Workers(processes, _FEWER) as workers:
         encoding = options.encoding._asdict() | {"value_range": options.value_range and list(options.value_range)}
@@ -126,7 +122,7 @@ def pack(
 
 
 def summary_of(manifest: Manifest) -> dict[Split, dict[str, int]]:
-    """How many classes, images and shards each split has."""
+    """Numbers of classes, images and shards of each split."""
     summary: dict[Split, dict[str, int]] = {}
     for split in SPLITS:
         classes = [info for info in manifest.classes if info.split == split]
@@ -135,27 +131,26 @@ def summary_of(manifest: Manifest) -> dict[Split, dict[str, int]]:
     return summary
 
 
-_OWN = {"lock", "spool", "journal", "whole"}  # what a work folder holds
+_OWN = {"lock", "spool", "journal", "whole"}  # contents of a work folder
 
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out`, locked against other packs. If the block ends well, its folder `whole` becomes `out`.
-
-    If not, the hidden folder stays for the next pack, unless it holds no image yet.
+    """A hidden folder beside `out`, locked against other packs. If the block succeeds, its folder `whole` becomes `out`. Otherwise the
+    hidden folder stays for the next pack, unless it has no image yet.
     """
     folder = out.parent / f".{out.name}.packing"
     lock = FileLock(folder / "lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = sorted({path.name for path in folder.iterdir()} - _OWN)
-        if foreign:  # the folder is removed in the end
+        if foreign:  # the folder is removed at the end
             raise DataError(f"{folder}, where pack works, holds {foreign[0]}, which is not pack's", "move it away, or choose another --out")
         lock.acquire(timeout=0)
     except Timeout:
         raise DataError(f"{folder} is locked: another pack into {out} runs", "wait for it, or choose another --out") from None
     except OSError as error:
-        raise DataError(f"{out} cannot be written: {error}", "choose a folder you may write to") from None
+        raise DataError(f"{out} cannot be written: {error}", "choose a folder that you can write to") from None
     try:
         if out.exists():
             raise DataError(f"{out} exists already; pack writes a new folder", "choose another --out, or remove that folder first")
@@ -170,9 +165,10 @@ def _work_folder(out: Path) -> Iterator[Path]:
 
 
 def _fill(spool: Spool, images: Iterable[SourceImage], encoding: Encoding, workers: Workers) -> None:
-    """Encode what the spool does not hold yet. What it holds is compared with the source, and dropped from where the source has changed.
+    """Encode the images that the spool does not hold yet. Batches in the spool are compared with the source, and discarded from the first
+    that differs.
 
-    Memory: a few batches of images, and 16 bytes for each one spooled.
+    Memory: a few batches of images, and 16 bytes per spooled image.
     """
     stream = batches(images)
     for number in range(spool.batches):
@@ -202,13 +198,13 @@ def _check_images(spool: Spool, max_bad_fraction: float) -> None:
 
 
 def _class_infos(spool: Spool) -> list[ClassInfo]:
-    """The classes in the order of their class_ids: by split, then by name."""
+    """The classes sorted by class_id: by split, then by name."""
     in_order = sorted(spool.classes.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1]))
     return [ClassInfo(name=name, category=one.category, split=split, images=len(one.sizes)) for (split, name), one in in_order]  # type: ignore[arg-type]
 
 
 def _copies(spool: Spool, infos: list[ClassInfo], allow: bool) -> Copies:
-    """Raises DataError if splits share a picture and that is not allowed."""
+    """Raises DataError if splits share a picture without `allow_copies`."""
     classes = [(info.split, info.name) for info in infos]
     spooled = [spool.classes[place] for place in classes]
     digests = np.concatenate([np.asarray(one.digests, dtype=np.uint64) for one in spooled])
@@ -242,7 +238,9 @@ def _manifest(
 
 
 def _preprocessing(spool: Spool, options: PackOptions) -> Preprocessing:
-    """With mean and standard deviation of the training images' pixels, in 0..1, for each channel. Raises DataError if they do not vary."""
+    """Add mean and standard deviation of the training images' pixels (0..1) for each channel. Raises DataError if the pixels do not
+    vary.
+    """
     count = options.image_size**2 * sum(len(spooled.sizes) for (split, _), spooled in spool.classes.items() if split == "train")
     mean = [total / count for total in spool.sums]
     variance = [total / count - m * m for total, m in zip(spool.squares, mean, strict=True)]
@@ -289,14 +287,14 @@ def _plans(split: Split, infos: list[ClassInfo], spool: Spool, folder: Path, opt
 
 
 def _layout(split: Split, infos: list[ClassInfo], tar_bytes: int, options: PackOptions) -> tuple[int, int]:
-    """Into how many chunks each class is cut, and into how many groups the classes. Raises ConfigError if that cannot serve the task."""
+    """The number of chunks per class, and of groups of classes. Raises ConfigError if they cannot serve the task."""
     task, smallest = options.task, min(infos, key=lambda info: info.images)
     if task and task.way > len(infos):
         raise ConfigError(f"way={task.way} but split '{split}' has {len(infos)} classes", "lower --way, or give a source with more classes")
     if task and task.images_per_class > smallest.images:
         raise ConfigError(
             f"shot + queries = {task.images_per_class} but class '{smallest.name}' of split '{split}' has {smallest.images} images",
-            "lower --shot or --queries, or take that class out of the source",
+            "lower --shot or --queries, or remove that class from the source",
         )
     chunks = max(1, smallest.images // max(options.images_per_class, task.images_per_class if task else 1))
     if split == "train" and options.classes_per_shard:
@@ -312,6 +310,6 @@ def _layout(split: Split, infos: list[ClassInfo], tar_bytes: int, options: PackO
 
 
 def _tar_bytes(classes: list[SpooledClass]) -> int:
-    """What the images take in tar files: each has a header of 512 bytes and is filled up to the next 512; its label takes 1024."""
+    """Bytes of the images in tar files. Each has a header of 512 bytes and is padded to a multiple of 512; its label takes 1024."""
     sizes = np.concatenate([np.asarray(spooled.sizes, dtype=np.int64) for spooled in classes])
     return int((512 + -(-sizes // 512) * 512 + 1024).sum())

@@ -1,4 +1,4 @@
-"""Pixels of a split's images: shards fetched ahead of use, images decoded one by one, those that do not decode replaced and counted."""
+"""Pixels of a split's images. Shards are fetched ahead of use. Images that do not decode are replaced and counted."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -14,8 +14,9 @@ from distmeta.masking import printable
 
 ImageRef = tuple[int, int]  # number of the shard in its split, member in the shard
 
-_PIXELS_KEPT_BYTES = 64 << 20  # a split that takes no more is decoded once; of a larger one, a visit to a shard sees most images once
-_SPARE_SHARD_BYTES = 256 << 20  # of shards kept open though no slot uses them: on disk, not in memory
+# a split up to this size is decoded once and kept; in a larger one, most images are used once per visit to a shard
+_PIXELS_KEPT_BYTES = 64 << 20
+_SPARE_SHARD_BYTES = 256 << 20  # bytes on disk of shards that stay open although no slot uses them
 _FETCHERS = 4  # threads
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class ImageReader:
         self._preprocessing = preprocessing
         self._max_bad_fraction = max_bad_fraction
         self._read: set[int] = set()
-        self._shards: dict[int, Future[Shard]] = {}  # used least recently first
+        self._shards: dict[int, Future[Shard]] = {}  # least recently used first
         images = sum(len(info.sizes) for info in self._infos)
         self._keeps_pixels = images * preprocessing.pixels().nbytes <= _PIXELS_KEPT_BYTES
         self._pixels: dict[ImageRef, Pixels] = {}
@@ -41,7 +42,7 @@ class ImageReader:
         self._threads = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="shards")
 
     def expect(self, shards: Iterable[int]) -> None:
-        """Begin to fetch the shards that will be needed, in that order, and let go of others used least recently."""
+        """Start to fetch the shards that will be needed, in this order, and release the least recently used others."""
         needed = list(dict.fromkeys(shards))
         with self._lock:
             for number in needed:
@@ -54,9 +55,8 @@ class ImageReader:
                 spare -= self._infos[number].bytes
 
     def first(self, choices: Iterator[ImageRef]) -> Pixels:
-        """The first of `choices` that decodes, uint8 (C, H, W).
-
-        Raises DataError if none does, if too many others did not, or if their shard cannot be had.
+        """The first of `choices` that decodes, uint8 (C, H, W). Raises DataError if none decodes, if too many images did not, or if their
+        shard cannot be read.
         """
         last = None
         for image in choices:
@@ -70,7 +70,7 @@ class ImageReader:
         raise DataError(f"{last}, and no image of its class is left to replace it", "distmeta verify names the images to fix")
 
     def _fetched(self, number: int) -> Future[Shard]:
-        """A shard, taken out of `_shards` or asked for now; under the lock."""
+        """A shard, removed from `_shards` or requested now. The caller holds the lock."""
         return self._shards.pop(number, None) or self._threads.submit(self._dataset.fetch, self._infos[number])
 
     def _decode(self, image: ImageRef) -> Pixels:
@@ -105,7 +105,7 @@ class ImageReader:
                 f"{bad}{others if len(self.bad) > 1 else ''}",
                 "raise data.max_bad_fraction, with which --resume continues; or pack the dataset again",
             )
-        _log.warning("%s; another image of its class takes its place", printable(str(bad)))
+        _log.warning("%s; it is replaced by another image of its class", printable(str(bad)))
 
 
 class _BadImage(Exception):

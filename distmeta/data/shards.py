@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 
 
 def _integers(value: Any) -> NDArray[np.int64]:
-    """From a list, an array or the manifest's base64 of little-endian 32-bit numbers; ValueError if it is none of them."""
+    """Convert a list, an array or the manifest's base64 of little-endian 32-bit numbers. Raises ValueError for anything else."""
     if isinstance(value, str):
         return np.frombuffer(base64.b64decode(value, validate=True), "<u4").astype(np.int64)
     try:
@@ -40,7 +40,7 @@ def _base64(integers: NDArray[np.int64]) -> str:
     return base64.b64encode(np.asarray(integers).astype("<u4").tobytes()).decode()
 
 
-# 780,000 images open in a tenth of a second; as lists of JSON numbers they took a second and 100 MB.
+# Base64 opens 780,000 images in a tenth of a second; lists of JSON numbers take a second and 100 MB.
 Integers = Annotated[NDArray[np.int64], BeforeValidator(_integers), PlainSerializer(_base64)]
 
 
@@ -53,7 +53,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ClassInfo(_Strict):
-    """One class; its class_id is its position in the manifest's list. `name` is the source's own (a WordNet id, "Greek/character07")."""
+    """One class; its class_id is its position in the manifest's list. `name` comes from the source (a WordNet id, "Greek/character07")."""
 
     name: Annotated[Name, Field(min_length=1)]
     category: Name
@@ -77,7 +77,7 @@ class ShardInfo(_Strict):
 
     @model_validator(mode="after")
     def _places_inside(self) -> Self:
-        """Every image has one place, inside the shard."""
+        """Check that the three lists have one length and every image is inside the shard."""
         if self.class_ids.ndim != 1 or not (self.class_ids.shape == self.offsets.shape == self.sizes.shape) or not len(self.class_ids):
             raise ValueError("class_ids, offsets and sizes are not lists of one length, of 1 or more")
         if min(self.class_ids.min(), self.offsets.min(), self.sizes.min()) < 0 or int((self.offsets + self.sizes).max()) > self.bytes:
@@ -88,13 +88,12 @@ class ShardInfo(_Strict):
         return isinstance(other, ShardInfo) and self.model_dump() == other.model_dump()
 
     def key(self, member: int) -> str:
-        """What messages call an image: the shard and the member's key in it."""
+        """An image as messages name it: the shard and the member's key."""
         return f"{self.name}/{member:08d}"
 
 
 class Manifest(_Strict):
-    """Everything about a packed dataset but its pixels. `integers` says to every reader how the shards' three arrays are written.
-
+    """Everything about a packed dataset except its pixels. `integers` tells other readers the encoding of the shards' three arrays.
     `copies` is None in datasets packed before copies were counted.
     """
 
@@ -112,7 +111,7 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        """The shards hold what the classes say, each class in its own split, and there is something of every split."""
+        """Check that classes and shards agree, that each class is in its own split only, and that no split is empty."""
         for split in SPLITS:
             if not any(info.split == split for info in self.classes) or not any(info.split == split for info in self.shards):
                 raise ValueError(f"split {split!r} has no class or no shard")
@@ -132,13 +131,13 @@ class Manifest(_Strict):
         return self
 
     def digest(self) -> str:
-        """SHA-256 over all fields that say what the dataset is, the shards' own SHA-256 among them; not over what was counted in it."""
+        """SHA-256 over all fields that define the dataset, including the shards' SHA-256, but not the counts of copies."""
         identity = self.model_dump(exclude={"fingerprint", "copies"})
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 class Shard(NamedTuple):
-    """A shard at hand: what the manifest says of it, and the whole tar file."""
+    """A fetched shard: its entry in the manifest, and the whole tar file."""
 
     info: ShardInfo
     content: Content
@@ -149,10 +148,10 @@ class Shard(NamedTuple):
 
 
 class Dataset:
-    """A packed dataset, opened. `location` is as `Location` says; `cache` keeps shards that are not on this machine's file systems."""
+    """An open packed dataset. `location` is as in `Location`; `cache` keeps shards that are not on this machine's file systems."""
 
     def __init__(self, location: str, reading: Reading | None = None, cache: ShardCache | None = None) -> None:
-        """Raises DataError if there is no whole manifest of this version at `location`."""
+        """Raises DataError if there is no valid manifest of this version at `location`."""
         self._location = Location(location, reading or Reading())
         self._fetcher = Fetcher(self._location, cache)
         self.location = self._location.url
@@ -196,7 +195,7 @@ class Dataset:
         return self._class_ids[split]
 
     def preprocessing(self, image_size: int | None = None) -> Preprocessing:
-        """How its images become network input, at another size than the packed one if `image_size` is given."""
+        """How its images become network input. `image_size` replaces the packed size."""
         packed = self.manifest.preprocessing
         return packed.model_copy(update={"image_size": image_size or packed.image_size})
 
@@ -204,7 +203,7 @@ class Dataset:
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def window_width(self, split: Split) -> int:
-        """How many shards an episode is drawn from: one where every shard holds every class of the split, else two."""
+        """Number of shards that an episode is drawn from: one if every shard holds every class of the split, else two."""
         shards, classes = self.shards(split), len(self.class_ids(split))
         return 1 if len(shards) < 2 or all(len(np.unique(info.class_ids)) == classes for info in shards) else 2
 
@@ -228,7 +227,7 @@ class Dataset:
             )
 
     def _check_images(self, split: Split, shards: list[ShardInfo], counts: NDArray[np.int64], task: Task, section: str) -> None:
-        """Every class that a shard holds must have K+Q images there: no class is left out in silence."""
+        """Every class of a shard must have K+Q images there, because no class may be left out silently."""
         where_held = np.where(counts > 0, counts, np.iinfo(np.int64).max)
         if self.window_width(split) == 1:
             where_held = counts
@@ -245,21 +244,21 @@ class Dataset:
             )
 
     def fetch(self, info: ShardInfo) -> Shard:
-        """A whole, checked shard, which takes no memory. Raises DataError naming the shard if it is missing, cut short or changed."""
+        """A complete, checked shard, not in memory. Raises DataError naming the shard if it is missing, truncated or changed."""
         try:
             return Shard(info, self._fetcher.fetch(info.name, info.bytes, info.sha256))
         except FileNotFoundError:
             raise self._missing(info) from None
 
     def read(self, info: ShardInfo) -> bytes:
-        """A shard's bytes, unchecked. Raises DataError naming the shard if they cannot be had."""
+        """A shard's bytes, unchecked. Raises DataError naming the shard if they cannot be read."""
         try:
             return self._location.read(info.name, info.bytes)
         except FileNotFoundError:
             raise self._missing(info) from None
 
     def size(self, info: ShardInfo) -> int:
-        """A shard's size in bytes, without reading it. Raises DataError naming the shard if it is not there."""
+        """A shard's size in bytes, without reading it. Raises DataError naming the shard if it is missing."""
         try:
             return self._location.size(info.name)
         except FileNotFoundError:
@@ -273,8 +272,8 @@ class Dataset:
 
 
 def _poorest_window(counts: NDArray[np.int64], width: int) -> tuple[list[int], int]:
-    """Of all windows of `width` different shards, the one with the fewest classes, and how many; `counts` (shards, classes) of images."""
-    held = (counts > 0).astype(np.float32)  # floats multiply by BLAS; exact below 2²⁴
+    """The window of `width` different shards with the fewest classes, and their number; `counts` (shards, classes) of images."""
+    held = (counts > 0).astype(np.float32)  # floats, because BLAS multiplies them; exact below 2²⁴
     own = held.sum(1)
     if width == 1:
         return [int(own.argmin())], int(own.min())
@@ -285,7 +284,7 @@ def _poorest_window(counts: NDArray[np.int64], width: int) -> tuple[list[int], i
 
 
 def members_of_class(*infos: ShardInfo) -> dict[int, NDArray[np.int64]]:
-    """class_id → positions in the shard; of several shards, in all of them put end to end."""
+    """class_id → positions in the shard, or in the concatenation of several shards."""
     class_ids = np.concatenate([info.class_ids for info in infos])
     order = np.argsort(class_ids, kind="stable")
     ids, starts = np.unique(class_ids[order], return_index=True)

@@ -1,7 +1,7 @@
-"""Where a pack keeps its encoded images until all are there: one file of them, and a journal of what that file holds.
+"""Temporary storage of a pack's encoded images: one file with all images, and a journal of its contents.
 
-A pack that was killed continues from its journal: the spool is cut back to the last batch that the journal has whole, and that the source
-still gives.
+A killed pack continues from the journal. The spool is truncated to the last batch that is complete in the journal and unchanged in the
+source.
 """
 
 import json
@@ -21,7 +21,7 @@ _SPOOL = "spool"
 
 
 class SpooledClass:
-    """One class's images: where each begins in the spool, its bytes and its digest. 24 bytes an image, whatever the dataset."""
+    """One class's images: each one's offset in the spool, size and digest. They take 24 bytes per image."""
 
     def __init__(self, category: str) -> None:
         self.category = category
@@ -33,18 +33,18 @@ class SpooledClass:
 class Spool:
     """The images encoded so far. `classes` by (split, name); `skipped` is (origin, reason) of those that do not decode.
 
-    `brightest` is the largest value of the 16-bit images that were read by their full range, with that image's origin, None if there are
-    none; `several` counts the files of which only the first picture was read.
+    `brightest` is the largest value of the 16-bit images read by their full range, with that image's origin, or None. `several` counts
+    files of which only the first picture was read.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
-        """Open the spool in `folder`, continuing with what it holds if that was begun with the same `header`."""
+        """Open the spool in `folder`. Its contents are kept if they were written with the same `header`."""
         self.path = folder / _SPOOL
         self._journal_path = folder / "journal"
         self._open(header, None)
 
     def _open(self, header: dict[str, Any], most: int | None) -> None:
-        """Continue with what the spool holds of `header`, at `most` so many batches."""
+        """Keep the spool's batches written with `header`, at most `most` of them."""
         self._header = header
         self.classes: dict[tuple[str, str], SpooledClass] = {}
         self.skipped: list[tuple[str, str]] = []
@@ -70,7 +70,7 @@ class Spool:
         return len(self._source_crcs)
 
     def append(self, batch: EncodedBatch) -> None:
-        """First the images, then their line in the journal: a line that is there speaks the truth."""
+        """Write the images first, then their line in the journal, so that every line is true."""
         content = b"".join(image.content for image in batch.images)
         entry = {
             "crcs": [batch.source_crc, zlib.crc32(content)],
@@ -89,17 +89,17 @@ class Spool:
         self._journal.close()
 
     def holds(self, number: int, batch: list[SourceImage]) -> bool:
-        """Whether the spool's batch `number` was made from these images."""
+        """Whether batch `number` of the spool was made from these images."""
         return bool(batch) and crc(batch) == self._source_crcs[number]
 
     def cut(self, batches: int) -> None:
-        """Keep the first `batches` alone."""
+        """Keep only the first `batches` batches."""
         self.close()
         self._open(self._header, batches)
 
     def _resume(self, header: dict[str, Any], most: int | None) -> None:
         entries = _entries(self._journal_path)
-        if next(entries, (None, 0))[0] != header or not self.path.exists():  # nothing there, or begun with other options
+        if next(entries, (None, 0))[0] != header or not self.path.exists():  # no journal, or one written with other options
             self.path.write_bytes(b"")
             self._journal_path.write_bytes(_line(header))
             return
@@ -132,7 +132,7 @@ class Spool:
             self._end += size
 
     def origins(self, wanted: set[tuple[str, str, int]]) -> dict[tuple[str, str, int], str]:
-        """Where images lay in the source, each given as (split, class name, position in the class); read from the journal."""
+        """The origins of images, each given as (split, class name, position in the class), read from the journal."""
         origins, seen = {}, Counter[tuple[str, str]]()
         for entry, _ in islice(_entries(self._journal_path), 1, None):
             for _, split, name, _, origin, _, problem in entry["images"]:
@@ -155,7 +155,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _entries(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The journal's entries, each with its line's length, up to the first line that is not whole."""
+    """The journal's entries, each with its line's length, up to the first incomplete line."""
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -167,7 +167,7 @@ def _entries(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _write(file: Any, content: bytes) -> None:
-    """All of it: an unbuffered file may take a part."""
+    """Write all bytes. A single write to an unbuffered file may write only a part."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]

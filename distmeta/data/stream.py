@@ -21,16 +21,16 @@ from distmeta.data.shards import Dataset, members_of_class
 from distmeta.data.splits import Split
 from distmeta.seeds import generator
 
-_WINDOWS_KEPT = 256  # whose members are remembered
+_WINDOWS_KEPT = 256  # shards whose member lists are cached
 
 Members = dict[int, NDArray[np.int64]]  # class_id → positions
 Window = tuple[int, ...]  # numbers of shards
 
 
 class EpisodeStream:
-    """Episodes of one split as pure functions of (seed, step, slot): of no rank, worker count, restart or thread.
+    """Episodes of one split as pure functions of (seed, step, slot), independent of rank, worker count, restarts and threads.
 
-    An episode is drawn from a window of shards: one shard where shards hold all classes, else two, replaced one at a time.
+    An episode is drawn from a window of shards: one shard if shards hold all classes, else two, replaced one at a time.
     `image_size` may be smaller than the packed one; `augment` changes training images. Images that do not decode are replaced by others
     of their class from the same window, up to `max_bad_fraction` of those in the shards read; `bad` lists their keys.
     Raises ConfigError if the split cannot serve `task`.
@@ -57,7 +57,7 @@ class EpisodeStream:
         self.preprocessing = preprocessing or dataset.preprocessing(image_size)
         self._infos = dataset.shards(split)
         self._width = dataset.window_width(split)
-        self._visit = max(1, min(len(info.class_ids) for info in self._infos) // task.images)  # episodes of a slot before its next window
+        self._visit = max(1, min(len(info.class_ids) for info in self._infos) // task.images)  # episodes that a slot draws from one window
         self._reader = ImageReader(dataset, split, self.preprocessing, max_bad_fraction)
         self._known_members: cachetools.LRUCache[Window, Members] = cachetools.LRUCache(_WINDOWS_KEPT)
         self._lock = Lock()
@@ -94,7 +94,7 @@ class EpisodeStream:
         return ahead(make, range(len(groups)))
 
     def training_episode(self, step: int, slot: int) -> Episode:
-        """Which classes and images the episode of (step, slot) is made of."""
+        """The classes and images of the episode of (step, slot)."""
         return compose(self.task, self._members(self.window(step, slot)), self.seed, f"{self.split} episode", step, slot)
 
     def evaluation_episode(self, index: int) -> Episode:
@@ -104,7 +104,7 @@ class EpisodeStream:
     def window(self, step: int, slot: int) -> Window:
         """The shards that serve (step, slot).
 
-        Each slot visits the shards in an order of its own, a new one each time round, and stays for a visit's episodes.
+        Each slot visits the shards in its own order, which is drawn again in each round, and draws several episodes per visit.
         """
         visit = step // self._visit
         if len(self._infos) == self._width == 2:
@@ -126,7 +126,7 @@ class EpisodeStream:
         return self.preprocessing.pixels(len(slots), self.task.way, self.task.images_per_class)
 
     def _fill(self, pixels: Pixels, window: Window, episode: Episode) -> None:
-        """Decode the episode's images into `pixels` (N, K+Q, C, H, W), each class turned as the episode says."""
+        """Decode the episode's images into `pixels` (N, K+Q, C, H, W), and turn each class as the episode requires."""
         first = len(self._infos[window[0]].class_ids)
 
         def images(members: NDArray[np.int64]) -> Iterator[ImageRef]:
@@ -151,14 +151,16 @@ class EpisodeStream:
         )
 
     def _images(self, pixels: Pixels) -> Tensor:
-        """(B, N, K, C, H, W) → (B, N*K, C, H, W), joined with the channels innermost, or torch would forget that they are, where C is 1."""
+        """(B, N, K, C, H, W) → (B, N*K, C, H, W), with the channels innermost. With C = 1, torch would otherwise lose this layout."""
         return self.preprocessing.network_input(pixels).movedim(-3, -1).flatten(1, 2).movedim(-1, -3)
 
 
 @lru_cache(maxsize=4096)
 def _shard_order(seed: int, slot: int, round_: int, shards: int, width: int) -> tuple[int, ...]:
-    """In which order a slot visits the shards in a round. In windows of two, no round begins with the shard that ended the last one."""
+    """The order in which a slot visits the shards in a round. With windows of two, a round never starts with the last round's final
+    shard.
+    """
     order, before = (generator(seed, "shard order", slot, max(0, r)).permutation(shards).tolist() for r in (round_, round_ - 1))
     if width == 2 and round_ > 0 and order[0] == before[-1]:
-        order[:2] = order[1::-1]  # there are three or more: where a round ends stays
+        order[:2] = order[1::-1]  # at least three shards here, so the swap does not change the round's last shard
     return tuple(order)

@@ -1,4 +1,4 @@
-"""Reading tar files strictly: what is cut or damaged is an error that says where, and names are labels, never paths to write to."""
+"""Strict reading of tar files. Truncation and damage raise an error with the position. Names are labels, never paths to write to."""
 
 import tarfile
 from collections.abc import Iterator
@@ -10,22 +10,21 @@ AGAIN = "copy or download the archive again; it must be a plain tar that `tar tf
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header that is an error when absent, cut or damaged, where tarfile alone would take the archive to end there."""
+    """A header that raises if it is missing, truncated or damaged. tarfile alone would treat this as the end of the archive."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
             return super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
-            if buf == bytes(tarfile.BLOCKSIZE):  # the zeros that end a whole tar
+            if buf == bytes(tarfile.BLOCKSIZE):  # the zeros that end a complete tar
                 raise
             raise tarfile.ReadError(str(error)) from error
 
 
 def members(file: IO[bytes], mode: Literal["r:", "r|"], origin: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:
-    """The files of a tar: mode r: seeks over those that are not read, mode r| reads strictly forward. `origin` names the tar in errors.
-
-    Raises DataError where the tar is cut or damaged, with the last whole member.
+    """The files of a tar. Mode "r:" seeks over files that are not read; mode "r|" reads strictly forward. `origin` names the tar in errors.
+    Raises DataError naming the last complete member if the tar is truncated or damaged.
     """
     last = "its start"
     try:
@@ -35,12 +34,12 @@ def members(file: IO[bytes], mode: Literal["r:", "r|"], origin: str) -> Iterator
                 if content:
                     yield member, content
                 last = member.name
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: a header whose size no file can have
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: a header with an impossible size
         raise DataError(f"{origin} is not a whole, uncompressed tar; reading stopped after {last}: {error}", AGAIN) from error
 
 
 def content_of(member: tarfile.TarInfo, content: IO[bytes], origin: str) -> bytes:
-    """A member's bytes. Raises DataError if the tar ends before they do."""
+    """A member's bytes. Raises DataError if the tar ends within them."""
     try:
         return content.read()
     except (tarfile.TarError, ValueError, OverflowError) as error:

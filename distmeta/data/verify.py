@@ -1,4 +1,4 @@
-"""Checking a packed dataset against its manifest, shard by shard and image by image."""
+"""Checks a packed dataset against its manifest, shard by shard and image by image."""
 
 import hashlib
 import io
@@ -18,11 +18,11 @@ from distmeta.data.workers import usable_cpus
 from distmeta.errors import DataError
 
 _LONGEST_LABEL = 20  # digits
-_THREADS = 8  # each holds one shard in memory
+_THREADS = 8  # each thread holds one shard in memory
 
 
 class Finding(NamedTuple):
-    """Something wrong: in which shard, at which key (empty if it concerns the whole shard), and what."""
+    """A fault: its shard, its key (empty if it concerns the whole shard), and the reason."""
 
     shard: str
     key: str
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """A file of a shard; `label` is what it holds if it is a .cls."""
+    """A file of a shard; `label` is its content if it is a .cls."""
 
     offset: int
     size: int
@@ -38,10 +38,10 @@ class _Member(NamedTuple):
 
 
 def verify(dataset: Dataset, quick: bool = False, seen: SeenPictures | None = None) -> Iterator[list[Finding]]:
-    """For each shard, everything in it that is not as the manifest says, in the manifest's order; several are checked at once.
+    """For each shard in the manifest's order, all differences from the manifest. Several shards are checked at once.
 
-    Sizes; unless `quick` also SHA-256, the tar's members and their names, labels, and that every image decodes, and `seen` hears of every
-    picture.
+    Sizes are checked. Unless `quick`, also SHA-256, the tar's members and their names, labels, and that every image decodes; every picture
+    is added to `seen`.
     """
     threads = min(_THREADS, usable_cpus())
     check = partial(_check, dataset, quick, seen)
@@ -79,7 +79,7 @@ def _check_content(dataset: Dataset, shard: Shard, seen: SeenPictures | None) ->
             yield Finding(info.name, key, reason)
         image = files.get(f"{key}.{suffix}")
         if image and image[:2] != (info.offsets[member], info.sizes[member]):
-            yield Finding(info.name, key, f"the image does not lie at byte {info.offsets[member]}, where the manifest says it does")
+            yield Finding(info.name, key, f"the image is not at byte {info.offsets[member]}, where the manifest says it does")
     yield from _check_pictures(dataset, shard, seen)
 
 
@@ -98,7 +98,7 @@ def _check_pictures(dataset: Dataset, shard: Shard, seen: SeenPictures | None) -
 
 
 def _read_members(shard: Shard, files: dict[str, _Member]) -> Iterator[Finding]:
-    """Fill `found` with the tar's files as far as it can be read."""
+    """Fill `found` with the tar's files, as far as the tar can be read."""
     try:
         for member, content in members(io.BytesIO(shard.content[:]), "r:", "the shard"):
             path = PurePosixPath(member.name)

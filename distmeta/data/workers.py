@@ -1,4 +1,4 @@
-"""A function over many items in several processes, with the results in the items' order and few items under way at once."""
+"""Maps a function over items in several processes. Results keep the items' order, and few items are in progress at once."""
 
 import contextlib
 import math
@@ -21,13 +21,13 @@ R = TypeVar("R")
 
 
 def usable_cpus() -> int:
-    """How many CPUs this process may use: not more than its affinity and the quota of its control group allow, and at least one."""
+    """The number of CPUs this process may use: the minimum of its affinity and the quotas of its control groups, at least one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(quota) for quota in _cgroup_quotas(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))]))
 
 
 def _cgroup_quotas(membership: Path, mount: Path) -> Iterator[float]:
-    """The CPUs that each control group above this process grants, as Linux writes them in version 2 (cpu.max) and 1 (cpu.cfs_*)."""
+    """The CPU quota of each control group above this process, in Linux's version 2 (cpu.max) and 1 (cpu.cfs_*)."""
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
@@ -37,7 +37,7 @@ def _cgroup_quotas(membership: Path, mount: Path) -> Iterator[float]:
             continue
         root = mount / controllers if controllers else mount
         group = root / path.lstrip("/")
-        for folder in (group, *group.parents):  # in a container the path may be the host's, and only the mount itself is there
+        for folder in (group, *group.parents):  # in a container the path may be the host's, and only the mount itself exists
             with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
                 if controllers:
                     quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
@@ -50,10 +50,9 @@ def _cgroup_quotas(membership: Path, mount: Path) -> Iterator[float]:
 
 
 class Workers:
-    """So many processes; with one, the work is done in this process. A context manager: on leaving it, they end.
-
-    They also end when this process is killed. Functions and items are pickled, so a function must be a module's own. `remedy` says what
-    to do where one of them was killed.
+    """A pool of processes. With one process, the work is done in this process. Use it as a context manager: the processes end with the
+    block, and also if this process is killed. Functions and items are pickled, so a function must be defined at a module's top level.
+    `remedy` is the advice if a process is killed.
     """
 
     def __init__(self, processes: int, remedy: str) -> None:
@@ -74,7 +73,7 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """function(item) for every item, in order; at most two items a process are under way, so memory does not grow with the items.
+        """function(item) for every item, in order. At most two items per process are in progress, so memory does not grow with the items.
 
         Raises what `function` raises, and DataError if a process was killed.
         """
@@ -84,11 +83,11 @@ class Workers:
         try:
             yield from in_order(self._pool, function, items, 2 * self._processes)
         except BrokenProcessPool:
-            raise DataError("a process was killed, as a system does that is out of memory", self._remedy) from None
+            raise DataError("a process was killed, probably because memory ran out", self._remedy) from None
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that has the terminal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Writing one shard: a plain WebDataset tar that any reader of them opens."""
+"""Writes one shard: a plain tar that any WebDataset reader opens."""
 
 import hashlib
 import os
@@ -27,14 +27,14 @@ class ShardPlan(NamedTuple):
 
 
 def write_shard(plan: ShardPlan) -> ShardInfo:
-    """`<key>.<format>` and `<key>.cls` (the class_id) for every image, the same bytes each time."""
+    """Write `<key>.<format>` and `<key>.cls` (the class_id) for every image. The bytes are reproducible."""
     with plan.spool.open("rb") as spool, plan.path.open("wb") as file:
         with TarWriter(file, encoder=False, mtime=0) as writer:
             for key, (class_id, offset, size) in enumerate(zip(plan.class_ids, plan.offsets, plan.sizes, strict=True)):
                 content = os.pread(spool.fileno(), size, offset)
                 writer.write({"__key__": f"{key:08d}", plan.image_format: content, "cls": str(class_id).encode()})
         file.flush()
-        os.fsync(file.fileno())  # before the folder gets its name
+        os.fsync(file.fileno())  # flushed before the folder gets its name
     with tarfile.open(plan.path) as archive:
         places = [member.offset_data for member in archive if member.name.endswith(f".{plan.image_format}")]
     with plan.path.open("rb") as file:

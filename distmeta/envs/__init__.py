@@ -1,4 +1,4 @@
-"""Environments for reinforcement learning: families of tasks as tensor programs, and Gymnasium's."""
+"""Environments for reinforcement learning: families of tasks as tensor programs, and Gymnasium environments."""
 
 import inspect
 from typing import Any
@@ -21,9 +21,9 @@ ENVIRONMENTS: dict[str, type[Environment]] = {
 
 
 def build_environment(name: str, **options: Any) -> Environment:
-    """The environment `name` with its constructor's own arguments. Raises ConfigError naming what it does not take."""
+    """The environment `name`, constructed with `options`. Raises ConfigError naming an option that it does not accept."""
     if name not in ENVIRONMENTS:
-        raise ConfigError(f"environment {name!r} is not one of ours", f"choose {', '.join(ENVIRONMENTS)}")
+        raise ConfigError(f"environment {name!r} does not exist", f"choose {', '.join(ENVIRONMENTS)}")
     parameters = inspect.signature(ENVIRONMENTS[name]).parameters
     for key, value in options.items():
         if key not in parameters:

@@ -1,4 +1,4 @@
-"""What an environment is: a family of tasks as a tensor program, stepped for many tasks and trajectories at once."""
+"""The interface of environments: a family of tasks as a tensor program, stepped for many tasks and trajectories at once."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Continuous(NamedTuple):
-    """Actions are real vectors with `size` components; an environment clips those that leave its bounds."""
+    """Actions are real vectors with `size` components; an environment clips them to its bounds."""
 
     size: int
 
@@ -29,11 +29,11 @@ class Discrete(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one action leads to, for T tasks of N trajectories.
+    """The result of one action, for T tasks of N trajectories.
 
-    state: the environment's own; reward, terminated and truncated (T, N). A terminated trajectory is over: nothing follows that is worth
-    anything. A truncated one was cut: its advantages count the baseline's value of the state after the cut. Reaching the horizon is
-    neither, because every policy is judged by the return within the horizon.
+    `state` is defined by the environment; reward, terminated and truncated are (T, N). After the end of a terminated trajectory all rewards
+    are zero. For a truncated trajectory, advantages include the baseline's value of the state after the cut. Reaching the horizon is
+    neither, because the score of a policy is the return within the horizon.
     """
 
     state: Any
@@ -45,8 +45,8 @@ class Step(NamedTuple):
 class Environment(ABC):
     """A family of tasks with the same observations and actions.
 
-    Everything random is drawn from generators that the caller gives, so that a trajectory is a function of its task, its start, its
-    actions' noise and the policy's parameters. `version` changes whenever the same draws would give other trajectories.
+    All random numbers come from the caller's generators, so a trajectory is a function of its task, its start, its actions' noise and the
+    policy's parameters. `version` must change whenever the same draws would give other trajectories.
     """
 
     version: ClassVar[int]
@@ -55,16 +55,16 @@ class Environment(ABC):
     """O: components of an observation."""
     actions: Continuous | Discrete
     horizon: int
-    """H: steps of a trajectory, at most."""
+    """H: maximum steps of a trajectory."""
     task_fields: tuple[str, ...]
-    """D: what the components of a task mean, for people and for naming a task on the command line."""
+    """Names of the D components of a task, for reports and for the option --task."""
     tensor_program: ClassVar[bool] = True
-    """Whether it computes with tensors alone, so that it can be run without values to estimate memory."""
+    """Whether it uses only tensor operations, so that memory can be estimated by running it without values."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What identifies the family together with `version`: its name and every setting that changes trajectories."""
+        """The family's name and every setting that changes trajectories. Together with `version` they identify the family."""
 
     @abstractmethod
     def draw(self, random: np.random.Generator) -> NDArray[np.float64]:
@@ -72,7 +72,7 @@ class Environment(ABC):
 
     @abstractmethod
     def draw_starts(self, random: np.random.Generator, trajectories: int) -> NDArray[np.float64]:
-        """What decides the first state of each trajectory (N, S). The first rows do not depend on how many follow."""
+        """The random numbers (N, S) that determine the trajectories' first states. A row does not depend on the number of rows."""
 
     @abstractmethod
     def start(self, tasks: Tensor, starts: Tensor) -> Any:
@@ -80,35 +80,33 @@ class Environment(ABC):
 
     @abstractmethod
     def observe(self, state: Any) -> Tensor:
-        """What a policy sees of a state: (T, N, O)."""
+        """The policy's observation of a state: (T, N, O)."""
 
     @abstractmethod
     def step(self, tasks: Tensor, state: Any, actions: Tensor) -> Step:
-        """One step from `state` with actions (T, N, size), or (T, N) integers where they are discrete.
-
-        Trajectories that have ended are stepped too; their results are discarded.
+        """One step from `state` with actions (T, N, size), or integers (T, N) if actions are discrete. Trajectories that have ended are
+        stepped too; their results are discarded.
         """
 
     @property
     def software(self) -> dict[str, str]:
-        """Libraries and their versions that trajectories depend on beside torch. Default: none."""
+        """Libraries besides torch, with versions, that trajectories depend on. Default: none."""
         return {}
 
     def best_actions(self, tasks: Tensor, state: Any) -> Tensor | None:
-        """How somebody would act who knows the task. Default: None, nobody knows."""
+        """The best actions if the task is known. Default: None, unknown."""
         return None
 
     def places(self, observations: Tensor) -> Tensor | None:
-        """Where the observer is in a plane (…, 2), for pictures; there the tasks (T, 2) are goals. Default: None, there is no plane."""
+        """Positions in a plane (…, 2), for pictures, in which tasks (T, 2) are goals. Default: None, the environment is not planar."""
         return None
 
     def frames(self, task: NDArray[np.float64], start: NDArray[np.float64], actions: NDArray[Any]) -> list[NDArray[np.uint8]] | None:
-        """Pictures (height, width, 3) of the trajectory that `actions` (H, size), or (H,) integers, make of a task (D,) and a start (S,).
-
-        Default: None, it cannot be seen. Raises DataError if nothing can be drawn on this machine.
+        """Pictures (height, width, 3) of the trajectory of `actions`, (H, size) or integers (H,), in a task (D,) from a start (S,).
+        Default: None, it cannot be drawn. Raises DataError if nothing can be drawn on this machine.
         """
         return None
 
     def check(self) -> None:
-        """Raises ConfigError if the environment breaks a rule of this class that can be tried out. Default: nothing is tried."""
+        """Raises ConfigError if a trial run breaks a rule of this class. Default: no trial."""
         return None

@@ -1,4 +1,4 @@
-"""A walk on a grid to a cell that the walker never sees: 2D navigation with discrete actions."""
+"""A walk on a grid to an unobserved goal cell: 2D navigation with discrete actions."""
 
 from typing import Annotated
 

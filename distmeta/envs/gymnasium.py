@@ -1,4 +1,4 @@
-"""Gymnasium environments as families of tasks (the extra `distmeta[rl]`), each trajectory in an instance of its own."""
+"""Gymnasium environments as families of tasks (the extra `distmeta[rl]`). Each trajectory has its own instance."""
 
 import importlib
 import logging
@@ -20,16 +20,16 @@ from distmeta.envs.watch import Hung, Watch
 from distmeta.errors import ConfigError, DataError, DistmetaError
 from distmeta.seeds import generator
 
-_Seconds = Annotated[float, Field(gt=0, le=10**6)]  # Python cannot wait for ever
+_Seconds = Annotated[float, Field(gt=0, le=10**6)]  # the longest wait that Python supports (seconds)
 _SEEDS = 2**31
 _REPLAYED = 20  # steps of the two rollouts that are compared
-_watch = Watch()  # one for all environments of a process, which holds their thread
+_watch = Watch()  # one per process, because all environments share its thread
 R = TypeVar("R")
 
 
 @dataclass
 class Playing:
-    """The state of T × N trajectories: an instance for each, whether it has ended, and what was last observed (T, N, O)."""
+    """The state of T × N trajectories: an instance of each, whether it has ended, and its last observation (T, N, O)."""
 
     instances: list[Any]
     ended: list[bool]
@@ -39,11 +39,12 @@ class Playing:
 class GymnasiumEnvironment(Environment):
     """Any Gymnasium environment with vectors as observations, and vectors or one of n choices as actions.
 
-    `id` is registered with Gymnasium, or the import path of a class ("my_package.my_module.MyEnv"); `arguments` are its own. If it has
-    `draw_task(random) -> array`, `set_task(array)` and `task_fields`, it is a family of tasks, else a single one. Instances are reused: a
-    trajectory starts by `reset(seed=…)`, after which an instance must behave as a new one does. One that does not is refused by `check`,
-    unless it is declared with `deterministic: false`: its runs cannot be repeated bit for bit. A `reset` or `step` that does not return
-    within `step_timeout_s` seconds raises DataError. Instances are made, reset and stepped in one thread, which is not the main one.
+    `id` is registered with Gymnasium, or the import path of a class ("my_package.my_module.MyEnv"); `arguments` are passed to its
+    constructor. If it has `draw_task(random) -> array`, `set_task(array)` and `task_fields`, it is a family of tasks, else a single one.
+    Instances are reused: a trajectory starts by `reset(seed=…)`, after which an instance must behave as a new one does. One that does not
+    is refused by `check`, unless it is declared with `deterministic: false`: its runs cannot be repeated bit for bit. DataError is raised
+    if `reset` or `step` does not return within `step_timeout_s` seconds. Instances are created, reset and stepped in one thread, which is
+    not the main thread.
     """
 
     version = 1
@@ -98,7 +99,7 @@ class GymnasiumEnvironment(Environment):
         return Playing(instances, [False] * len(seeds), observations)
 
     def _reset(self, instance: Any, task: NDArray[np.float64], seed: int) -> NDArray[Any]:
-        """What is observed first (O,)."""
+        """The first observation (O,)."""
         if self.task_fields:
             self.set_task(instance, task)
         observation = np.ravel(instance.reset(seed=seed)[0])
@@ -120,7 +121,7 @@ class GymnasiumEnvironment(Environment):
     def step(self, tasks: Tensor, state: Playing, actions: Tensor) -> Step:
         shape, count = state.observations.shape[:2], len(state.instances)
         taken = self._taken(actions.reshape(count, *actions.shape[2:]).cpu().numpy())
-        observed = state.observations.reshape(count, -1).double().cpu().numpy().copy()  # what was observed before stays
+        observed = state.observations.reshape(count, -1).double().cpu().numpy().copy()  # the last valid observation is kept
         rewards, terminated, truncated = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
         infos: dict[int, dict[str, Any]] = {}
 
@@ -148,17 +149,17 @@ class GymnasiumEnvironment(Environment):
         instance.unwrapped.set_task(task)
 
     def rewards(self, tasks: NDArray[np.float64], rewards: NDArray[np.float64], infos: list[dict[str, Any]]) -> NDArray[np.float64]:
-        """The rewards (M,) of a step in tasks (M, D), given what Gymnasium returned. Default: its own."""
+        """The rewards (M,) of a step in tasks (M, D), given what Gymnasium returned. Default: Gymnasium's rewards."""
         return rewards
 
     def check(self) -> None:
-        """Raises ConfigError if a short trial fails, or a reused instance does not replay what a new one did; DataError if it hangs."""
+        """Raises ConfigError if a short trial fails, or if a reused instance behaves differently from a new one; DataError if it hangs."""
         new, reused = self._new(), self._new()
         self._try(reused, seed=1)
         if self.deterministic and not np.array_equal(self._try(new, seed=0), self._try(reused, seed=0)):
             raise ConfigError(
-                f"environment {self.id} does not repeat itself: a reset instance and a new one differ under the same seed and actions",
-                "make reset(seed=…) restore everything, or set data.settings.options.deterministic=false and give up equal bits",
+                f"environment {self.id} is not deterministic: a reset instance and a new one differ under the same seed and actions",
+                "make reset(seed=…) restore everything, or set data.settings.options.deterministic=false and lose equal bits",
             )
 
     def _try(self, instance: Any, seed: int) -> NDArray[np.float64]:
@@ -166,7 +167,7 @@ class GymnasiumEnvironment(Environment):
             return self._watched(lambda: self._replay(instance, seed))
         except DistmetaError:
             raise
-        except Exception as error:  # whatever the user's own class raises
+        except Exception as error:  # a user's class may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"environment {self.id} fails within {_REPLAYED} steps: {reason}", "fix its reset or step") from None
 
@@ -187,7 +188,7 @@ class GymnasiumEnvironment(Environment):
         if "rgb_array" not in self._pool[0].metadata.get("render_modes", []):
             return None
         if not os.environ.get("DISPLAY"):
-            os.environ.setdefault("MUJOCO_GL", "egl")  # draws without a screen
+            os.environ.setdefault("MUJOCO_GL", "egl")  # renders without a screen
         try:
             instance = self._make(**self._arguments | {"render_mode": "rgb_array"})
             if self.task_fields:
@@ -200,15 +201,15 @@ class GymnasiumEnvironment(Environment):
                 if terminated or truncated:
                     break
             instance.close()
-        except Exception as error:  # whatever a renderer raises that finds no graphics library
+        except Exception as error:  # a renderer without a graphics library may raise anything
             reason = " ".join(str(error).split())
             raise DataError(
-                f"environment {self.id} cannot be drawn here: {reason}", "install EGL, or set MUJOCO_GL to what there is"
+                f"environment {self.id} cannot be drawn here: {reason}", "install EGL, or set MUJOCO_GL to an installed renderer"
             ) from None
         return seen
 
     def _taken(self, actions: NDArray[Any]) -> Any:
-        """What instances are given for a policy's actions (M, size), or (M,) choices."""
+        """The instances' actions for a policy's actions (M, size) or choices (M,)."""
         if isinstance(self.actions, Continuous):
             space = self._pool[0].action_space
             return np.clip(actions, space.low, space.high).astype(space.dtype)
@@ -219,14 +220,14 @@ class GymnasiumEnvironment(Environment):
             return self._watched(lambda: self._make(**self._arguments))
         except DataError:
             raise
-        except Exception as error:  # whatever Gymnasium or the user's own class raises
+        except Exception as error:  # Gymnasium or a user's class may raise anything
             raise ConfigError(
                 f"environment {self.id} cannot be made: {' '.join(str(error).split())}", "check data.settings.options.id and its arguments"
             ) from None
 
 
 class HalfCheetahDirection(GymnasiumEnvironment):
-    """HalfCheetah-v5 that is to run forwards (+1) or backwards (-1) (Finn, Abbeel & Levine 2017, section 5.3).
+    """HalfCheetah-v5, which is to run forwards (+1) or backwards (-1) (Finn, Abbeel & Levine 2017, section 5.3).
 
     The reward is the velocity in that direction minus 0.05 times the action's square, as in the code of MAML's authors.
     """
@@ -243,7 +244,7 @@ class HalfCheetahDirection(GymnasiumEnvironment):
         return random.choice([-1.0, 1.0], 1)
 
     def set_task(self, instance: Any, task: NDArray[np.float64]) -> None:
-        """The task is in the reward alone."""
+        """The task changes only the reward."""
 
     def rewards(self, tasks: NDArray[np.float64], rewards: NDArray[np.float64], infos: list[dict[str, Any]]) -> NDArray[np.float64]:
         velocity, control = _velocity_and_control(infos)
@@ -251,7 +252,9 @@ class HalfCheetahDirection(GymnasiumEnvironment):
 
 
 class HalfCheetahVelocity(HalfCheetahDirection):
-    """HalfCheetah-v5 that is to run at a speed drawn from [0, 2]; the reward is minus what is missing, and minus the same for actions."""
+    """HalfCheetah-v5, which is to run at a speed drawn from [0, 2]. The reward is minus the deviation from it, and minus the same penalty
+    on actions.
+    """
 
     def __init__(self, horizon: Annotated[int, Field(ge=1)] = 200, step_timeout_s: _Seconds = 60.0) -> None:
         super().__init__(horizon, step_timeout_s)
@@ -270,12 +273,12 @@ class HalfCheetahVelocity(HalfCheetahDirection):
 
 
 def _velocity_and_control(infos: list[dict[str, Any]]) -> NDArray[np.float64]:
-    """HalfCheetah's velocity and its reward for small actions, (2, M)."""
+    """HalfCheetah's velocity and its penalty on actions, (2, M)."""
     return np.array([(info["x_velocity"], info["reward_ctrl"]) for info in infos]).T
 
 
 def _maker(id: str) -> Callable[..., Any]:
-    """What makes an instance. Raises ConfigError naming the extra if Gymnasium is missing."""
+    """The function that creates an instance. Raises ConfigError naming the extra if Gymnasium is missing."""
     try:
         import gymnasium
     except ImportError:
@@ -291,7 +294,7 @@ def _maker(id: str) -> Callable[..., Any]:
 
 
 def _log_mujocos_warnings() -> None:
-    """To Python's log. Otherwise MuJoCo prints them, and writes MUJOCO_LOG.TXT into the working folder."""
+    """Send MuJoCo's warnings to Python's log. Otherwise MuJoCo prints them, and writes MUJOCO_LOG.TXT into the working folder."""
     try:
         import mujoco
     except ImportError:

@@ -1,4 +1,4 @@
-"""2D navigation: a point walks to a goal that it never sees (Finn, Abbeel & Levine 2017, arXiv:1703.03400, section 5.3)."""
+"""2D navigation: a point walks to an unobserved goal (Finn, Abbeel & Levine 2017, arXiv:1703.03400, section 5.3)."""
 
 from typing import Annotated
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from distmeta.envs.environment import Continuous, Environment, Step
 
 _REACH = 0.5  # goals are uniform in [-0.5, 0.5]²
-_STRIDE = 0.1  # an action of 1 moves the point so far
+_STRIDE = 0.1  # distance that an action of 1 moves the point
 _ARRIVED = 0.01  # a trajectory ends when both coordinates are this close to the goal
 
 
 class Navigation(Environment):
     """A point starts at the origin; its observation is its position (2,), its action a velocity in [-1, 1]², its task a goal (2,).
 
-    The reward is minus the distance to the goal, as in the code of MAML's authors and in their figures; their text says that it is
-    squared, which `squared` does.
+    The reward is minus the distance to the goal, as in the code of MAML's authors and in their figures; their text squares it, as `squared`
+    does.
     """
 
     version = 1

@@ -1,4 +1,4 @@
-"""Episodes of reinforcement learning: a task, and the noise that decides its trajectories before and after every inner step."""
+"""Episodes of reinforcement learning: a task, and the noise that determines its trajectories before and after every inner step."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,9 @@ from distmeta.seeds import generator
 
 @dataclass(frozen=True)
 class TaskBatch(Batch):
-    """B tasks and what decides their trajectories in P phases: before the first inner step (0), after it (1), …
+    """B tasks and the random numbers of their trajectories in P phases: before the first inner step (0), after it (1), …
 
-    tasks (B, D); starts (B, P, N, S): what the first states come from; noise (B, P, N, H, K): what actions are drawn with.
+    tasks (B, D); starts (B, P, N, S): for the first states; noise (B, P, N, H, K): for the actions.
     """
 
     tasks: Tensor
@@ -30,7 +30,8 @@ class TaskBatch(Batch):
 class TaskStream:
     """Tasks of one environment as pure functions of (seed, split, step, slot).
 
-    Starts and noise are functions of (seed, split, step, slot, phase, trajectory): more trajectories or phases leave the first ones alone.
+    Starts and noise are functions of (seed, split, step, slot, phase, trajectory): adding trajectories or phases does not change the first
+    ones.
     """
 
     def __init__(self, environment: Environment, split: Split, trajectories: int, phases: int, seed: int) -> None:
@@ -78,6 +79,6 @@ class TaskStream:
 
 
 def fingerprint(environment: Environment) -> str:
-    """What identifies an environment, as a packed dataset's fingerprint identifies that: also the versions of libraries that it runs on."""
+    """The fingerprint of an environment, like a packed dataset's. It includes the versions of the environment's libraries."""
     software = "".join(f" {library} {number}" for library, number in sorted(environment.software.items()))
     return hashlib.sha256(f"{environment.name} {environment.version}{software}".encode()).hexdigest()

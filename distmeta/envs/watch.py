@@ -1,4 +1,4 @@
-"""Calls into code that is not ours and may hang: they run in one thread, which is left behind if it makes no progress."""
+"""Calls into foreign code that may hang. They run in one thread, which is abandoned if it makes no progress."""
 
 import queue
 import threading
@@ -10,13 +10,13 @@ R = TypeVar("R")
 
 
 class Hung(Exception):
-    """A call made no progress for as long as it may."""
+    """A call made no progress within its time limit."""
 
 
 class Watch:
     """Runs calls one after another in a daemon thread, always the same one, so that a library may depend on its thread.
 
-    A call that takes long adds to `progress` now and then.
+    A long call increases `progress` now and then.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,10 @@ class Watch:
         self._thread: threading.Thread | None = None
 
     def __call__(self, call: Callable[[], R], seconds: float) -> R:
-        """What `call` returns or raises. Raises Hung if it does not end, and adds nothing to `progress`, for so many seconds."""
-        if self._thread is None or not self._thread.is_alive():  # none was started yet, or this process was forked
+        """Run `call` and return its result or raise its exception. Raises Hung if it neither ends nor increases `progress` within the time
+        limit (seconds).
+        """
+        if self._thread is None or not self._thread.is_alive():  # no thread yet, or this process was forked
             self._calls = queue.SimpleQueue()
             self._thread = threading.Thread(target=_serve, args=(self._calls,), daemon=True, name="environments")
             self._thread.start()
@@ -37,7 +39,7 @@ class Watch:
             try:
                 return answer.result(seconds)
             except TimeoutError:
-                if answer.done():  # it raised this itself
+                if answer.done():  # the call raised this itself
                     raise
                 if self.progress == before:
                     self._thread = None
@@ -50,5 +52,5 @@ def _serve(calls: "queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]]") ->
         call, answer = calls.get()
         try:
             answer.set_result(call())
-        except BaseException as error:  # whatever it is, it belongs to the caller
+        except BaseException as error:  # any exception is passed to the caller
             answer.set_exception(error)

@@ -1,4 +1,4 @@
-"""Learners: what adapts to a support set and turns episodes into a meta-gradient."""
+"""Learners: they adapt to a support set and turn episodes into a meta-gradient."""
 
 import difflib
 import inspect
@@ -33,7 +33,7 @@ LEARNERS: dict[str, type[Learner]] = {
 
 
 def learner_class(name: str, allow_import: bool = False) -> type[Learner]:
-    """The learner `name`: one of LEARNERS or, with `allow_import` and only for a name from the user's own config, an import path.
+    """The learner `name`: one of LEARNERS or, with `allow_import` and only for a name from the user's config, an import path.
 
     Raises ConfigError.
     """
@@ -49,12 +49,14 @@ def learner_class(name: str, allow_import: bool = False) -> type[Learner]:
         raise ConfigError(f"learner.name={name!r} is not a subclass of distmeta.Learner", "give the path of one, my_module.MyLearner")
     missing = sorted(getattr(learner, "__abstractmethods__", ()))
     if missing:
-        raise ConfigError(f"learner.name={name!r} does not define {', '.join(missing)}", "write it; docs/extending.md says what it returns")
+        raise ConfigError(
+            f"learner.name={name!r} does not define {', '.join(missing)}", "define it; docs/extending.md says what it returns"
+        )
     return learner
 
 
 def settings_of(learner: str | type[Learner]) -> dict[str, inspect.Parameter]:
-    """The settings that a learner takes: the arguments of its constructor, and of its bases' as far as it passes them on (**kwargs)."""
+    """The settings of a learner: the arguments of its constructor, and of its bases' constructors if it forwards **kwargs."""
     settings: dict[str, inspect.Parameter] = {}
     for base in (LEARNERS[learner] if isinstance(learner, str) else learner).__mro__:
         constructor: Any = vars(base).get("__init__")
@@ -71,14 +73,13 @@ def settings_of(learner: str | type[Learner]) -> dict[str, inspect.Parameter]:
 
 
 def check_settings(name: str, settings: dict[str, Any], allow_import: bool = False) -> dict[str, Any]:
-    """All settings of learner `name`, those of `settings` in the types that its constructor names and the others at their defaults.
-
-    Raises ConfigError naming the key, the value and the rule if the learner does not take one of them, or lacks one.
+    """All settings of learner `name`: those of `settings` converted to the constructor's types, the others at their defaults. Raises
+    ConfigError naming the key, the value and the rule if a setting is unknown, invalid or missing.
     """
     takes = settings_of(learner_class(name, allow_import))
     for key in sorted(settings.keys() - takes.keys()):
         near = difflib.get_close_matches(key, takes, n=3) or sorted(takes)
-        raise ConfigError(f"learner.{key} is not a setting of learner {name}", f"leave it out, or choose from: {', '.join(near)}")
+        raise ConfigError(f"learner.{key} is not a setting of learner {name}", f"remove it, or choose from: {', '.join(near)}")
     for key, parameter in takes.items():
         if parameter.default is parameter.empty and key not in settings:
             raise ConfigError(f"learner.{key} is missing: {name} has no default for it", f"add it, or give --set learner.{key}=…")
@@ -99,7 +100,7 @@ def build_learner(
 ) -> Learner:
     """The learner `name` for `model`, with its constructor's arguments; `allow_import` as in `learner_class`, the others as in `Learner`.
 
-    Its attribute `settings` holds all of them, defaults included: what a published model is built from again.
+    Its attribute `settings` holds all of them, defaults included, so that a published model can be rebuilt.
     """
     kind = learner_class(name, allow_import)
     given: dict[str, Any] = {"objective": objective} if objective is not None else {}

@@ -1,4 +1,4 @@
-"""What a model's description may hold, which anybody may have written: a type and a range for all that is used of it."""
+"""Types and ranges of a model's description, which somebody else may have written."""
 
 from typing import Annotated, Any, NotRequired
 
@@ -13,7 +13,7 @@ _Size = Annotated[int, Field(ge=1, le=10**6)]
 
 @with_config(ConfigDict(extra="allow"))
 class Built(TypedDict):
-    """A network or a learner: its name, and beside it the arguments of its constructor."""
+    """A network or a learner: its name and the arguments of its constructor."""
 
     name: _Name
 
@@ -44,7 +44,9 @@ class Temperature(TypedDict):
 
 @with_config(ConfigDict(extra="allow"))
 class Description(TypedDict):
-    """What says how to build a network and its learner, and what they were trained on. A later version may have stored more."""
+    """The fields from which a network and its learner can be rebuilt, and the data they were trained on. Extra fields are allowed, because
+    a later version may store more.
+    """
 
     model: Built
     learner: Built
@@ -64,7 +66,7 @@ class Description(TypedDict):
 
 
 def default_name(description: dict[str, Any]) -> str:
-    """The model's name in the registry where nobody gives one."""
+    """The model's default name in the registry."""
     task = description["task"]
     way = f"-{task['way']}way" if task["way"] > 1 else ""
     return f"{description['dataset']}{way}-{task['shot']}shot"

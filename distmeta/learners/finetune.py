@@ -19,7 +19,7 @@ from distmeta.learners.params import Params, detached, leaves
 from distmeta.models.call import places
 from distmeta.models.head import is_head
 
-INNER_STEPS = 5  # where learner.inner_steps is not set
+INNER_STEPS = 5  # default of learner.inner_steps
 
 
 class FineTuning(Learner):
@@ -54,7 +54,7 @@ class FineTuning(Learner):
         self.inner_steps_eval = inner_steps if inner_steps_eval is None else inner_steps_eval
         self.optimizer = InnerOptimizer(inner_optimizer, inner_momentum, inner_epsilon)
         self.patterns = adapt
-        self._reads_rows: bool | None = None  # whether features flow into the head as rows, once it was tried
+        self._reads_rows: bool | None = None  # whether the head's inputs are rows of features; None until tried
 
     @property
     def adapted(self) -> list[str]:
@@ -66,7 +66,7 @@ class FineTuning(Learner):
         return self.inner_lr * self.decay(step)
 
     def decay(self, step: int) -> float:
-        """What inner_lr is multiplied by at an inner step."""
+        """The factor of inner_lr at an inner step."""
         return self.inner_lr_decay if step else 1.0
 
     def adaptation(self, meta_params: Params, episode: Batch, steps: int | None = None) -> Iterator[Params]:
@@ -84,7 +84,7 @@ class FineTuning(Learner):
                 fast_weights = next(descent, None)
 
     def splits(self, batch: Batch, forward: Forward, params: Params) -> TypeGuard[EpisodeBatch]:
-        """Whether only the head adapts, to examples that are there before, so that their features need not be computed at every step."""
+        """Whether only the head adapts, and to examples that exist beforehand, so that features need not be computed at every step."""
         if not (isinstance(batch, EpisodeBatch) and isinstance(self.objective, Supervised)):
             return False
         held = places(self.model)
@@ -123,8 +123,8 @@ class FineTuning(Learner):
 class TransferBaseline(FineTuning):
     """Trained on every task's support and query data at once, under the task's own labels, then fine-tuned at test.
 
-    The baseline that MAML's first experiments call "pretrained on all tasks" (arXiv:1703.03400, section 5.1), and introductory homework
-    "transfer learning": no inner loop in training, so its gradient is that of plain multi-task learning.
+    The baseline that MAML's first experiments call "pretrained on all tasks" (arXiv:1703.03400, section 5.1), and introductory courses call
+    "transfer learning". Training has no inner loop, so its gradient is that of plain multi-task learning.
     """
 
     def task_gradients(self, params: Params, forward: Forward, batch: Batch) -> MetaGradients:

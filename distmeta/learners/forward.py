@@ -1,4 +1,4 @@
-"""The network as a function of its parameters: for one task or several at once, and with whose statistics its norms normalise."""
+"""The network as a function of its parameters, for one task or several at once, and the statistics of its norms."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ Method = Literal["forward", "features"]
 
 
 class Noise(NamedTuple):
-    """What decides the random numbers of training forwards: (seed, step) and the slot of each of the T tasks."""
+    """The key of training forwards' random numbers: (seed, step) and the slot of each of the T tasks."""
 
     seed: int
     step: int
@@ -31,16 +31,14 @@ class Noise(NamedTuple):
 
 
 class Forward:
-    """(params, inputs (T, M, …)) → outputs (T, M, N), or features (T, M, D). It takes those of params that are the network's.
-
-    `batched`: params carry the leading T as well, {name: (T, …)}, and tasks are computed together; otherwise T is 1 and params are bare.
-    What params lack, such as frozen parameters, is the network's own. With `noise` the network is in training mode, and `phase`, the
-    call's number in the task, decides with it what dropout drops and whatever else the forward draws; without it the network is in
-    evaluation mode, and nothing is dropped.
-    With `kept` the features of an image are computed once; whoever gives it sees to it that the body's parameters stay the same, and if
-    `batched` that params hold none of them.
-    `bfloat16` lets torch's autocast compute outer passes in that type; outputs come in the inputs' own.
-    `statistics` holds what running norms saw in the call of the last phase, in training mode: {name: (T, C)} or, for bare params, (C,).
+    """(params, inputs (T, M, …)) → outputs (T, M, N), or features (T, M, D). Entries of `params` that are not network parameters or buffers
+    are ignored. `batched`: params also have the leading T, {name: (T, …)}, and tasks are computed together; otherwise T is 1 and params
+    have no such dimension. Parameters missing in params, such as frozen ones, are taken from the network. With `noise` the network is in
+    training mode. `noise` and `phase` (the call's number in the task) determine dropout and all other random numbers of the forward.
+    Without it the network is in evaluation mode, without dropout. With `kept` the features of an image are computed once. The caller must
+    keep the body's parameters unchanged and, if `batched`, leave them out of params. `bfloat16` lets torch's autocast compute outer passes
+    in that type; outputs have the inputs' type. `statistics` holds the running norms' batch statistics in the last phase of training mode:
+    {name: (T, C)}, or (C,) if not batched.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Forward:
         self._dropouts = dropouts(model)
 
     def __call__(self, params: Params, inputs: Tensor, phase: int = 0, method: Method = "forward", outer: bool = False) -> Tensor:
-        """`outer` says that no inner step depends on the outputs: this pass may be computed in bfloat16."""
+        """`outer` means that no inner step depends on the outputs, so this pass may be computed in bfloat16."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bfloat16 and outer), twice_differentiable():
             outputs = self._call(params, inputs, phase, method)
         return outputs.to(inputs.dtype) if inputs.is_floating_point() else outputs
@@ -81,7 +79,7 @@ class Forward:
         return outputs
 
     def _draw(self, phase: int, tasks: int, device: torch.device) -> Tensor:
-        """int64 (T, layers): what each dropout layer draws from; DropBlock is told here, for a loop alone."""
+        """int64 (T, layers): the key of each dropout layer. It also sets DropBlock's noise, which works only in a loop over tasks."""
         if self.noise is None:
             set_noise(self.model, None)
             return torch.zeros(tasks, 0, dtype=torch.int64, device=device)
@@ -90,7 +88,7 @@ class Forward:
 
     @contextmanager
     def _seeded(self, phase: int, device: torch.device) -> Iterator[None]:
-        """What a forward draws from torch's global generator, in training, is a function of the noise as well."""
+        """Seed torch's global generator from the noise, so that a training forward's draws from it are repeatable."""
         if self.noise is None:
             yield
             return
@@ -101,7 +99,7 @@ class Forward:
                 torch.manual_seed(seed)
                 yield
             return
-        # torch.manual_seed notes a traceback for every kind of device that is not there, which takes longer than a small block.
+        # torch.manual_seed records a traceback for every missing kind of device, which takes longer than a small block.
         held = torch.random.get_rng_state()
         torch.random.default_generator.manual_seed(seed)
         try:
@@ -136,7 +134,7 @@ class Network(NamedTuple):
 
 
 class Head(Forward):
-    """The same for the network's head alone: features (T, M, D) → outputs (T, M, N); parameters keep their names in the network."""
+    """The same for only the network's head: features (T, M, D) → outputs (T, M, N). Parameters keep their names in the network."""
 
     def _one_task(self, params: Params, inputs: Tensor, drawn: Tensor, method: Method) -> tuple[Tensor, Params]:
         prefix = f"{head_name(self.model)}."
@@ -147,7 +145,7 @@ class Head(Forward):
 
 @contextmanager
 def frozen(model: nn.Module, running_only: bool = False) -> Iterator[None]:
-    """Norms take their statistics from buffers, not from what they are given; with `running_only`, just those that keep running ones."""
+    """Let norms take their statistics from buffers instead of their inputs. With `running_only`, only norms with running statistics."""
     norms = [norm for norm in batch_norms(model).values() if isinstance(norm, RunningBatchNorm2d) or not running_only]
     for norm in norms:
         norm.eval()
@@ -162,8 +160,8 @@ def frozen(model: nn.Module, running_only: bool = False) -> Iterator[None]:
 def support_statistics(forward: Forward, adapted: Params, inputs: Tensor) -> Params:
     """The batch-norm statistics of a support set, inputs (M, …), under `adapted`: {"….running_mean": (C,), "….running_var": (C,)}.
 
-    With them a network in evaluation mode classifies every query by itself, whoever else is asked (law of inductive prediction). A norm
-    that the network calls several times pools the statistics of its calls.
+    With them a network in evaluation mode classifies every query independently of the others (inductive prediction). A norm that is called
+    several times pools the statistics of its calls.
     """
     norms = {name: norm for name, norm in batch_norms(forward.model).items() if not isinstance(norm, RunningBatchNorm2d)}
     if not norms:

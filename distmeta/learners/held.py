@@ -1,4 +1,4 @@
-"""Trajectories that several updates learn from: drawn once, then weighted by how much likelier a changed policy makes each action.
+"""Trajectories for several updates: drawn once, then weighted by the likelihood ratio of each action under the changed policy.
 
 Shapes: B tasks, P phases (before the first inner step, after it, …), N trajectories, H steps.
 """
@@ -15,10 +15,9 @@ from distmeta.learners.trajectories import Trajectories
 
 
 class Phase(NamedTuple):
-    """Trajectories of T tasks in one phase, what each action was worth (T, N, H), and the policy that acted.
-
-    Of that policy: its log-probabilities of the actions (T, N, H), its network's outputs (T, N, H, K), and the parameters that it has
-    beside the network's, in one vector (T, k).
+    """Trajectories of T tasks in one phase, each action's advantage (T, N, H), and the acting policy. The policy is stored as its
+    log-probabilities of the actions (T, N, H), its network's outputs (T, N, H, K), and its parameters besides the network's as one vector
+    (T, k).
     """
 
     trajectories: Trajectories
@@ -44,19 +43,19 @@ class HeldBatch(Batch):
 
     @classmethod
     def of(cls, batch: Batch, phases: Sequence[Phase]) -> "HeldBatch":
-        """The tasks of `batch` with what was played in each phase."""
+        """The tasks of `batch` with the trajectories of each phase."""
         parts = zip(*((*phase.trajectories, *phase[1:]) for phase in phases), strict=True)
         return cls(batch.step, batch.slots, *(torch.stack(part, 1) for part in parts))
 
     @classmethod
     def joined(cls, batches: Sequence["HeldBatch"]) -> "HeldBatch":
-        """All their tasks, in order."""
+        """The concatenation of all their tasks, in order."""
         slots = [slot for batch in batches for slot in batch.slots]
         names = [field.name for field in fields(cls) if field.name not in ("step", "slots")]
         return cls(batches[0].step, slots, *(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
 
     def phase(self, number: int) -> Phase:
-        """What was played after `number` inner steps."""
+        """The trajectories after `number` inner steps."""
         count = len(Trajectories._fields)
         parts = [getattr(self, field.name)[:, number] for field in fields(self) if field.name not in ("step", "slots")]
         return Phase(Trajectories(*parts[:count]), *parts[count:])

@@ -17,16 +17,16 @@ from distmeta.learners.objective import Supervised
 from distmeta.learners.params import Params
 from distmeta.models.head import head_name, head_of
 
-_EXAMPLES = "examples"  # what adapting leaves beside the network
+_EXAMPLES = "examples"  # keys of the adapted support set among the parameters
 
 
 class InContext(Learner):
-    """A network that is trained on episodes to answer one query from the examples that it is shown.
+    """A network trained on episodes to answer one query from the given examples.
 
     (Santoro et al. 2016, arXiv:1605.06065; Garg et al. 2022, arXiv:2208.01066.) It needs a network of sequences with a linear `head`, such
     as `transformer` or `lstm`. A sequence is the support set and one query, an element each: the input's values, the target (one-hot for a
-    class), and 1 for an example or 0 for the query, whose target is left at zero. Every query has a sequence of its own, so no answer
-    depends on who else is asked.
+    class), and 1 for an example or 0 for the query, whose target is left at zero. Every query has a separate sequence, so an answer does
+    not depend on the other queries.
     """
 
     def __init__(self, model: nn.Module, **common: Any) -> None:
@@ -48,7 +48,7 @@ class InContext(Learner):
     def check_network(self, inputs: Tensor) -> None:
         try:
             self.model(torch.cat([inputs, inputs], 1))
-        except Exception as error:  # whatever a network raises that reads one length alone
+        except Exception as error:  # a network that reads only one length may raise anything
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"learner in-context needs a network that reads sequences of any length: {reason}", "set model.name=transformer or lstm"
@@ -79,7 +79,7 @@ def examples(inputs: Tensor, targets: Tensor, outputs: int) -> Tensor:
 
 
 def sequences(shown: Tensor, queries: Tensor) -> Tensor:
-    """The sequence of each query (T, Q, M + 1, E): the examples (T, M, E), then the query (T, Q, …) with nothing for its target."""
+    """The sequence of each query (T, Q, M + 1, E): the examples (T, M, E), then the query (T, Q, …) with a target of zeros."""
     flat = queries.flatten(2)
     tasks, count, values = flat.shape
     query = torch.cat([flat, flat.new_zeros(tasks, count, shown.shape[2] - values)], 2)

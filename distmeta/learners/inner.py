@@ -1,6 +1,6 @@
 """The inner loop: from θ and a support set to fast_weights φ, and back from the query loss to the meta-gradient.
 
-Everything here works on T tasks at once: losses are summed over tasks before they are differentiated, which keeps them apart.
+Everything here works on T tasks at once: losses are summed over tasks before differentiation, which gives each task its own gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +23,13 @@ _SQUARES_DECAY = 0.999  # Adam's β2
 
 
 class InnerOptimizer(NamedTuple):
-    """How an inner step follows a gradient g: every state starts at zero, and all of it is differentiable.
+    """The update of an inner step for a gradient g. Every state starts at zero, and the update is differentiable.
 
     sgd:      φ ← φ - α g
     momentum: v ← μ v + g;  φ ← φ - α v  (as torch's SGD)
     adam:     m ← μ m + (1 - μ) g;  s ← β2 s + (1 - β2) g²;  φ ← φ - α m̂ / √(ŝ + ε²)  (Kingma & Ba 2015, arXiv:1412.6980)
 
-    m̂ and ŝ are m and s without their bias towards zero. ε stands inside the root, which has a derivative at s = 0 so.
+    m̂ and ŝ are m and s without their bias towards zero. ε is inside the root, so that the root has a derivative at s = 0.
     """
 
     name: InnerOptimizerName = "sgd"
@@ -49,7 +49,7 @@ class InnerOptimizer(NamedTuple):
         return {key: (weights | state)[key] for key in fast}
 
     def _state(self, fast: Params, gradient: Tensor, name: str, step: int) -> tuple[Tensor, Params]:
-        """The direction that a parameter takes, and its new state."""
+        """The update direction of a parameter, and its new state."""
         if self.name == "sgd":
             return gradient, {}
         if self.name == "momentum":
@@ -65,9 +65,8 @@ class InnerOptimizer(NamedTuple):
 class InnerLoop(NamedTuple):
     """`objective` gives the losses of a task's data; `rate(params, name, step)` is α for one parameter at one inner step.
 
-    `adapted` names the parameters that the inner loop changes.
-    loss_weights (steps + 1): how much the query loss after 0, 1, … inner steps counts in the meta-loss. `fast` in its methods holds
-    fast_weights φ together with the optimiser's state.
+    `adapted` names the parameters that the inner loop changes. loss_weights (steps + 1): weights of the query loss after 0, 1, … inner
+    steps in the meta-loss. In its methods `fast` holds fast_weights φ together with the optimiser's state.
     """
 
     forward: Forward
@@ -87,7 +86,9 @@ class InnerLoop(NamedTuple):
         return weights | self.optimizer.start(weights)
 
     def step(self, params: Params, fast: Params, batch: Batch, step: int, create_graph: bool) -> Params:
-        """φ ← φ - α ∇L_support(φ) (MAML, arXiv:1703.03400, equation 1), or as the optimiser says; `params` holds what `fast` does not."""
+        """φ ← φ - α ∇L_support(φ) (MAML, arXiv:1703.03400, equation 1), or the optimiser's update. `params` holds the parameters that are
+        not in `fast`.
+        """
         losses = self.objective.support(Network(self.forward, params | fast, 2 * step), batch, step).losses
         gradients = gradients_of(losses, {name: fast[name] for name in self.adapted}, create_graph)
         return self.optimizer.step(fast, gradients, {name: self.rate(params, name, step) for name in self.adapted}, step)
@@ -111,7 +112,7 @@ def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> 
 class MetaGradients(NamedTuple):
     """Of T tasks: the meta-gradients {name: (T, …)}, the meta-losses (T,) and the scores (T,) after the last inner step, if any.
 
-    metrics: {name: (T,)} of what the learner names in its `metrics`.
+    metrics: {name: (T,)} for each name in the learner's `metrics`.
     """
 
     gradients: Params
@@ -136,10 +137,10 @@ def unrolled(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: Batc
 
 
 def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: Batch) -> MetaGradients:
-    """What `unrolled` gives, holding the graph of one inner step only: memory grows by the size of φ a step, not by the activations.
+    """The same result as `unrolled`, with the graph of only one inner step: memory grows by the size of φ per step, not by the activations.
 
-    Going back, v = ∂L/∂φ_(k+1) becomes ∂L/∂φ_k = v - H_k(α v) by differentiating inner step k once more: one Hessian-vector product.
-    What is differentiated is the whole step, so the optimiser's state has its cotangents as φ has.
+    On the way back, v = ∂L/∂φ_(k+1) becomes ∂L/∂φ_k = v - H_k(α v) by differentiating inner step k once more: one Hessian-vector product.
+    The whole step is differentiated, so the optimiser's state has cotangents like φ.
     """
     visited = [detached(loop.start(params))]
     for step in range(loop.steps):

@@ -1,4 +1,4 @@
-"""Features of images that are met again: computed once for each image while nothing that they depend on changes."""
+"""Cached features of repeated images: computed once for each image as long as the parameters do not change."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,18 +10,18 @@ from torch import Tensor
 from distmeta.learners.one_by_one import one_by_one
 
 KEPT_BYTES = 2**30
-"""Memory that kept features may take; the ones used least recently go first."""
+"""Memory limit of cached features (bytes). The least recently used ones are removed first."""
 
 
 class KeptFeatures:
-    """Image → features, for one network with one set of parameters, whose features no randomness and no other image changes."""
+    """Image → features, for one network with one set of parameters. Features must not depend on random numbers or other images."""
 
     def __init__(self) -> None:
         self._rows: cachetools.LRUCache[bytes, Tensor] = cachetools.LRUCache(KEPT_BYTES, lambda row: row.numel() * row.element_size())
 
     @torch.no_grad()
     def __call__(self, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        """(M, D) for inputs (M, …): `compute` is asked for those that are not kept."""
+        """Features (M, D) for inputs (M, …). `compute` is called for the missing ones."""
         keys = [hashlib.blake2b(one.contiguous().cpu().numpy().tobytes(), digest_size=16).digest() for one in inputs]
         rows = {key: self._rows[key] for key in set(keys) if key in self._rows}
         missing = {key: place for place, key in enumerate(keys) if key not in rows}

@@ -1,4 +1,4 @@
-"""What every learner is: something that adapts to a support set, and turns episodes into meta-gradients, one for each slot."""
+"""The interface of learners: adapting to a support set, and turning episodes into meta-gradients, one for each slot."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -35,14 +35,16 @@ class SlotMetrics(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """Outputs (M, N) for the queries of one task: all normalised together, and each by the support set's statistics alone."""
+    """Outputs (M, N) for the queries of one task: all normalised together (transductive), and each with the support set's statistics alone
+    (inductive).
+    """
 
     transductive: Tensor
     inductive: Tensor
 
 
 class Chunk(NamedTuple):
-    """Tasks that are computed together: meta_params as leaves for them, the network, the tasks, and the places of those that count."""
+    """Tasks that are computed together: meta_params as leaves, the network, the tasks, and the places of real (not repeated) tasks."""
 
     params: Params
     forward: Forward
@@ -51,33 +53,33 @@ class Chunk(NamedTuple):
 
 
 class Learner(ABC):
-    """Base of all learners. What is learned is in meta_params; `model` holds what nobody changes: frozen parameters and its own buffers.
+    """Base of all learners. Learned values are in meta_params; `model` holds the constant ones: frozen parameters and persistent buffers.
 
     `objective` gives the losses of tasks (default: cross-entropy, for classification).
 
-    task_batching says how the slots of a step are computed: one after another ("loop"), `tasks_per_chunk` at a time ("vmap"), or by what is
-    faster here ("auto": vmap on CUDA and for networks without convolutions).
+    task_batching is the way the slots of a step are computed: one after another ("loop"), `tasks_per_chunk` at a time ("vmap"), or the
+    faster of both ("auto": vmap on CUDA and for networks without convolutions).
     """
 
     trains_on: ClassVar[Literal["episodes", "labelled batches"]] = "episodes"
     any_way: ClassVar[bool] = False
-    """Whether it adapts to any number of classes; otherwise only to as many as the network's head is wide."""
+    """Whether it adapts to any number of classes. Otherwise their number must be the width of the network's head."""
     metrics: ClassVar[tuple[str, ...]] = ()
-    """Names of further numbers that `task_gradients` returns for each task, for records, MLflow and the report."""
+    """Names of extra numbers that `task_gradients` returns for each task. They appear in records, MLflow and the report."""
     method: ClassVar[Method] = "forward"
-    """What training computes of the network: its outputs, or the features that flow into its head."""
+    """The part of the network that training computes: its outputs, or the features before its head."""
     inner_steps_eval: int = 0
     """Inner steps in evaluation and prediction."""
     settings: dict[str, Any]
     """The constructor's arguments, as `build_learner` gave them."""
     no_vmap: str | None = None
-    """Why torch.vmap cannot batch this network's tasks, if it was tried and cannot."""
+    """Why torch.vmap cannot batch this network's tasks, or None."""
     constant_body: bool = False
-    """Whether training leaves an image's features as they are (`leaves_features`), so that they are computed once."""
+    """Whether an image's features do not change in training (`leaves_features`), so that they are computed once."""
     seed: int = 0
-    """Decides dropout's masks and whatever else the network draws in training."""
+    """Seed of dropout's masks and all other random numbers of the network in training."""
     bfloat16: bool = False
-    """Whether training computes its outer pass (the query loss; without an inner loop, everything) in that type; the rest stays exact."""
+    """Whether training computes its outer pass (the query loss; without an inner loop, everything) in bfloat16. The rest stays exact."""
 
     def __init__(
         self,
@@ -91,18 +93,17 @@ class Learner(ABC):
         self.task_batching = task_batching
         self.tasks_per_chunk = tasks_per_chunk
         self._fixed: set[str] = set()
-        self._kept: KeptFeatures | None = None  # those that the present block uses
-        self._features, self._features_body = KeptFeatures(), ""  # those there are, and the hash of the body that they are of
+        self._kept: KeptFeatures | None = None  # the features used in the present block
+        self._features, self._features_body = KeptFeatures(), ""  # the cached features, and the hash of their body
 
     @property
     def statistics(self) -> Params:
-        """The network's running statistics as they stand, by name."""
+        """The network's present running statistics, by name."""
         return statistics(self.model)
 
     @classmethod
     def network_shape(cls, input_shape: tuple[int, ...], outputs: int) -> tuple[int, ...]:
-        """The shape of one input of the network, where a domain's inputs have `input_shape` and its targets `outputs` values or classes.
-
+        """The shape of one input of the network, given the domain's `input_shape` and its number `outputs` of target values or classes.
         Default: the domain's.
         """
         return input_shape
@@ -120,7 +121,7 @@ class Learner(ABC):
     def chosen(self, key: str, patterns: Sequence[str]) -> list[str]:
         """Names of the parameters that match one of `patterns` and are not frozen.
 
-        Raises ConfigError, naming `key`, if a pattern matches no parameter, or frozen ones alone.
+        Raises ConfigError, naming `key`, if a pattern matches no parameter, or only frozen ones.
         """
         free, names = set(self.not_frozen), [name for name, _ in self.model.named_parameters()]
         for pattern in patterns:
@@ -133,8 +134,9 @@ class Learner(ABC):
         return [name for name in matching(patterns, names, key) if name in free]
 
     def train_only(self, patterns: Sequence[str]) -> None:
-        """Meta-train the parameters that match `patterns` alone. Others that adapt start from the network's own values in every episode;
-        all the rest is frozen. Raises ConfigError as `chosen`."""
+        """Meta-train only the parameters that match `patterns`. Other adapted parameters start from the network's values in every episode;
+        the rest is frozen. Raises ConfigError as `chosen`.
+        """
         kept, adapted = set(self.chosen("outer.train", patterns)), set(self.adapted)
         for name, parameter in self.model.named_parameters():
             if name in kept or not parameter.requires_grad:
@@ -145,22 +147,21 @@ class Learner(ABC):
                 parameter.requires_grad_(False)
 
     def with_fixed(self, params: Params) -> Params:
-        """`params` with the starting values of parameters that adapt but are not meta-trained, where it lacks them."""
+        """`params` with the starting values of parameters that adapt but are not meta-trained added."""
         return {name: self.model.get_parameter(name).detach() for name in sorted(self._fixed - params.keys())} | params
 
     def trained(self, params: Params) -> Params:
-        """Those of `params` that a meta-gradient is taken of: all but running statistics and what only adapts."""
+        """The `params` that have a meta-gradient: all except running statistics and parameters that only adapt."""
         return {name: value for name, value in params.items() if name not in self.statistics and name not in self._fixed}
 
     def initial_params(self) -> Params:
-        """meta_params at step 0: the network's parameters and running statistics as they stand, and what else the learner learns."""
+        """meta_params at step 0: the network's present parameters and running statistics, and the learner's other learned values."""
         values = {name: value for name, value in trainable(self.model).items() if name not in self._fixed}
         return values | {name: buffer.detach().clone() for name, buffer in self.statistics.items()}
 
     def start_from(self, given: Params, origin: str, prefix: str | None = None) -> tuple[Params, Loaded]:
-        """meta_params at step 0 with the values of `given`, and what was taken; also the network's frozen values become those of `given`.
-
-        What a learner learns beside the network (inner_lr.…, temperature) is taken where name and shape agree. Raises ConfigError as
+        """meta_params at step 0 with the values of `given`, and a summary of the values used. The network's frozen values are also set from
+        `given`. A learner's other learned values (inner_lr.…, temperature) are used if name and shape agree. Raises ConfigError as
         `distmeta.models.pretrained.load_into`.
         """
         loaded = load_into(self.model, given, origin, prefix)
@@ -169,18 +170,20 @@ class Learner(ABC):
         return params | {name: torch.empty_like(params[name]).copy_(value) for name, value in beside.items()}, loaded
 
     def whole(self, meta_params: Params) -> Params:
-        """meta_params with all else that a prediction uses: frozen parameters and the network's own persistent buffers."""
+        """meta_params and everything else that a prediction uses: frozen parameters and the network's persistent buffers."""
         return constants(self.model, meta_params) | self.with_fixed(meta_params)
 
     def slot_gradients(self, meta_params: Params, batch: Batch) -> tuple[Tensor, SlotMetrics]:
-        """One meta-gradient for each slot, (B, P) in the order of meta_params, and their metrics: what `each_slot` finds, together."""
+        """One meta-gradient for each slot, (B, P) in the order of meta_params, and their metrics: the results of `each_slot`,
+        concatenated.
+        """
         gradients, metrics = zip(*self.each_slot(meta_params, batch), strict=True)
         return torch.cat(gradients), SlotMetrics(*(torch.cat(columns) for columns in zip(*metrics, strict=True)))
 
     def each_slot(self, meta_params: Params, batch: Batch) -> Iterator[tuple[Tensor, SlotMetrics]]:
         """The meta-gradients (n, P) and metrics of the next n slots, in turn. A slot's bits never depend on its neighbours.
 
-        The entries of running statistics hold (present value - the slot's own), so that the outer update moves them by a plain step.
+        The entries of running statistics are (present value - the slot's value), so that the outer update moves them by a plain step.
         """
         for params, forward, chunk, places in self.chunks(meta_params, batch):
             computed = self.task_gradients(params, forward, chunk)
@@ -190,7 +193,7 @@ class Learner(ABC):
             yield flat[kept], SlotMetrics(*(column[kept] for column in self._slot_metrics(computed)))
 
     def chunks(self, meta_params: Params, batch: Batch) -> Iterator["Chunk"]:
-        """The batch's tasks in chunks of one size, which `Batch.chunks` fills up."""
+        """The batch's tasks in chunks of equal size, filled up by `Batch.chunks`."""
         batched = self.batches_tasks(next(iter(meta_params.values())).device)
         size = self.tasks_per_chunk if batched else 1
         features = self._features_of(meta_params) if self.constant_body else None
@@ -214,7 +217,7 @@ class Learner(ABC):
         return SlotMetrics(losses, scores, torch.stack(own, 1) if own else nothing.new_empty(len(losses), 0))
 
     def batches_tasks(self, device: torch.device) -> bool:
-        """Whether slots are computed several at a time on `device`."""
+        """Whether several slots are computed at a time on `device`."""
         if self.task_batching == "auto":
             if self.no_vmap is not None:
                 return False
@@ -230,7 +233,7 @@ class Learner(ABC):
         """The network after 0, 1, … `steps` (inner_steps_eval if None) inner steps on the support data of one task, a batch of one."""
 
     def adapt(self, meta_params: Params, episode: EpisodeBatch) -> Params:
-        """What `predict` needs for one task: the network after the last inner step, with the support set's norm statistics."""
+        """The parameters for `predict` in one task: after the last inner step, with the support set's norm statistics."""
         *_, adapted = self.adaptation(meta_params, episode)
         return self.with_statistics(adapted, episode.support_images[0])
 
@@ -240,7 +243,7 @@ class Learner(ABC):
 
     @torch.no_grad()
     def predict(self, adapted: Params, queries: Tensor) -> Logits:
-        """Outputs for queries (M, …) under what `adapt` returned."""
+        """Outputs for queries (M, …) with the parameters returned by `adapt`."""
         with frozen(self.model, running_only=True):
             transductive = self.outputs(adapted, queries)
         if not self.transductive:
@@ -249,13 +252,13 @@ class Learner(ABC):
             return Logits(transductive, self.outputs(adapted, queries))
 
     def check_network(self, inputs: Tensor) -> None:
-        """Raises ConfigError unless the network, which reads inputs (M, …), does what else the learner asks of it. Default: no more."""
+        """Raises ConfigError unless the network, which reads inputs (M, …), meets the learner's further requirements. Default: none."""
         return None
 
     def check_steps(self, meta_params: Params, steps: int) -> None:
         """Raises ConfigError unless the learner can adapt by `steps` inner steps."""
         if self.inner_steps_eval == 0:
-            raise ConfigError(f"{steps} inner steps: {type(self).__name__} adapts without any", "leave the inner steps out")
+            raise ConfigError(f"{steps} inner steps: {type(self).__name__} adapts without any", "remove the inner steps")
         if steps < 1:
             raise ConfigError(f"{steps} inner steps: at least one is needed to adapt", "give 1 or more")
 
@@ -269,8 +272,11 @@ class Learner(ABC):
 
     @contextmanager
     def keeping_features(self, meta_params: Params) -> Iterator[None]:
-        """In this block meta_params stay these, so that features are computed once for each image, if they depend on nothing else: if
-        only the head adapts, and no norm takes its statistics from a batch. They are kept until another block has other values."""
+        """Declare that meta_params stay unchanged in this block.
+
+        Features are then computed once for each image if they depend on nothing else, that is, if only the head adapts and no norm takes
+        its statistics from a batch. They are kept until a block with other values.
+        """
         fixed = not self.transductive and all(is_head(self.model, name) for name in self.adapted)
         self._kept = self._features_of(meta_params) if fixed else None
         try:
@@ -280,23 +286,25 @@ class Learner(ABC):
 
     @property
     def transductive(self) -> bool:
-        """Whether a norm takes its statistics from the queries when they are classified together."""
+        """Whether a norm takes its statistics from queries that are classified together."""
         return any(not isinstance(norm, RunningBatchNorm2d) for norm in batch_norms(self.model).values())
 
     def leaves_features(self, inputs: Tensor) -> bool:
-        """Whether training leaves the features of inputs (M, …) as they are: all before the head is frozen, and draws nothing."""
+        """Whether the features of inputs (M, …) do not change in training: everything before the head is frozen and draws no random
+        numbers.
+        """
         moved = self.body(self.initial_params() | dict.fromkeys(self._fixed, inputs))
         if moved or batch_norms(self.model) or not has_head(self.model):
             return False
         return not draws(self.model, inputs)
 
     def body(self, params: Params) -> Params:
-        """Those of `params` that are parameters or buffers of the network before its head."""
+        """The `params` that belong to the network before its head."""
         own = self.model.state_dict()
         return {name: value for name, value in params.items() if name in own and not is_head(self.model, name)}
 
     def _features_of(self, meta_params: Params) -> KeptFeatures:
-        """The features kept for the body in meta_params; none yet if it is another one than before."""
+        """The cached features for the body in meta_params; an empty cache if the body changed."""
         body = weights_sha256(self.body(meta_params))
         if body != self._features_body:
             self._features, self._features_body = KeptFeatures(), body
@@ -304,7 +312,7 @@ class Learner(ABC):
 
 
 def _task_params(meta_params: Params, tasks: int | None) -> Params:
-    """meta_params as leaves to differentiate by: the same tensors, or a copy for each task."""
+    """meta_params as leaves for differentiation: the same tensors, or a copy for each task."""
     if tasks is None:
         return leaves(meta_params)
     return leaves({name: value.detach().expand(tasks, *value.shape).clone() for name, value in meta_params.items()})

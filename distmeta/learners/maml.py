@@ -23,9 +23,9 @@ class MAML(FineTuning):
     """Learns an initialisation θ from which a few gradient steps solve a new task, exact to second order.
 
     The meta-gradient of a task is ∇θ L_query(φ_k(θ)) (the sum's terms in algorithm 1, line 10). inner_steps are used in training,
-    inner_steps_eval in evaluation and prediction. `gradient` says how it is computed: "unrolled" keeps every inner step's graph,
-    "checkpointed" that of one step, recomputing the others. Where only the head adapts, features of given examples do not change in the
-    inner loop; they are computed once, with one mask of dropout, and differentiated once.
+    inner_steps_eval in evaluation and prediction. `gradient` is the method: "unrolled" keeps every inner step's graph, "checkpointed" keeps
+    that of one step and recomputes the others. If only the head adapts, the features of given examples do not change in the inner loop.
+    They are then computed once, with one dropout mask, and differentiated once.
     """
 
     first_order: ClassVar[bool] = False
@@ -57,14 +57,14 @@ class MAML(FineTuning):
         )
 
     def _on_features(self, params: Params, forward: Forward, batch: EpisodeBatch) -> MetaGradients:
-        """The same where only the head adapts: the body is computed and differentiated once, not at every inner step."""
+        """The same if only the head adapts: the body is computed and differentiated once instead of at every inner step."""
         ends = {
             "support": forward(params, batch.support_images, 0, "features"),
             "queries": forward(params, batch.query_images, 1, "features", outer=True),
         }
         held = params | leaves(ends)
         body = self.body(self.trained(params))
-        reached = ["queries"] if self.first_order else list(ends)  # to first order, fast_weights are constants
+        reached = ["queries"] if self.first_order else list(ends)  # in first order, fast_weights are constants
         wanted = [*(reached if body else ()), *(name for name in self.trained(params) if name not in body)]
         on_features = replace(batch, support_images=held["support"], query_images=held["queries"])
         gradients, losses, scores, metrics = self._through(Head(self.model, forward.batched, forward.noise), held, wanted, on_features)
@@ -74,7 +74,7 @@ class MAML(FineTuning):
         return MetaGradients(gradients, losses, scores, metrics)
 
     def loss_weights(self, step: int) -> list[float]:
-        """How much the query loss after 0, 1, … inner steps counts at training step `step`."""
+        """The weights of the query loss after 0, 1, … inner steps at training step `step`."""
         return [0.0] * self.inner_steps + [1.0]
 
 
@@ -100,9 +100,9 @@ class ANIL(MAML):
 
 
 class MetaSGD(MAML):
-    """MAML with an inner_lr for every single parameter, learned with θ (Li et al. 2017, arXiv:1707.09835, equation 2).
+    """MAML with a learned inner_lr for every scalar parameter (Li et al. 2017, arXiv:1707.09835, equation 2).
 
-    All of them begin at inner_lr.
+    All of them start at inner_lr.
     """
 
     def initial_params(self) -> Params:
@@ -114,12 +114,12 @@ class MetaSGD(MAML):
 
 
 class MAMLPlusPlus(MAML):
-    """MAML with the two parts of MAML++ that pay (Antoniou et al. 2019, arXiv:1810.09502, section 4).
+    """MAML with the two most effective parts of MAML++ (Antoniou et al. 2019, arXiv:1810.09502, section 4).
 
-    LSLR: an inner_lr for each layer and inner step, learned with θ; all begin at inner_lr. MSL: the query loss counts after every inner
-    step, the earlier ones ever less, until after `multi_step_loss` training steps only the last counts (0: from the start). The weights
-    change every `multi_step_stair` training steps, in their code once an epoch. `rates_per`: a rate for each layer, as the paper says, or
-    for each tensor, as their code has it.
+    LSLR: an inner_lr for each layer and inner step, learned with θ; all start at inner_lr. MSL: the query loss counts after every inner
+    step. The weights of earlier steps decrease, and after `multi_step_loss` training steps only the last step counts (0: from the start).
+    The weights change every `multi_step_stair` training steps, which is once per epoch in the authors' code. `rates_per`: one rate for each
+    layer, as in the paper, or for each tensor, as in the authors' code.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class MAMLPlusPlus(MAML):
         super().check_steps(meta_params, steps)
         held = min(len(value) for name, value in meta_params.items() if name.startswith("inner_lr."))
         if steps > held:
-            raise ConfigError(f"{steps} inner steps: {held} inner_lr of each layer were learned, one a step", f"give at most {held}")
+            raise ConfigError(f"{steps} inner steps: {held} inner_lr of each layer were learned, one per step", f"give at most {held}")
 
     def loss_weights(self, step: int) -> list[float]:
         step -= step % self.multi_step_stair

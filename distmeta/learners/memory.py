@@ -1,4 +1,4 @@
-"""How much memory a step will take, found without taking it: the learner runs on tensors that have shapes but no values."""
+"""Predicts the memory of a step by running the learner on tensors that have shapes but no values."""
 
 import weakref
 from typing import Any
@@ -13,7 +13,7 @@ from distmeta.learners.params import Params
 
 
 class _Peak(TorchDispatchMode):
-    """Counts the bytes of all storages that operations make, while they live."""
+    """Counts the bytes of all live storages that operations allocate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,9 +42,8 @@ class _Peak(TorchDispatchMode):
 
 
 def predicted_bytes(learner: Learner, meta_params: Params, batch: Batch) -> int:
-    """Peak bytes of tensors while `learner` computes the meta-gradients of `batch`, beyond meta_params and the batch themselves.
-
-    Operations' own scratch memory is not counted. Raises what slot_gradients raises, so it also tries the network out.
+    """Peak bytes of tensors while `learner` computes the meta-gradients of `batch`, besides meta_params and the batch. Scratch memory
+    inside operations is not counted. Raises the same errors as slot_gradients, so it also tests the network.
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake_params: Params = {name: mode.from_tensor(value) for name, value in meta_params.items()}

@@ -17,12 +17,14 @@ from distmeta.learners.objective import Cost, Supervised
 from distmeta.learners.params import Params, floating_parameter
 from distmeta.models.head import head_of, is_head
 
-IMAGES_PER_SLOT = 32  # of Classifier-Baseline, unless told otherwise
+IMAGES_PER_SLOT = 32  # default temperature of Classifier-Baseline
 _CENTROIDS = "centroids"
 
 
 class MetricLearner(Learner):
-    """Queries are compared with the means of each class's support features: what flows into the network's head, which is left out."""
+    """Queries are compared with the mean support features of each class. Features are the inputs of the network's head, which is not
+    used.
+    """
 
     any_way = True
     method: ClassVar[Method] = "features"
@@ -67,10 +69,9 @@ def cosine(features: Tensor, centroids: Tensor) -> Tensor:
 
 
 class EpisodicMetricLearner(MetricLearner):
-    """Trained as it is used: the queries of an episode are classified by its support set.
-
-    `normalisation`: in training, support set and queries are normalised each by its own batch statistics ("separate") or by those of all
-    images of the episode ("joint", as the authors' code does). Evaluation is the same with both.
+    """Training is like prediction: the queries of an episode are classified by its support set. `normalisation`: in training, support set
+    and queries are normalised separately ("separate"), or together by the statistics of all images of the episode ("joint", as in the
+    authors' code). Evaluation does not depend on it.
     """
 
     def __init__(self, model: nn.Module, normalisation: Literal["separate", "joint"] = "separate", **common: Any) -> None:
@@ -88,7 +89,7 @@ class EpisodicMetricLearner(MetricLearner):
         return support_features, forward(params, batch.query_images, 1, "features", outer=True)
 
     def task_gradients(self, params: Params, forward: Forward, batch: EpisodeBatch) -> MetaGradients:
-        # As many places as there are support images: how many of them are classes is not asked, which would wait for a GPU.
+        # One place per support image. Counting the classes instead would wait for a GPU.
         places = batch.support_labels.shape[1]
         support, queries = self.training_features(params, forward, batch)
         centroids, present = class_means(support, batch.support_labels, places)
@@ -109,7 +110,7 @@ class ProtoNet(EpisodicMetricLearner):
 class MetaBaseline(EpisodicMetricLearner):
     """Meta-Baseline: cosine logits times a temperature learned with the features (Chen et al. 2021, arXiv:2003.04390, equation 3).
 
-    Meant to start from a Classifier-Baseline (init_from). `temperature` is where the scale begins; the paper takes 10.
+    It is meant to start from a Classifier-Baseline (init_from). `temperature` is the initial scale; the paper uses 10.
     """
 
     def __init__(self, model: nn.Module, temperature: PositiveFloat = 10.0, **common: Any) -> None:
@@ -125,15 +126,16 @@ class MetaBaseline(EpisodicMetricLearner):
 
 
 class ClassifierBaseline(MetricLearner):
-    """Classifier-Baseline: supervised on all training classes; for new ones the head is dropped and the nearest centroid by cosine taken.
+    """Classifier-Baseline: supervised on all training classes. For new classes the head is dropped, and the nearest centroid by cosine is
+    chosen.
 
     (Chen et al. 2021, arXiv:2003.04390, section 3.1.) Trains on labelled batches: a slot is `images_per_slot` images of any classes,
-    normalised by themselves. The network's head is as wide as there are training classes.
+    normalised separately from other slots. The width of the network's head is the number of training classes.
     """
 
     trains_on: ClassVar = "labelled batches"
     method: ClassVar[Method] = "forward"
-    _SCALE = 10.0  # probabilities only: the order of classes does not depend on it
+    _SCALE = 10.0  # it changes only probabilities, not the order of classes
 
     def __init__(self, model: nn.Module, images_per_slot: Positive = IMAGES_PER_SLOT, **common: Any) -> None:
         super().__init__(model, **common)

@@ -1,4 +1,4 @@
-"""What a task's parameters cost: the loss of its support and query data, which a domain gives to its learner."""
+"""The loss of a task's support and query data. A domain gives it to its learner."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -13,39 +13,38 @@ from distmeta.errors import DataError
 from distmeta.learners.forward import Network
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_SHOWN = 8  # class numbers in a message
+_SHOWN = 8  # maximum class numbers in a message
 
 
 class Cost(NamedTuple):
-    """Losses (T,) of T tasks and, where the objective names one, their scores (T,): what people watch while a run trains."""
+    """Losses (T,) of T tasks, and their scores (T,) if the objective names one. Scores are shown while a run trains."""
 
     losses: Tensor
     scores: Tensor | None = None
 
 
 class Objective(ABC):
-    """How tasks become losses. A learner asks for the support loss at each φ, so support data may depend on φ: a policy acts, then learns.
+    """The loss of tasks. A learner requests the support loss at each φ, so support data may depend on φ: a policy acts, then learns.
 
     `network` maps inputs (T, M, …) to outputs (T, M, N), with one set of parameters for each of the T tasks of `batch`. Anything random
     must be a function of the batch and of `step` alone, because the same call may be repeated.
     """
 
     score: ClassVar[str | None] = None
-    """Key of the mean training score in a run's metrics, in the metric's unit. Named as the metric is, its curve joins the validations'.
-
-    None: nothing is scored in training.
+    """Key of the mean training score in a run's metrics, in the metric's unit. If it is the metric's name, both curves share a plot. None:
+    training is not scored.
     """
 
     @abstractmethod
     def support(self, network: Network, batch: Any, step: int) -> Cost:
-        """The cost of the support data after `step` inner steps, which adapting descends; differentiable by network.params."""
+        """The cost of the support data after `step` inner steps, which adapting minimises. It is differentiable by network.params."""
 
     @abstractmethod
     def query(self, network: Network, batch: Any, step: int) -> Cost:
-        """The cost of the query data after `step` inner steps, which the outer loop descends."""
+        """The cost of the query data after `step` inner steps, which the outer loop minimises."""
 
     def pooled(self, batch: Any) -> Any:
-        """`batch` with all data of a task as its support data, for learners that use no queries. Default: `batch`."""
+        """`batch` with all data of a task as its support data, for learners without queries. Default: `batch`."""
         return batch
 
     def part(self, batch: Any, step: int, size: int | None) -> Any:
@@ -53,12 +52,13 @@ class Objective(ABC):
         return batch
 
     def check_targets(self, targets: Tensor, outputs: int | None) -> None:
-        """Raises DataError unless a task may have the targets (M, …) of M examples, where the network has so many `outputs` (None: any
-        number of classes is learned). For targets that people give. Default: nothing is checked."""
+        """Check users' targets (M, …) for a network with `outputs` outputs (None: any number of classes). Raises DataError if they are not
+        valid. Default: no check.
+        """
         return None
 
     def network(self, network: nn.Module) -> nn.Module:
-        """The module to train: `network`, which config.model names, or one around it (a policy adds its noise). Default: `network`."""
+        """The module to train: the `network` of config.model, or a wrapper of it (a policy adds its noise). Default: `network`."""
         return network
 
 
@@ -86,7 +86,7 @@ class Supervised(Objective):
         """From outputs (T, M, N) and targets (T, M, …), means over the M examples, so that inner_lr does not depend on M."""
 
     def order(self, targets: Tensor) -> Tensor:
-        """The order (M,) in which examples make inner steps of fewer than all."""
+        """The order (M,) in which examples are used by inner steps on parts of the support set."""
         return torch.arange(targets.shape[1])
 
 
@@ -104,14 +104,14 @@ class CrossEntropy(Supervised):
             raise DataError(f"targets are {kind_of(targets)}; class numbers (M,) are needed", "give one whole number for each input")
         classes = targets.unique().tolist()
         if classes != list(range(outputs or max(2, len(classes)))):
-            wanted = f"0..{outputs - 1}" if outputs else "0, 1, … without a gap, two at least"
+            wanted = f"0..{outputs - 1}" if outputs else "0, 1, … without gaps, at least two"
             shown = ", ".join(str(number) for number in classes[:_SHOWN]) + (", …" if len(classes) > _SHOWN else "")
-            raise DataError(f"the class numbers are {shown}; {wanted} are needed", "give examples of each class, and of no other")
+            raise DataError(f"the class numbers are {shown}; {wanted} are needed", "give examples of exactly these classes")
 
     def order(self, targets: Tensor) -> Tensor:
-        """Classes take turns; all tasks have their labels in the same places."""
+        """Classes alternate; the labels of all tasks are in the same places."""
         labels = targets[0]
-        turns = (labels[:, None] == labels).tril(-1).sum(1)  # how many of its class stand before an example
+        turns = (labels[:, None] == labels).tril(-1).sum(1)  # the number of earlier examples of the same class
         return (turns * len(labels) + labels).argsort(stable=True)
 
 
@@ -133,9 +133,9 @@ def check_finite(values: Tensor, what: str) -> None:
     finite = values.isfinite().unsqueeze(-1).flatten(1).all(1)
     if not finite.all():
         number = int(finite.int().argmin())
-        raise DataError(f"{what} {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+        raise DataError(f"{what} {number} holds values that are not finite (NaN or infinity)", "check how it was computed")
 
 
 def kind_of(tensor: Tensor) -> str:
-    """Type and shape for people: "float32 (5, 1)"."""
+    """Type and shape as text: "float32 (5, 1)"."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

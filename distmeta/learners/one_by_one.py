@@ -1,4 +1,4 @@
-"""Inputs through a network each by itself, so that an answer's bits do not depend on who else is asked (law 8)."""
+"""Runs a network on one input at a time, so that an answer's bits do not depend on the other inputs."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def one_by_one(compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """(M, …) of inputs (M, …), where `compute` maps (1, …) to (1, …).
+    """Results (M, …) for inputs (M, …); `compute` maps (1, …) to (1, …).
 
-    Chunks of one size are not enough: matrix products and vectorised operations may round a row's last bit by its place in the chunk.
+    Chunks of equal size are not enough, because in matrix products and vectorised operations the rounding of a row can depend on its place
+    in the chunk.
     """
     if not len(inputs):
         return compute(inputs.new_zeros(1, *inputs.shape[1:]))[:0]

@@ -7,22 +7,22 @@ from torch import Tensor, nn
 
 Params = dict[str, Tensor]
 
-_LARGEST = 1e8  # the squares of larger weights, times an image's sums, come near the end of float32
+_LARGEST = 1e8  # larger weights squared, times an image's sums, approach the limit of float32
 
 
 def trainable(model: nn.Module) -> Params:
-    """The parameters of `model` that are not frozen, as they stand, each a tensor of its own."""
+    """Copies of the parameters of `model` that are not frozen."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def constants(model: nn.Module, moved: Params) -> Params:
-    """What a prediction of `model` uses and nobody changes: frozen parameters, and persistent buffers that are not in `moved`."""
+    """The constants of a prediction by `model`: frozen parameters, and persistent buffers that are not in `moved`."""
     learned = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: value for name, value in state(model).items() if name not in learned and name not in moved}
 
 
 def unusable(params: Params) -> str:
-    """What makes parameters useless: a value that is not finite, or so large that outputs overflow. Empty if nothing does."""
+    """Why parameters are unusable: a value that is not finite, or so large that outputs overflow. Empty if they are usable."""
     for name, value in params.items():
         if not value.is_floating_point() or not value.numel():
             continue
@@ -42,7 +42,7 @@ def state(model: nn.Module) -> Params:
 
 
 def fill(model: nn.Module, values: Params) -> None:
-    """Give the parameters and buffers of `model` those of `values` that have their names, in place."""
+    """Copy `values` into the parameters and buffers of `model` with the same names, in place."""
     places = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for name in places.keys() & values.keys():
@@ -50,17 +50,17 @@ def fill(model: nn.Module, values: Params) -> None:
 
 
 def floating(params: Params) -> Tensor:
-    """The first of `params` that is floating point, whose device and type inputs must have; a network's own buffers may hold integers."""
+    """The first floating-point entry of `params`, whose device and type inputs must have. A network's buffers may hold integers."""
     return next(value for value in params.values() if value.is_floating_point())
 
 
 def floating_parameter(model: nn.Module) -> Tensor:
-    """The same among the parameters of `model`, of which frozen ones may hold integers."""
+    """The same for the parameters of `model`; frozen ones may hold integers."""
     return floating(dict(model.named_parameters()))
 
 
 def leaves(params: Params) -> Params:
-    """The same values, to differentiate by."""
+    """The same values as leaves for differentiation."""
     return {name: value.detach().requires_grad_() for name, value in params.items()}
 
 

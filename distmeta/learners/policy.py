@@ -1,4 +1,4 @@
-"""Policies: what a network's outputs say of the next action. Shapes: T tasks, M observations of each."""
+"""Policies: distributions of the next action, given a network's outputs. Shapes: T tasks, M observations of each."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,21 +9,23 @@ from torch import Tensor
 from distmeta.envs.environment import Continuous, Discrete
 from distmeta.learners.params import Params
 
-LOG_STD = "log_std"  # the meta-parameter that a Gaussian policy has beside its network's
+LOG_STD = "log_std"  # a Gaussian policy's meta-parameter besides those of its network
 
 
 class Policy(ABC):
-    """A distribution over actions. `outputs` is how wide the network's head is."""
+    """A distribution over actions. `outputs` is the width of the network's head."""
 
     outputs: int
 
     def own_params(self) -> Params:
-        """Initial values of the parameters that the policy has beside the network's."""
+        """Initial values of the policy's parameters besides the network's."""
         return {}
 
     @abstractmethod
     def act(self, params: Params, outputs: Tensor, noise: Tensor | None) -> Tensor:
-        """Actions for outputs (T, M, outputs), drawn with noise (T, M, K) of `actions.draw_noise`, or the likeliest ones without."""
+        """Actions for outputs (T, M, outputs), drawn with noise (T, M, K) of `actions.draw_noise`, or the most probable ones without
+        noise.
+        """
 
     @abstractmethod
     def log_prob(self, params: Params, outputs: Tensor, actions: Tensor) -> Tensor:
@@ -35,9 +37,8 @@ class Policy(ABC):
 
 
 class Gaussian(Policy):
-    """The network gives the mean of independent normals; their standard deviations are learned and do not depend on the observation.
-
-    `log_std` is where their logarithm starts; below `std_floor` they do not fall.
+    """The network gives the mean of independent normal distributions. Their standard deviations are learned and do not depend on the
+    observation. `log_std` is their initial logarithm, `std_floor` their minimum.
     """
 
     def __init__(self, actions: Continuous, log_std: float = 0.0, std_floor: float = 1e-6) -> None:
@@ -62,7 +63,7 @@ class Gaussian(Policy):
         return (new - old + moved - 0.5).sum(-1)
 
     def _log_std(self, params: Params) -> Tensor:
-        """(T, 1, outputs), or (1, 1, outputs) for the parameters of one task."""
+        """Shape (T, 1, outputs), or (1, 1, outputs) for the parameters of one task."""
         return params[LOG_STD].reshape(-1, 1, self.outputs).clamp(min=self.log_std_floor)
 
 
@@ -88,5 +89,5 @@ class Categorical(Policy):
 
 
 def policy_for(actions: Continuous | Discrete, log_std: float = 0.0, std_floor: float = 1e-6) -> Policy:
-    """The policy that takes such actions."""
+    """The policy for these actions."""
     return Gaussian(actions, log_std, std_floor) if isinstance(actions, Continuous) else Categorical(actions)

@@ -1,4 +1,4 @@
-"""The objective of reinforcement learning: a policy acts, and the policy gradient says what its parameters cost."""
+"""The objective of reinforcement learning: a policy acts, and the loss's derivative is the policy gradient."""
 
 from typing import Any
 
@@ -18,17 +18,16 @@ from distmeta.models.norm import BatchNorm2d
 
 
 def policy_gradient(environment: Environment, log_std: float = 0.0, std_floor: float = 1e-6, **settings: Any) -> "PolicyGradient":
-    """The objective with the policy that takes the environment's actions; `settings` are those of PolicyGradient."""
+    """The objective for a policy with the environment's actions; `settings` are arguments of PolicyGradient."""
     return PolicyGradient(environment, policy_for(environment.actions, log_std, std_floor), **settings)
 
 
 class PolicyGradient(Objective):
     """Trajectories under φ after k inner steps, drawn with the batch's noise of phase k, and their surrogate loss.
 
-    `discount` is γ and `gae_decay` is λ of the advantages; `surrogate_decay` is λ of the surrogate, which decides the second derivative
-    (see `surrogate_loss`). Losses have the value of minus the mean return, for people to read; their derivatives are the surrogate's.
-
-    Of a `HeldBatch` the trajectories are given, and `clip_ratio` bounds what the query loss gains by making their actions likelier.
+    `discount` is γ and `gae_decay` is λ of the advantages; `surrogate_decay` is λ of the surrogate, which determines the second derivative
+    (see `surrogate_loss`). Losses have the value of minus the mean return, for readability, and the derivatives of the surrogate. With a
+    `HeldBatch` the trajectories are given, and `clip_ratio` bounds the gain of the query loss from making their actions more probable.
     """
 
     score = "return"
@@ -68,13 +67,13 @@ class PolicyGradient(Objective):
         return Cost(self.ratio_loss(network, held) - returns, returns)
 
     def ratio_loss(self, network: Network, held: Phase) -> Tensor:
-        """Minus what held actions are worth (T,), each weighted by how much likelier the policy makes it."""
+        """Minus the advantages of held actions (T,), each weighted by the policy's likelihood ratio."""
         log_probs = self.log_probs(network, held.trajectories)
         return ratio_loss(log_probs, held.advantages, held.trajectories.lived, held.log_probs, self.clip_ratio)
 
     @torch.no_grad()
     def play(self, network: Network, batch: TaskBatch, number: int) -> Phase:
-        """What the policy does with the noise of phase `number`, to be held."""
+        """The policy's trajectories with the noise of phase `number`, to be held."""
         trajectories = self.trajectories(network, batch, number)
         outputs = self.outputs(network, trajectories)
         own = [network.params[name].reshape(len(batch), -1) for name in self.policy.own_params()]
@@ -87,7 +86,7 @@ class PolicyGradient(Objective):
         )
 
     def divergence(self, network: Network, held: Phase) -> Tensor:
-        """KL of the policy that acted from this one, the mean (T,) over the steps that were lived."""
+        """Mean KL divergence (T,) of the acting policy from this one, over the steps within trajectories."""
         lived, like = held.trajectories.lived, self.policy.own_params()
         sizes = [value.numel() for value in like.values()]
         old = dict(zip(like, held.own.split(sizes, 1), strict=True)) if like else {}
@@ -96,15 +95,15 @@ class PolicyGradient(Objective):
         return (divergence * lived).sum((1, 2)) / lived.sum((1, 2))
 
     def outputs(self, network: Network, trajectories: Trajectories) -> Tensor:
-        """The network's outputs (T, N·H, K) for each observation that was acted on."""
+        """The network's outputs (T, N·H, K) for each observation that led to an action."""
         return network(trajectories.observations[:, :, :-1].flatten(1, 2))
 
     def trajectories(self, network: Network, batch: TaskBatch, phase: int) -> Trajectories:
-        """What the policy does with the noise of `phase`."""
+        """The policy's trajectories with the noise of `phase`."""
         return rollout(self.environment, self.policy, network, batch.tasks, batch.starts[:, phase], batch.noise[:, phase])
 
     def advantages(self, trajectories: Trajectories) -> Tensor:
-        """What each action was worth, (T, N, H)."""
+        """The advantage of each action, (T, N, H)."""
         return advantages(trajectories, self.discount, self.gae_decay)
 
     def log_probs(self, network: Network, trajectories: Trajectories) -> Tensor:
@@ -113,7 +112,7 @@ class PolicyGradient(Objective):
         return self.policy.log_prob(network.params, outputs, trajectories.actions.flatten(1, 2)).view(trajectories.rewards.shape)
 
     def network(self, network: nn.Module) -> nn.Module:
-        """`network` with the policy's own parameters beside its own. Raises ConfigError if it has batch normalisation."""
+        """`network` with the policy's parameters added. Raises ConfigError if it has batch normalisation."""
         for name, module in network.named_modules():
             if isinstance(module, BatchNorm2d | nn.modules.batchnorm._BatchNorm):
                 raise ConfigError(

@@ -17,10 +17,10 @@ from distmeta.learners.params import Params, detached, leaves
 class Reptile(FineTuning):
     """A task's meta-gradient is θ - φ_k, after inner_steps on all its images (algorithm 2, batched).
 
-    With outer.optimizer sgd, outer.lr is the paper's ε; anneal it with outer.schedule linear. `inner_batch` images make an inner step,
-    taken in turn so that classes alternate (default: all images); a support set smaller than that is used whole at each step.
-    `inner_batch_eval` is the same for evaluation and prediction (default: inner_batch).
-    Of Adam Reptile's authors leave out the first moment (β1 = 0), and so does inner_optimizer adam here, whatever inner_momentum says.
+    With outer.optimizer sgd, outer.lr is the paper's ε; anneal it with outer.schedule linear. An inner step uses `inner_batch` images,
+    chosen in turn so that classes alternate (default: all images). A smaller support set is used whole at each step. `inner_batch_eval` is
+    the same for evaluation and prediction (default: inner_batch). Reptile's authors use Adam without its first moment (β1 = 0). With
+    inner_optimizer adam this learner does the same, for any inner_momentum.
     """
 
     def __init__(

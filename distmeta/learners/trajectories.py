@@ -1,4 +1,4 @@
-"""Trajectories under a policy, what each action was worth, and the policy gradient's surrogate loss.
+"""Trajectories under a policy, the advantage of each action, and the policy gradient's surrogate loss.
 
 Shapes: T tasks, N trajectories, H steps, O components of an observation.
 """
@@ -13,14 +13,15 @@ from distmeta.envs.environment import Environment
 from distmeta.learners.forward import Network
 from distmeta.learners.policy import Policy
 
-_RIDGE = 1e-5  # of the baseline's fit, as in rllab's LinearFeatureBaseline
-_EPSILON = 1e-8  # beside the standard deviation of advantages
+_RIDGE = 1e-5  # ridge of the baseline's fit, as in rllab's LinearFeatureBaseline
+_EPSILON = 1e-8  # added to the standard deviation of advantages
 
 
 class Trajectories(NamedTuple):
-    """observations (T, N, H + 1, O), the last one after the last step; actions (T, N, H, size) or (T, N, H) integers; rewards (T, N, H).
+    """observations (T, N, H + 1, O), the last of them after the last step; actions (T, N, H, size) or (T, N, H) integers; rewards (T, N,
+    H).
 
-    lived (T, N, H): 1.0 for each step up to the trajectory's end, 0.0 after it, where rewards are 0. bootstrapped (T, N, H): 1.0 at a step
+    lived (T, N, H): 1.0 for each step up to the trajectory's end, 0.0 after it (rewards are 0 there). bootstrapped (T, N, H): 1.0 at a step
     that was truncated before the horizon.
     """
 
@@ -37,7 +38,7 @@ class Trajectories(NamedTuple):
 
 
 def rollout(environment: Environment, policy: Policy, network: Network, tasks: Tensor, starts: Tensor, noise: Tensor) -> Trajectories:
-    """Trajectories of `policy`, whose outputs `network` computes, in tasks (T, D).
+    """Trajectories of `policy`, with outputs of `network`, in tasks (T, D).
 
     They are functions of starts (T, N, S), noise (T, N, H, K) and the network's parameters alone.
     """
@@ -49,7 +50,7 @@ def rollout(environment: Environment, policy: Policy, network: Network, tasks: T
 
 
 def best_returns(environment: Environment, tasks: Tensor, starts: Tensor) -> Tensor | None:
-    """The returns (T, N) of somebody who knows the task; None if the environment does not say how to act then."""
+    """The returns (T, N) of the best actions for the known task, or None if the environment does not define them."""
     if environment.best_actions(tasks, environment.start(tasks, starts)) is None:
         return None
 
@@ -63,7 +64,7 @@ def best_returns(environment: Environment, tasks: Tensor, starts: Tensor) -> Ten
 
 @torch.no_grad()
 def play(environment: Environment, tasks: Tensor, starts: Tensor, act: Callable[[int, Any, Tensor], Tensor]) -> Trajectories:
-    """The trajectories of whoever acts by `act(time, state, observations)`."""
+    """Trajectories with the actions of `act(time, state, observations)`."""
     state = environment.start(tasks, starts)
     observations, actions, rewards, lived, bootstrapped = [environment.observe(state)], [], [], [], []
     alive = torch.ones(starts.shape[:2], dtype=tasks.dtype, device=tasks.device)
@@ -81,10 +82,10 @@ def play(environment: Environment, tasks: Tensor, starts: Tensor, act: Callable[
 
 
 def advantages(trajectories: Trajectories, discount: float, gae_decay: float, normalise: bool = True) -> Tensor:
-    """What each action brought beyond a linear baseline, (T, N, H), 0 after a trajectory's end.
+    """The advantage of each action over a linear baseline, (T, N, H); 0 after a trajectory's end.
 
     Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, equation 16) with γ = `discount` and λ = `gae_decay`. With
-    `normalise`, a task's advantages have mean 0 and standard deviation 1 over the steps that were lived.
+    `normalise`, a task's advantages have mean 0 and standard deviation 1 over the steps within trajectories.
     """
     rewards, lived, bootstrapped = (part.double() for part in (trajectories.rewards, trajectories.lived, trajectories.bootstrapped))
     values = baseline_values(trajectories, discount)
@@ -99,10 +100,10 @@ def advantages(trajectories: Trajectories, discount: float, gae_decay: float, no
 
 
 def baseline_values(trajectories: Trajectories, discount: float) -> Tensor:
-    """The expected discounted return from each observation on, (T, N, H + 1) in float64, by a ridge regression for each task.
+    """The expected discounted return after each observation, (T, N, H + 1) in float64, by a ridge regression for each task.
 
     Features are the observation, its squares, and the first three powers of the time in horizons (Duan et al. 2016, arXiv:1604.06778,
-    section 5, with the horizon in place of 100 steps). In float64, because squares of squares leave float32 no digits to solve with.
+    section 5, with the horizon in place of 100 steps). It uses float64, because float32 has too few digits for squares of squares.
     """
     rewards, lived, observations = trajectories.rewards.double(), trajectories.lived.double(), trajectories.observations.double()
     horizon = rewards.shape[-1]
@@ -119,12 +120,12 @@ def baseline_values(trajectories: Trajectories, discount: float) -> Tensor:
 def surrogate_loss(log_probs: Tensor, advantages: Tensor, lived: Tensor, decay: float, held: Tensor | None = None) -> Tensor:
     """A loss for each task (T,), whose derivatives are those of minus the return. All arguments are (T, N, H).
 
-    `held` are the log-probabilities that the actions had when they were drawn (default: the present ones, where the loss has the value 0).
+    `held` are the actions' log-probabilities when they were drawn (default: the present ones; the loss is then 0).
 
-    Loaded DiCE (Farquhar, Whiteson & Foerster 2019, arXiv:1909.10549, equation 12). With l_s = log π of step s and
-    S_t = Σ_(s≤t) λ^(t-s) l_s, step t counts A_t (exp(S_t - [S_t]) - exp(S_t - l_t - [S_t - l_t])), where brackets are the held values. The
-    first derivative is the policy gradient whatever λ = `decay` is. The second one is unbiased at λ = 1, which is DiCE and varies most;
-    λ = 0 is LVC (Rothfuss et al. 2019, arXiv:1810.06784), which leaves out that an action changes what later actions are worth.
+    Loaded DiCE (Farquhar, Whiteson & Foerster 2019, arXiv:1909.10549, equation 12). With l_s = log π of step s and S_t = Σ_(s≤t) λ^(t-s)
+    l_s, step t contributes A_t (exp(S_t - [S_t]) - exp(S_t - l_t - [S_t - l_t])); brackets are the held values. The first derivative is the
+    policy gradient for any λ = `decay`. The second one is unbiased at λ = 1 (DiCE, highest variance). λ = 0 is LVC (Rothfuss et al. 2019,
+    arXiv:1810.06784), which ignores an action's influence on the value of later actions.
     """
     log_probs, held = log_probs * lived, (log_probs.detach() if held is None else held) * lived
     sums = decay_matrix(decay, log_probs)
@@ -136,7 +137,7 @@ def surrogate_loss(log_probs: Tensor, advantages: Tensor, lived: Tensor, decay: 
 def ratio_loss(log_probs: Tensor, advantages: Tensor, lived: Tensor, held: Tensor, clip_ratio: float | None) -> Tensor:
     """Minus the mean advantage (T,) of held actions, each weighted by its ratio of likelihoods; all arguments are (T, N, H).
 
-    With `clip_ratio` ε a ratio earns nothing by leaving [1 - ε, 1 + ε] (Schulman et al. 2017, arXiv:1707.06347, equation 7).
+    With `clip_ratio` ε there is no gain from a ratio outside [1 - ε, 1 + ε] (Schulman et al. 2017, arXiv:1707.06347, equation 7).
     """
     ratios = ((log_probs - held) * lived).exp()
     gains = ratios * advantages

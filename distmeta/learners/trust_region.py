@@ -1,4 +1,4 @@
-"""What updates by ProMP and TRPO compute of held trajectories, slot by slot: who plays them, how far a policy moves from who did."""
+"""Computations of ProMP and TRPO on held trajectories, slot by slot: drawing them, and the divergence from the policy that acted."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -31,7 +31,7 @@ def hold(learner: MAML, meta_params: Params, batch: Batch) -> HeldBatch:
 
 
 def loss_and_divergence(learner: MAML, meta_params: Params, batch: HeldBatch) -> Iterator[tuple[Tensor, SlotMetrics]]:
-    """Of the next n slots, (n, 2): the query loss under meta_params, and the divergence from the adapted policy that acted."""
+    """For the next n slots, (n, 2): the query loss under meta_params, and the divergence from the adapted policy that acted."""
     objective = _objective(learner)
     for params, forward, tasks, places in learner.chunks(meta_params, batch):
         loop = learner.inner_loop(forward, batch.step)
@@ -49,8 +49,8 @@ def loss_and_divergence(learner: MAML, meta_params: Params, batch: HeldBatch) ->
 class Curvature(NamedTuple):
     """The second derivative, by meta_params, of each slot's divergence from the adapted policy that acted, at these meta_params.
 
-    There the divergence is smallest, and this is the Fisher information of the adapted policy seen through the inner steps (through θ
-    alone if the learner is of first order). Holds the graph of every slot.
+    At this point the divergence is minimal, so the result is the Fisher information of the adapted policy, differentiated through the inner
+    steps (through θ alone for a first-order learner). It keeps the graph of every slot.
     """
 
     meta_params: Params

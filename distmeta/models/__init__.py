@@ -1,4 +1,4 @@
-"""Backbones: `nn.Module`s that map images (B, C, H, W), vectors (B, D) or whatever else a batch holds to rows of outputs (B, outputs)."""
+"""Backbones: `nn.Module`s that map images (B, C, H, W), vectors (B, D) or other inputs to rows of outputs (B, outputs)."""
 
 import inspect
 from collections.abc import Mapping
@@ -50,17 +50,17 @@ def build_model(
     seed: int | None = None,
     **own: Any,
 ) -> nn.Module:
-    """The network `name` for inputs of shape (C, H, W) or (D,), with its constructor's own arguments.
+    """The network `name` for inputs of shape (C, H, W) or (D,), constructed with `own` arguments.
 
     A backbone of distmeta is constructed as `Backbone(input_shape, outputs, norm, **own)`. With `allow_import`, and only for a name from
-    the user's own config, `name` may also be the import path of a class, or of a function that returns a module; of input_shape, outputs
-    and norm it is given those that it takes. docs/extending.md says what such a network must do. Its layer `head` is replaced if it is a
-    linear layer of another width than `outputs`, its batch norms become those that `norm` names, its dropout layers become ours.
+    the user's own config, `name` may also be the import path of a class, or of a function that returns a module; it receives input_shape,
+    outputs and norm if its constructor has such arguments. docs/extending.md has the rules for such a network. Its layer `head` is replaced
+    if it is a linear layer of another width than `outputs`, its batch norms are replaced as `norm` says, its dropout layers by ours.
     `lora` ({rank, alpha, modules}) puts low-rank pairs on layers and freezes the others.
 
-    With `seed` the values are those that the network starts from: drawn by torch's rules for a backbone of distmeta, otherwise as the
-    constructor leaves them. Without it only the shapes count. Image models come in the memory layout that convolutions are fastest in.
-    Raises ConfigError naming the key, the value and the rule.
+    With `seed` the values are the network's initial ones: drawn by torch's rules for a backbone of distmeta, otherwise as the constructor
+    leaves them. Without `seed` only the shapes are right. Image models have the memory layout in which convolutions are fastest. Raises
+    ConfigError naming the key, the value and the rule.
     """
     make = MODELS[name] if name in MODELS else _imported(name, allow_import)
     arguments = _arguments(name, make, {"input_shape": tuple(input_shape), "outputs": outputs, "norm": norm}, own)
@@ -69,12 +69,12 @@ def build_model(
         if len(input_shape) == 3:
             in_fastest_layout(model)
         if seed is not None:
-            redraw(model, seed)  # in the layout that they keep: torch draws values in the order in which they lie in memory
+            redraw(model, seed)  # in the final layout, because torch draws values in memory order
     else:
         model = constructed(name, make, arguments, seed)
     name_head(model, head)
     if head != HEAD:
-        head_of(model)  # a name that was given is not passed over
+        head_of(model)  # a name given by the user must exist
     if name not in MODELS:
         with seeded(seed):
             if has_head(model):
@@ -97,7 +97,9 @@ def in_fastest_layout(model: nn.Module) -> nn.Module:
 
 
 def redraw(model: nn.Module, seed: int) -> nn.Module:
-    """`model` with fresh values from `seed` alone: every submodule with `reset_parameters` draws anew. The global generators stay."""
+    """`model` with fresh values from `seed` alone: every submodule with `reset_parameters` is drawn again. The global generators are not
+    changed.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.modules():
@@ -113,17 +115,17 @@ def _imported(name: str, allowed: bool) -> Any:
     network = imported("model.name", name)
     if not callable(network) or (isinstance(network, type) and not issubclass(network, nn.Module)):
         raise ConfigError(
-            f"model.name={name!r} is neither a torch.nn.Module's class nor a function that returns one",
+            f"model.name={name!r} is neither a subclass of torch.nn.Module nor a function that returns a module",
             "give the path of one, my_package.my_module.Net",
         )
     return network
 
 
 def _arguments(name: str, make: Any, common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """What the constructor is called with. Raises ConfigError if an own argument is unknown to it, of another type, or missing."""
+    """The constructor's arguments. Raises ConfigError if one of `own` is unknown or of another type, or if one is missing."""
     try:
         parameters: Parameters = inspect.signature(make).parameters
-    except ValueError:  # a class written in C says nothing of its arguments
+    except ValueError:  # a class written in C has no signature
         return dict(own)
     named = {key: p for key, p in parameters.items() if key not in common and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -140,7 +142,7 @@ def _arguments(name: str, make: Any, common: Mapping[str, Any], own: Mapping[str
 
 
 def checked(key: str, value: Any, annotation: Any) -> Any:
-    """`value` as the annotation of an argument says. Raises ConfigError naming the key, the value and the rule."""
+    """`value` converted to the annotated type of an argument. Raises ConfigError naming the key, the value and the rule."""
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A module called with other parameters than its own, as torch.func.functional_call does, where tensors or whole modules are shared too."""
+"""Calls a module with given parameters, like torch.func.functional_call, but also for shared tensors and modules."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ Map = Callable[[nn.Module, Tensor], Tensor]
 
 
 def places(model: nn.Module) -> dict[str, list[str]]:
-    """Each parameter and buffer, under the name that `named_parameters` gives it → all names under which it must be replaced.
+    """The name of each parameter and buffer in `named_parameters` → all names under which it must be replaced.
 
-    A tensor that two modules hold has two; a module that stands in two places has one, for functional_call would replace it twice and
-    put back what it put in itself.
+    A tensor shared by two modules has two names. A module used in two places has one, because functional_call would replace its tensors
+    twice and then restore the replacements.
     """
     first: dict[int, str] = {}
     uses: dict[str, list[str]] = {}
@@ -30,7 +30,7 @@ def places(model: nn.Module) -> dict[str, list[str]]:
 
 
 def call(model: nn.Module, held: Mapping[str, list[str]], params: Mapping[str, Tensor], map_: Map, inputs: Tensor) -> Any:
-    """map_(model, inputs) with `params`, by the names of `held` (what `places` found), in the place of the model's own tensors."""
+    """map_(model, inputs) with `params` instead of the model's tensors; `held` is the result of `places`."""
     given = {f"network.{place}": value for name, value in params.items() for place in held.get(name, ())}
     return functional_call(_Mapped(model, map_), given, (inputs,), tie_weights=False)
 
@@ -47,7 +47,7 @@ class _Mapped(nn.Module):
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """torch's attention as plain operations: its fused kernels have no second derivative, and other bits without gradients than with."""
+    """torch's attention as plain operations: its fused kernels have no second derivative, and different bits with and without gradients."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

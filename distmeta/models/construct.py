@@ -1,4 +1,4 @@
-"""Networks of a user's own: found by import path, constructed so that every value is a function of the seed."""
+"""Users' networks: imported by path, and constructed so that every value is a function of the seed."""
 
 import importlib
 import random
@@ -14,11 +14,11 @@ from distmeta.errors import RAISED, ConfigError, DistmetaError
 from distmeta.time_limit import time_limit
 
 IMPORT_LIMIT_S = 300.0
-"""Seconds that importing a network's module, or constructing it, may take: a download fits in, a deadlock does not."""
+"""Time limit for importing or constructing a network (seconds): long enough for a download, and it ends a deadlock."""
 
 
 def imported(key: str, path: str) -> Any:
-    """What the import path names: my_package.my_module.Name, or Name.method of a class. Raises ConfigError; `key` is the config's."""
+    """The object at an import path: my_package.my_module.Name, or Name.method of a class. Raises ConfigError naming the config's `key`."""
     parts = path.split(".")
     error: BaseException | None = None
     with _limited(f"{key}={path!r}: its import"):
@@ -32,24 +32,24 @@ def imported(key: str, path: str) -> Any:
             except ModuleNotFoundError as missing:
                 error = error or missing
                 if missing.name is None or not module.startswith(missing.name):
-                    error = missing  # the module is there, but what it imports is not
+                    error = missing  # the module exists, but one that it imports does not
                     break
             except DistmetaError:
                 raise
-            except RAISED as raised:  # whatever the user's own module raises
+            except RAISED as raised:  # a user's module may raise anything
                 error = raised
                 break
     remedy = "give a path that Python finds from here, such as my_package.my_module.Name"
     if not isinstance(error, ModuleNotFoundError | AttributeError):
-        remedy = f"fix what {module} does when it is imported"
+        remedy = f"fix the code that {module} runs on import"
     raise ConfigError(f"{key}={path!r} cannot be imported: {error!r}", remedy) from error
 
 
 def constructed(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: int | None) -> nn.Module:
     """The module that `make(**arguments)` returns, its values a function of `seed`; without a seed they are arbitrary.
 
-    With a seed the network is made twice, and refused if the two differ. torch's, numpy's and Python's global generators are left as
-    they were. Raises ConfigError.
+    With a seed the network is constructed twice, and refused if the two differ. The global generators of torch, numpy and Python are
+    restored. Raises ConfigError.
     """
     model = _made(name, make, arguments, seed)
     if seed is not None:
@@ -72,7 +72,7 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
             model = make(**arguments)
     except DistmetaError:
         raise
-    except RAISED as error:  # whatever the user's own class raises
+    except RAISED as error:  # a user's class may raise anything
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise ConfigError(
             f"model.name={name!r} cannot be built from {given}: {error!r}", "fix the constructor, or change model.*"
@@ -93,7 +93,7 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
 
 
 def _unusual(value: torch.Tensor) -> str:
-    """Which kind of tensor `value` is, if not a plain one of real numbers."""
+    """The kind of tensor `value`, if it is not a plain tensor of real numbers."""
     kinds = {
         "meta": value.is_meta,
         "sparse": value.layout is not torch.strided,
@@ -111,7 +111,7 @@ def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """torch's, numpy's and Python's global generators seeded, and put back at the end; with None, only put back."""
+    """Seed the global generators of torch, numpy and Python, and restore them at the end. With None, only restore them."""
     python, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         if seed is not None:
@@ -127,5 +127,5 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 def _limited(what: str) -> AbstractContextManager[None]:
     """Raise ConfigError if the block takes longer than IMPORT_LIMIT_S."""
-    remedy = "find out where it waits, by importing it in a separate Python process"
+    remedy = "import it in a separate Python process to see where it waits"
     return time_limit(IMPORT_LIMIT_S, ConfigError(f"{what} takes more than {IMPORT_LIMIT_S:g} s", remedy))

@@ -1,4 +1,4 @@
-"""What a network must do, tried out on example inputs before a run begins; docs/extending.md states it for users."""
+"""Checks of the rules for networks, on example inputs before a run starts. docs/extending.md states the rules for users."""
 
 from typing import Any
 
@@ -14,12 +14,14 @@ from distmeta.models.head import features, is_head
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's forward, as a `Map`; `distmeta.models.head.features` is the other."""
+    """The network's forward as a `Map`. The other Map is `distmeta.models.head.features`."""
     return model(inputs)
 
 
 def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> None:
-    """Raises ConfigError unless `model` maps inputs (M, …) to float rows (M, outputs) that depend on its parameters, changing no buffer."""
+    """Raises ConfigError unless `model` maps inputs (M, …) to float rows (M, outputs) that depend on its parameters, without changing a
+    buffer.
+    """
     shape = ", ".join(map(str, inputs.shape))
     before = {key: buffer.clone() for key, buffer in model.named_buffers()}
     try:
@@ -29,7 +31,7 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
             answer: Any = model(inputs)
     except DistmetaError:
         raise
-    except Exception as error:  # whatever the user's own forward raises
+    except Exception as error:  # a user's forward may raise anything
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"model.name={name} does not take inputs of shape ({shape}): {type(error).__name__}: {reason}",
@@ -39,7 +41,7 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
         set_training(model, False)
     if not isinstance(answer, Tensor):
         raise ConfigError(
-            f"model.name={name} returns a {type(answer).__name__}; a tensor of outputs is needed", "let its forward return the tensor alone"
+            f"model.name={name} returns a {type(answer).__name__}; a tensor of outputs is needed", "let its forward return only the tensor"
         )
     wanted = (len(inputs), outputs)
     if tuple(answer.shape) != wanted:
@@ -51,23 +53,23 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
         raise ConfigError(f"model.name={name} returns {answer.dtype}; floating point is needed", "return scores, not the predicted classes")
     if (answer.isnan() | answer.isposinf()).any():
         raise ConfigError(
-            f"model.name={name} gives NaN or infinity as it starts", "look at its initial values, and at what its forward divides by"
+            f"model.name={name} gives NaN or infinity with its initial values", "check its initial values and the divisions in its forward"
         )
     if not answer.requires_grad:
         raise ConfigError(
             f"the outputs of model.name={name} do not depend on a trainable parameter",
-            "remove detach and no_grad from its forward, and leave requires_grad of some parameters on",
+            "remove detach and no_grad from its forward, and keep requires_grad=True for some parameters",
         )
     changed = [key for key, buffer in model.named_buffers() if not torch.equal(buffer, before[key])]
     if changed:
         raise ConfigError(
             f"the forward of model.name={name} changes its buffer {changed[0]} while training, so a step could not be repeated",
-            "leave the layer that changes it out (spectral norm does), or keep that buffer constant",
+            "remove the layer that changes it (such as spectral norm), or keep that buffer constant",
         )
 
 
 def freeze_unreached(model: nn.Module, inputs: Tensor, map_: Map) -> list[str]:
-    """Freeze the parameters that do not influence what `map_` computes, such as a pooler that is not used; returns their names."""
+    """Freeze the parameters that do not influence the result of `map_`, such as an unused pooler. Returns their names."""
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.random.fork_rng(devices=[]):
         outputs = map_(model, inputs)
@@ -94,7 +96,7 @@ def draws(model: nn.Module, inputs: Tensor) -> bool:
 
 
 def no_vmap(model: nn.Module, inputs: Tensor, map_: Map) -> str | None:
-    """Why `torch.vmap` cannot batch this network's tasks, or None if it can and gives what a loop gives."""
+    """Why `torch.vmap` cannot batch this network's tasks, or None if it can and its results equal those of a loop."""
     trainable = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     stacked = {name: torch.stack([value, value]).requires_grad_() for name, value in trainable.items()}
 
@@ -114,7 +116,7 @@ def no_vmap(model: nn.Module, inputs: Tensor, map_: Map) -> str | None:
             squares = [gradient.square().sum() for gradient in first if gradient is not None and gradient.requires_grad]
             torch.autograd.grad(squares, list(stacked.values()), allow_unused=True)
             looped = map_(model, inputs)
-    except Exception as error:  # torch.vmap has no exception of its own
+    except Exception as error:  # torch.vmap raises exceptions of many types
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     finally:
         set_training(model, False)

@@ -14,11 +14,11 @@ from distmeta.models.norm import has_bias, make_norm
 class Conv4(nn.Module):
     """Four blocks of 3×3 convolution, norm and ReLU, each halving the image, then a linear head.
 
-    `downsample` is how a block halves it: "max-pool" 2×2 (as MAML does for miniImageNet) or "stride" 2 in the convolution (for Omniglot,
-    rounding up). `filters` are 64 in most papers, 32 in MAML for miniImageNet, 48 in some.
-    `pooling`: the last block's h×w pixels are the features as they are ("flatten") or averaged ("mean", as MAML's code does for Omniglot).
-    `init`: how weights are drawn, "torch" (its default) or "xavier" (TensorFlow's). `norm_epsilon` is added to the norms' variances.
-    Input (B, C, H, W), features (B, filters·h·w) or, averaged, (B, filters), output (B, outputs).
+    `downsample` is the way a block halves it: "max-pool" 2×2 (as MAML does for miniImageNet) or "stride" 2 in the convolution (for
+    Omniglot, rounding up). `filters` are 64 in most papers, 32 in MAML for miniImageNet, 48 in some. `pooling`: the last block's h×w pixels
+    are the features unchanged ("flatten") or averaged ("mean", as MAML's code does for Omniglot). `init`: distribution of initial weights,
+    "torch" (torch's default) or "xavier" (TensorFlow's default). `norm_epsilon` is added to the norms' variances. Input (B, C, H, W),
+    features (B, filters·h·w) or, averaged, (B, filters), output (B, outputs).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""The layers of a network that become distmeta's own: batch norms, whose statistics belong to an episode, and dropout with masks of a slot.
+"""Replaces layers of a network by distmeta's: batch norms with statistics of an episode, and dropout with masks of a slot.
 
-Only these exact types are replaced. A subclass may hold more than its base, an activation for instance.
+Only these exact types are replaced, because a subclass may contain more, such as an activation.
 """
 
 from torch import Tensor, nn
@@ -18,10 +18,10 @@ _OURS: dict[str, type[BatchNorm2d | FrozenBatchNorm]] = {"batch": BatchNorm2d, "
 
 
 def convert_norms(model: nn.Module, norm: str) -> list[str]:
-    """Replace torch's batch norms by those that `norm` names (batch, running, frozen), keeping their values; returns what was replaced.
+    """Replace torch's batch norms by those of kind `norm` (batch, running, frozen), keeping their values. Returns the replaced layers.
 
-    Raises ConfigError, naming the layer, where that is not possible: for another `norm`, for a subclass unless its statistics are frozen,
-    and for a frozen layer without statistics.
+    Raises ConfigError, naming the layer, if that is not possible: for another `norm`, for a subclass unless its statistics are frozen, and
+    for a frozen layer without statistics.
     """
     layers = [name for name, module in model.named_modules() if type(module) in _BATCH_NORMS]
     if layers and norm not in _OURS:
@@ -58,7 +58,7 @@ def _norm_for(model: nn.Module, name: str, norm: str) -> nn.Module:
 
 
 def convert_dropout(model: nn.Module) -> list[str]:
-    """Replace torch's dropout layers by `SeededDropout`; returns what was replaced."""
+    """Replace torch's dropout layers by `SeededDropout`. Returns the replaced layers."""
     makers = {
         nn.Dropout: lambda rate: SeededDropout(rate),
         nn.Dropout1d: lambda rate: SeededDropout(rate, whole=2),
@@ -77,9 +77,8 @@ def convert_dropout(model: nn.Module) -> list[str]:
 
 
 def convert_weight_norm(model: nn.Module) -> None:
-    """Let weight normalisation compute by plain operations: the second derivative of torch's own by the direction v is wrong.
-
-    Raises ConfigError for the older torch.nn.utils.weight_norm, which works by a hook.
+    """Let weight normalisation compute by plain operations, because the second derivative of torch's kernel by the direction v is wrong.
+    Raises ConfigError for the older torch.nn.utils.weight_norm, which uses a hook.
     """
     for name, module in model.named_modules():
         if type(module) is parametrizations._WeightNorm:
@@ -100,7 +99,7 @@ class PlainWeightNorm(parametrizations._WeightNorm):
 
 
 def _replace(model: nn.Module, made: dict[int, nn.Module]) -> None:
-    """Put made[id(module)] wherever `module` stands, which may be in several places."""
+    """Replace every use of `module` by made[id(module)]; a module may be used in several places."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is not None and id(child) in made:
@@ -108,7 +107,9 @@ def _replace(model: nn.Module, made: dict[int, nn.Module]) -> None:
 
 
 def set_training(model: nn.Module, training: bool) -> None:
-    """Put every layer but batch norms into training or evaluation mode: ours have a mode of their own, torch's keep to their statistics."""
+    """Put every layer except batch norms into training or evaluation mode. Our batch norms have a separate mode; torch's always use their
+    statistics.
+    """
     if model.training == training:
         return
     for module in model.modules():
@@ -117,7 +118,7 @@ def set_training(model: nn.Module, training: bool) -> None:
 
 
 def batch_norms(model: nn.Module) -> dict[str, BatchNorm2d]:
-    """distmeta's own batch norms that may take statistics from a batch, by name."""
+    """distmeta's batch norms that may take statistics from a batch, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BatchNorm2d)}
 
 

@@ -9,10 +9,11 @@ from distmeta.seeds import torch_seed
 
 
 class DropBlock(nn.Module):
-    """Sets squares of `side` pixels to zero, in every channel of every image on its own, and scales the rest up (algorithm 1).
+    """Sets squares of `side` pixels to zero, independently in every channel of every image, and scales the rest up (algorithm 1).
 
-    On average a share of `rate` is dropped, somewhat less where squares overlap; squares lie inside the image, which an image smaller than
-    `side` shrinks them to. `side` 1 is dropout. Active in training mode with `noise` set, as `set_noise` does. Shapes: (N, C, H, W).
+    On average a share of `rate` is dropped, or somewhat less if squares overlap. Squares are inside the image; in an image smaller than
+    `side` they have the image's size. `side` 1 is dropout. Active in training mode with `noise` set, as `set_noise` does. Shapes: (N, C, H,
+    W).
     """
 
     def __init__(self, rate: float, side: int) -> None:
@@ -24,7 +25,7 @@ class DropBlock(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not (self.training and self.rate and self.noise is not None):
             return images
-        if torch._C._functorch.is_batchedtensor(images):  # torch has no public way to ask
+        if torch._C._functorch.is_batchedtensor(images):  # torch has no public function for this
             raise ConfigError(
                 "model.drop_rate draws one mask for each task, which tasks batched by vmap cannot have",
                 "compute tasks one after another, or set model.drop_rate=0",
@@ -46,7 +47,9 @@ class DropBlock(nn.Module):
 
 
 def set_noise(model: nn.Module, seed: int | None, *indices: int) -> None:
-    """From now on every DropBlock layer of `model` draws its masks from (seed, its number in the model, *indices); with None it is idle."""
+    """Let every DropBlock layer of `model` draw its masks from (seed, its number in the model, *indices). With None the layers are
+    inactive.
+    """
     layers = [module for module in model.modules() if isinstance(module, DropBlock)]
     for number, layer in enumerate(layers):
         layer.noise = None if seed is None else (seed, number, *indices)

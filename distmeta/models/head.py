@@ -1,4 +1,4 @@
-"""The last layer of a network: its name, its width, and the features that flow into it."""
+"""The last layer of a network: its name, its width, and its inputs (the features)."""
 
 import difflib
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from distmeta.errors import ConfigError
 
 HEAD = "head"
-"""How a network's last layer is called unless model.head says otherwise."""
+"""Default name of a network's last layer (model.head)."""
 
 
 def name_head(model: nn.Module, name: str) -> nn.Module:
-    """`model`, remembering that its last layer is called `name`."""
+    """`model`, with `name` stored as the name of its last layer."""
     model.__dict__["_distmeta_head"] = name
     return model
 
@@ -26,7 +26,7 @@ def is_head(model: nn.Module, parameter: str) -> bool:
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """The last layer. Raises ConfigError, with the layers that it may be, if `model` has none of that name."""
+    """The last layer. Raises ConfigError, listing candidates, if `model` has no layer of that name."""
     name = head_name(model)
     try:
         return model.get_submodule(name)
@@ -46,7 +46,7 @@ def has_head(model: nn.Module) -> bool:
 def fit_head(model: nn.Module, outputs: int) -> None:
     """Replace the head, a linear layer of another width, by a new one of `outputs` rows, drawn as torch draws a linear layer.
 
-    A head of another kind stays; `distmeta.models.contract` finds out whether it gives rows of the right width.
+    A head of another kind is kept; `distmeta.models.contract` checks the width of its rows.
     """
     head = head_of(model)
     if isinstance(head, nn.Linear) and head.out_features != outputs:
@@ -55,13 +55,13 @@ def fit_head(model: nn.Module, outputs: int) -> None:
 
 
 def set_head(model: nn.Module, head: nn.Module) -> None:
-    """Put `head` in the place of the last layer."""
+    """Replace the last layer by `head`."""
     parent, _, last = head_name(model).rpartition(".")
     setattr(model.get_submodule(parent), last, head)
 
 
 def features(model: nn.Module, inputs: Tensor) -> Tensor:
-    """What flows into the head: (M, D) for inputs (M, …). Raises ConfigError if it is no rows, or the head is never called."""
+    """The head's inputs: (M, D) for inputs (M, …). Raises ConfigError if they are not rows, or if the head is never called."""
     held: list[Tensor] = []
     with head_of(model).register_forward_pre_hook(lambda _module, given: held.append(given[0])):
         model(inputs)

@@ -1,4 +1,6 @@
-"""What several backbones share: the types of their arguments, a convolution drawn by Kaiming's rule, and the size an image shrinks to."""
+"""Parts of several backbones: types of arguments, convolutions with Kaiming's and Glorot's initialisation, and the final size of an
+image.
+"""
 
 from typing import Annotated
 
@@ -12,9 +14,8 @@ Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
 
 class KaimingConv2d(nn.Conv2d):
-    """A convolution whose weights are drawn from N(0, 2 / fan_out), fan_out counting its outputs times kernel pixels; no bias at first.
-
-    He et al. 2015 (arXiv:1502.01852), equation 14, with ReLU's gain for leaky ReLUs as well, as the few-shot ResNet-12s do.
+    """A convolution whose weights are drawn from N(0, 2 / fan_out), fan_out counting its outputs times kernel pixels; the initial bias is
+    zero. He et al. 2015 (arXiv:1502.01852), equation 14, with ReLU's gain for leaky ReLUs as well, as the few-shot ResNet-12s do.
     """
 
     def reset_parameters(self) -> None:
@@ -24,9 +25,8 @@ class KaimingConv2d(nn.Conv2d):
 
 
 class XavierConv2d(nn.Conv2d):
-    """A convolution whose weights are drawn evenly between ±√(6 / (fan_in + fan_out)); no bias at first.
-
-    Glorot & Bengio 2010 (AISTATS), equation 16: the default of TensorFlow 1, in which many few-shot papers were written.
+    """A convolution whose weights are uniform between ±√(6 / (fan_in + fan_out)); the initial bias is zero. Glorot & Bengio 2010
+    (AISTATS), equation 16: the default of TensorFlow 1, in which many few-shot papers were written.
     """
 
     def reset_parameters(self) -> None:
@@ -47,7 +47,9 @@ def _xavier(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 def image_shape(name: str, input_shape: tuple[int, ...], halvings: int) -> tuple[int, int, int]:
-    """(C, H, W) from a backbone's input_shape. Raises ConfigError unless it is an image that can be halved so often, rounding down."""
+    """(C, H, W) from a backbone's input_shape. Raises ConfigError unless it is an image that can be halved `halvings` times, rounding
+    down.
+    """
     if len(input_shape) != 3:
         raise ConfigError(f"model.name={name} reads images (C, H, W), not shape {input_shape}", "choose model.name=mlp for vectors")
     channels, height, width = input_shape

@@ -1,6 +1,6 @@
 """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): a frozen weight W becomes W + (alpha / rank) · B A, and only A and B are learned.
 
-The pairs are torch parametrizations, so that every layer that reads its weight sees them, nn.MultiheadAttention's own included.
+The pairs are torch parametrizations, so they apply in every layer that reads its weight, including nn.MultiheadAttention.
 """
 
 import math
@@ -16,7 +16,7 @@ from distmeta.errors import ConfigError
 from distmeta.models.head import is_head
 from distmeta.models.patterns import matching
 
-_ORIGINAL = re.compile(r"(?P<layer>.+)\.parametrizations\.(?P<weight>\w+)\.original")  # of a weight with one parametrization
+_ORIGINAL = re.compile(r"(?P<layer>.+)\.parametrizations\.(?P<weight>\w+)\.original")  # suffix of a weight with one parametrization
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -40,7 +40,8 @@ def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 
 def add_pairs(model: nn.Module, rank: int, alpha: float, modules: Sequence[str]) -> None:
-    """Put a low-rank pair on every linear and convolution layer that a pattern of `modules` matches; freeze all but pairs and head.
+    """Put a low-rank pair on every linear and convolution layer that a pattern of `modules` matches; freeze everything except pairs and
+    head.
 
     Of nn.MultiheadAttention the pattern matches the layer itself (its joint input projection) and its `out_proj`.
     Raises ConfigError if a pattern matches no such layer, or the layer is the head.
@@ -55,13 +56,13 @@ def add_pairs(model: nn.Module, rank: int, alpha: float, modules: Sequence[str])
         if rank > min(len(weight), weight[0].numel()):
             raise ConfigError(
                 f"model.lora.rank={rank} is more than the weight of {name} has, {min(len(weight), weight[0].numel())}",
-                "set a smaller model.lora.rank, or leave that layer out of model.lora.modules",
+                "set a smaller model.lora.rank, or remove that layer from model.lora.modules",
             )
         parametrize.register_parametrization(module, place, LowRank(weight.detach(), rank, alpha))
 
 
 def _place(module: nn.Module) -> str | None:
-    """The name of the weight that may get a pair."""
+    """The name of the weight that can have a pair."""
     if isinstance(module, nn.MultiheadAttention):
         return "in_proj_weight" if module.in_proj_weight is not None else None
     return "weight" if isinstance(module, _LAYERS) and not isinstance(module.weight, nn.UninitializedParameter) else None
@@ -81,10 +82,9 @@ def merge(model: nn.Module) -> None:
 
 
 def merged(tensors: Mapping[str, Tensor], lora: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A network's tensors by name, with every low-rank pair made part of its weight, under the name that the weight has without a pair.
-
-    `lora` holds the pairs' rank and alpha. The values are those that `merge` gives, bit for bit. Raises ConfigError if a weight has a
-    parametrization beside its pair.
+    """A network's tensors by name, with every low-rank pair merged into its weight, under the weight's name without a pair. `lora` holds
+    the pairs' rank and alpha. The values equal those of `merge` bit for bit. Raises ConfigError if a weight has another parametrization
+    besides its pair.
     """
     plain = dict(tensors)
     for name in tensors:
@@ -100,8 +100,9 @@ def merged(tensors: Mapping[str, Tensor], lora: Mapping[str, Any]) -> dict[str, 
 
 
 def without_pairs(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model with low-rank pairs says of itself once they are merged: the network has none, and the weights that had one are not
-    frozen."""
+    """The description of a model after its low-rank pairs are merged: the network has no pairs, and the weights that had one are not
+    frozen.
+    """
     model = {key: value for key, value in description["model"].items() if key != "lora"}
     frozen = [name for name in description.get("frozen", ()) if not _ORIGINAL.fullmatch(name)]
     rest = {key: value for key, value in description.items() if key != "adapted"}

@@ -1,4 +1,4 @@
-"""A small LSTM over sequences of vectors, written out so that its second derivative exists and torch.vmap can batch tasks."""
+"""A small LSTM over sequences of vectors in plain operations, so that it has a second derivative and torch.vmap can batch tasks."""
 
 import math
 

@@ -18,11 +18,11 @@ _POLICY_HEAD = 0.1
 class MLP(nn.Module):
     """Hidden layers of `widths`, each linear, norm and activation, then a linear head; images are flattened.
 
-    The default is MAML's for sinusoids, which has no norm. Without hidden layers (`widths: []`) it is a linear model, and with
-    `output_activation: sigmoid` behind its head the linear-sigmoid network. Linear layers start as torch draws them or, with
-    `weights: policy`, uniform in ±√(6 / (inputs + outputs)) with biases of 0 (Glorot & Bengio 2010, equation 16) and a head a tenth of
-    that, so that actions hardly depend on observations at first (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
-    Input (B, D) or (B, C, H, W), features (B, widths[-1]), output (B, outputs).
+    The default is MAML's for sinusoids, which has no norm. Without hidden layers (`widths: []`) it is a linear model; with
+    `output_activation: sigmoid` after the head it is the linear-sigmoid network. Linear layers start as torch draws them or, with `weights:
+    policy`, uniform in ±√(6 / (inputs + outputs)) with biases of 0 (Glorot & Bengio 2010, equation 16) and a head a tenth of that, so that
+    initial actions hardly depend on observations (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2). Input (B, D) or (B, C, H, W),
+    features (B, widths[-1]), output (B, outputs).
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [prod(input_shape), *widths]
-        # A layer's rule stands in its reset_parameters, because a run draws the weights by calling it.
+        # A layer's initialisation is in reset_parameters, because a run draws the weights by calling it.
         hidden, last = (XavierLinear, _PolicyHead) if weights == "policy" else (nn.Linear, nn.Linear)
         self.layers = nn.Sequential(*(HiddenLayer(ins, outs, norm, activation, linear=hidden) for ins, outs in pairwise(sizes)))
         linear = last(sizes[-1], outputs)
-        # In the head, so that whoever computes features and head by themselves has it too.
+        # In the head, so that it also applies if features and head are computed separately.
         self.head = linear if output_activation == "none" else nn.Sequential(linear, ACTIVATIONS[output_activation]())
 
     def features(self, inputs: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The norms a backbone may have, and batch normalisation over an episode's own images with a second derivative that MAML can afford.
+"""The norms of backbones, and batch normalisation over an episode's images with a fast second derivative for MAML.
 
 torch composes the second derivative of batch norm from some thirty-five passes over the activations; here it is one native backward
 call and two linear combinations. Formulas: differentiate Ioffe & Szegedy 2015 (arXiv:1502.03167), Algorithm 1, twice.
@@ -16,7 +16,7 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 class Statistics(NamedTuple):
-    """Mean and biased variance (C,) of so many values a channel."""
+    """Mean and biased variance (C,), and the number of values per channel."""
 
     values: int
     mean: Tensor
@@ -24,7 +24,7 @@ class Statistics(NamedTuple):
 
 
 def pooled(parts: Sequence[Statistics]) -> Statistics:
-    """The statistics of all values together, from those of their parts."""
+    """The statistics of the union of several parts."""
     if len(parts) == 1:
         return parts[0]
     values = sum(part.values for part in parts)
@@ -38,13 +38,13 @@ def pooled(parts: Sequence[Statistics]) -> Statistics:
 def variance(inverse_std: Tensor, eps: float) -> Tensor:
     """The variance (C,) whose 1/√(variance + eps) is given.
 
-    No pass over the images: exact to rounding in variance + eps, which is all that a norm needs of a variance.
+    No pass over the images: exact to rounding in variance + eps, and a norm needs only this sum.
     """
     return (inverse_std**-2 - eps).clamp_min(0)
 
 
 def as_images(inputs: Tensor) -> Tensor:
-    """(N, C, …) as images (N, C, H, W): a vector is an image of one pixel, a sequence one of one column."""
+    """(N, C, …) as images (N, C, H, W): a vector becomes an image of one pixel, a sequence an image of one column."""
     return inputs if inputs.dim() == 4 else inputs.reshape(*inputs.shape[:2], -1, 1)
 
 
@@ -63,7 +63,7 @@ class BatchNorm2d(nn.Module):
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
-    # The buffers describe one support set, not what the outer loop learns.
+    # not persistent: the buffers describe one support set, and the outer loop does not learn them
     persistent = False
     seen: list[Statistics] | None = None
 
@@ -93,7 +93,7 @@ class BatchNorm2d(nn.Module):
         return normalised.view(inputs.shape)
 
     def normalise(self, images: Tensor) -> Gradients:
-        """Normalised images, and the mean (C,) and 1/√(variance + eps) (C,) they were normalised by, neither of which has a gradient."""
+        """Normalised images, and the mean (C,) and 1/√(variance + eps) (C,) used for them. The latter two have no gradient."""
         normalised = _Normalise.apply(images, self.weight, self.bias, self.eps)
         self.tell(images.numel() // images.shape[1], *normalised[1:])
         return normalised
@@ -105,7 +105,7 @@ class BatchNorm2d(nn.Module):
 
 
 class RunningBatchNorm2d(BatchNorm2d):
-    """Batch norm that tells the statistics it used, for a training loop that averages them into `running_mean` and `running_var`.
+    """Batch norm that exposes the statistics it used, for a training loop that averages them into `running_mean` and `running_var`.
 
     Each forward in training mode leaves the mean and the biased variance of its images, (C,) each and without gradient, in `batch_mean`
     and `batch_var`; inside `torch.vmap` they must be read inside the mapped function. The module itself never changes its buffers.
@@ -121,7 +121,7 @@ class RunningBatchNorm2d(BatchNorm2d):
 
 
 class FrozenBatchNorm(nn.Module):
-    """The affine map that a trained batch norm is: its statistics are constants, in training and evaluation mode alike.
+    """A trained batch norm as an affine map: its statistics are constants in training and evaluation mode.
 
     Shapes: input and output (N, C, …); weight, bias, running_mean, running_var (C,). Without `affine`, weight and bias are constants.
     """
@@ -148,7 +148,8 @@ class FrozenBatchNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group norm (Wu & He 2018, arXiv:1803.08494) in groups of at least 16 channels, their best size (table 3); fewer are one group.
+    """Group norm (Wu & He 2018, arXiv:1803.08494) in groups of at least 16 channels, the paper's best size (table 3). Fewer channels are
+    one group.
 
     Their other choice, always 32 groups, would leave Conv-4-32 one channel a group, which is constant on a feature map of one pixel.
     Shapes: input and output (N, C, H, W).
@@ -160,7 +161,7 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, images: Tensor) -> Tensor:
         n, channels, height, width = images.shape
-        # torch's group_norm asks for the memory layout, which torch.vmap cannot answer.
+        # torch's group_norm queries the memory layout, which torch.vmap does not support.
         arguments = n, channels, height * width, self.num_groups, self.eps
         return torch.native_group_norm(images.contiguous(), self.weight, self.bias, *arguments)[0]
 
@@ -176,8 +177,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 def make_norm(name: str, channels: int, epsilon: float = 1e-5) -> nn.Module:
     """The norm `name` over (N, channels, H, W): batch, running, group or none, with `epsilon` added to variances. Raises ConfigError.
 
-    A layer in front of a norm has no bias: batch norm would subtract it again, and group norm's own bias stands in for it (as in Wu &
-    He's networks). With "none", an identity, the layer has one: see `has_bias`.
+    A layer before a norm has no bias, because batch norm would subtract it, and group norm has its own bias (as in Wu & He's networks).
+    With "none", an identity, the layer has a bias; see `has_bias`.
     """
     if name not in NORMS:
         raise ConfigError(f"model.norm={name!r} is not a norm", f"choose one of {', '.join(NORMS)}")
@@ -188,7 +189,7 @@ def make_norm(name: str, channels: int, epsilon: float = 1e-5) -> nn.Module:
 
 
 def has_bias(norm: str) -> bool:
-    """Whether a layer in front of the norm of that name needs a bias of its own."""
+    """Whether a layer before the norm of that name needs a bias."""
     return norm == "none"
 
 
@@ -208,8 +209,8 @@ class _Normalise(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Any, Any]:
         """Tasks become channels: statistics belong to a channel, so T tasks of C channels are one batch of T·C channels.
 
-        x (N, T, C, H, W) → (N, T·C, H, W), weight and bias (T, C) → (T·C,). With tasks beside channels, where `vmap` of a convolution
-        leaves them, neither way copies. What is not mapped is repeated, so its gradient sums over tasks.
+        x (N, T, C, H, W) → (N, T·C, H, W), weight and bias (T, C) → (T·C,). `vmap` of a convolution leaves tasks next to channels, so
+        neither direction copies. Unmapped arguments are repeated, so their gradients sum over tasks.
         """
         tasks = info.batch_size
         x = _tasks_at(1, x, in_dims[0], tasks)
@@ -224,10 +225,10 @@ class _Normalise(torch.autograd.Function):
 
 
 class _NormaliseBackward(torch.autograd.Function):
-    """The first derivative as a function of its own, so that it can be differentiated once more.
+    """The first derivative as a separate function, so that it can be differentiated once more.
 
-    It has no `vmap`: tasks are batched in the forward pass alone, and autograd comes here with tasks folded into channels already.
-    Under `torch.func`'s own derivatives torch refuses it.
+    It has no `vmap`: tasks are batched only in the forward pass, so autograd calls it with tasks already folded into channels. torch
+    refuses it under the derivatives of `torch.func`.
     """
 
     @staticmethod
@@ -245,8 +246,8 @@ class _NormaliseBackward(torch.autograd.Function):
 class _NormaliseBackwardTwice(torch.autograd.Function):
     """The second derivative as a function that refuses to be differentiated.
 
-    Another derivative would silently take the saved statistics for constants. torch's `once_differentiable` does not prevent that: it
-    hangs its refusal on a branch that `torch.autograd.grad` never visits.
+    A third derivative would silently treat the saved statistics as constants. torch's `once_differentiable` does not prevent this, because
+    it refuses only on a branch that `torch.autograd.grad` never visits.
     """
 
     @staticmethod
@@ -296,7 +297,7 @@ def _tasks_at(place: int, value: Tensor, dim: int | None, tasks: int) -> Tensor:
 
 
 def _native_backward(grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse_std: Tensor, eps: float) -> Gradients:
-    # In two layouts at once it takes many times as long; the second derivative of max-pool hands out contiguous ones.
+    # Mixed layouts take many times as long, and the second derivative of max-pool returns contiguous tensors.
     grad_y = grad_y.contiguous(memory_format=_layout(x))
     return torch.ops.aten.native_batch_norm_backward(grad_y, x, weight, None, None, mean, inverse_std, True, eps, [True, True, True])
 

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: read from a file without executing any of it, and put into a network wherever name and shape agree."""
+"""Pretrained weights: read from a file without executing anything in it, and copied into a network by name and shape."""
 
 import re
 from pathlib import Path
@@ -14,15 +14,15 @@ from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head
 from distmeta.models.norm import FrozenBatchNorm
 
-_NAMED = 5  # names that a message lists
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # under which training scripts keep a state dict among other things
+_NAMED = 5  # maximum names in a message
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys under which training scripts store the state dict
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def read_weights(path: Path, origin: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a state dict that torch.save wrote (.pt, .pth, .bin; no code in it is run).
 
-    Raises DataError; `origin` names the file for people.
+    Raises DataError; `origin` names the file in messages.
     """
     if path.suffix.lower() == ".safetensors":
         try:
@@ -31,7 +31,7 @@ def read_weights(path: Path, origin: str) -> dict[str, Tensor]:
             raise DataError(f"{origin} does not hold safetensors: {error}", "download or export the weights again") from None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises what its unpickler raises, at length
+    except Exception as error:  # torch raises long messages of its unpickler
         refused = re.search(r"WeightsUnpickler error: (.*)", str(error))
         reason = refused[1] if refused else f"{type(error).__name__}: {error}"
         raise DataError(
@@ -48,7 +48,7 @@ def read_weights(path: Path, origin: str) -> dict[str, Tensor]:
 
 
 class Loaded(NamedTuple):
-    """How many tensors were taken, and the names that were not: heads of another width, and entries that the network has no place for."""
+    """The number of tensors used, and the names of unused ones: heads of another width, and entries that the network does not have."""
 
     taken: int
     drawn: list[str]
@@ -62,11 +62,11 @@ class Loaded(NamedTuple):
 
 
 def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: str | None = None) -> Loaded:
-    """Put `given` into the parameters and persistent buffers of `model` that have the same names, in place.
+    """Copy `given` into the parameters and persistent buffers of `model` with the same names, in place.
 
-    `prefix` is removed from names that begin with it. The head, low-rank pairs and buffers keep what they have where `given` lacks them,
-    all but the statistics of frozen norms.
-    Raises ConfigError listing what is missing and what has another shape, if that is in the body, or what is not finite.
+    `prefix` is removed from names that begin with it. If `given` lacks the head, low-rank pairs or buffers, they keep their values, except
+    the statistics of frozen norms. Raises ConfigError listing entries of the body that are missing or of another shape, or values that are
+    not finite.
     """
     if prefix:
         if not any(name.startswith(prefix) for name in given):
@@ -101,12 +101,12 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
 
 
 def plain_name(name: str) -> str:
-    """The name that a parameter has without the parametrization around it."""
+    """A parameter's name without its parametrization."""
     return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name)
 
 
 def _free(model: nn.Module, name: str) -> bool:
-    """Whether a start needs no value for it."""
+    """Whether its value may be missing."""
     if is_head(model, name) or re.search(r"\.parametrizations\.\w+\.\d+\.", name) is not None:
         return True
     owner, _, last = name.rpartition(".")
@@ -115,7 +115,7 @@ def _free(model: nn.Module, name: str) -> bool:
 
 
 def _norm_entries(model: nn.Module) -> set[str]:
-    """What torch's batch norms keep and ours do not: a count of batches, and statistics where the episode's own are used."""
+    """Entries of torch's batch norms that ours do not have: a count of batches, and statistics if the episode's statistics are used."""
     entries = set()
     for name, module in model.named_modules():
         if name in batch_norms(model) or hasattr(module, "running_mean"):

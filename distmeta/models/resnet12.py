@@ -18,10 +18,10 @@ SLOPE = 0.1
 class ResNet12(nn.Module):
     """Four residual blocks of three 3×3 convolutions, each halving the image (rounding down), global average pooling, a linear head.
 
-    `widths` are the blocks' channels: 64-160-320-640 (MetaOptNet) or 64-128-256-512 (TADAM).
-    `drop_rate` is the share of features that training drops after each block: single ones after the first two blocks, squares of side
-    `drop_block` after the others, as MetaOptNet does, at a constant rate; it needs `distmeta.models.dropblock.set_noise`.
-    Input (B, C, H, W), features (B, widths[3]), output (B, outputs).
+    `widths` are the blocks' channels: 64-160-320-640 (MetaOptNet) or 64-128-256-512 (TADAM). `drop_rate` is the share of features that
+    training drops after each block: single features after the first two blocks, squares of side `drop_block` after the others, as
+    MetaOptNet does, at a constant rate; it needs `distmeta.models.dropblock.set_noise`. Input (B, C, H, W), features (B, widths[3]), output
+    (B, outputs).
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from distmeta.models.norm import has_bias, make_norm
 
 
 def arctangent(potential: Tensor, scale: float) -> Tensor:
-    """arctan(scale · v) / π: the smooth function whose derivatives stand in for those of the Heaviside step.
+    """arctan(scale · v) / π: the smooth function whose derivatives replace those of the Heaviside step.
 
     (Fang et al. 2021, arXiv:2007.05785, equation 13, up to a constant; its derivative is scale / (π (1 + (scale · v)²)).)
     """
@@ -21,9 +21,9 @@ def arctangent(potential: Tensor, scale: float) -> Tensor:
 
 
 def spike(potential: Tensor, scale: float) -> Tensor:
-    """1 where the potential above threshold is positive, else 0; every derivative is the one of `arctangent`.
+    """1 where the potential above threshold is positive, else 0; every derivative is that of `arctangent`.
 
-    The difference below is exactly zero in value. torch differentiates its first term as often as asked, under vmap as well.
+    The difference below is exactly zero in value. torch can differentiate its first term any number of times, also under vmap.
     """
     smooth = arctangent(potential, scale)
     return (potential > 0).to(potential.dtype) + (smooth - smooth.detach())
@@ -111,7 +111,7 @@ class SpikingBlock(nn.Module):
         self.pool = nn.AvgPool2d(2)
 
     def currents(self, images: Tensor) -> Tensor:
-        """What flows into the neurons (M, outputs, H, W), from images or spikes (M, inputs, H, W)."""
+        """The neurons' input currents (M, outputs, H, W), from images or spikes (M, inputs, H, W)."""
         return self.norm(self.conv(images))
 
     def spikes(self, currents: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""A small transformer encoder over sequences of vectors, its attention written out so that it differentiates twice on every device."""
+"""A small transformer encoder over sequences of vectors, with attention in plain operations, so that it can be differentiated twice on
+every device.
+"""
 
 import math
 
@@ -15,9 +17,9 @@ _LONGEST_WAVE = 1000.0
 class Transformer(nn.Module):
     """`depth` pre-norm blocks of attention and a two-layer perceptron (Vaswani et al. 2017, arXiv:1706.03762; pre-norm as in 2002.04745).
 
-    Features are the last element's: of a sequence what follows, of a support set and a query the query's answer. `positions` adds the
-    sinusoids of section 3.5; without them the earlier elements are a set. Any length L is read.
-    Input (B, L, D), features (B, width), output (B, outputs).
+    Features are those of the last element: the continuation of a sequence, or the answer to the query after a support set. `positions` adds
+    the sinusoids of section 3.5; without them the order of earlier elements does not matter. Any length L is read. Input (B, L, D),
+    features (B, width), output (B, outputs).
     """
 
     def __init__(

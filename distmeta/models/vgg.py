@@ -12,7 +12,7 @@ from distmeta.models.norm import has_bias, make_norm
 class VGG(nn.Module):
     """Stages of 3×3 convolutions, norm and ReLU, each stage ending in a 2×2 max-pool, then global average pooling and a linear head.
 
-    `convolutions` says how many each stage has and `widths` with how many channels: [2, 2, 2, 2, 2] is VGG-13 (configuration B),
+    `convolutions` is the number of convolutions in each stage, `widths` their channels: [2, 2, 2, 2, 2] is VGG-13 (configuration B),
     [1, 1, 2, 2, 2] VGG-11, [2, 2, 3, 3, 3] VGG-16. The paper flattens 7×7 pixels into three hidden layers; global average pooling
     keeps the head small and independent of the image's size.
     Input (B, C, H, W), features (B, widths[-1]), output (B, outputs).

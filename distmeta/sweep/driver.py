@@ -1,4 +1,6 @@
-"""A sweep from the driver's side: trials proposed, placed by Ray Tune as distributed runs, stopped early, ranked; the winner promoted."""
+"""The driver of a sweep: it proposes trials, which Ray Tune places as distributed runs, stops poor ones, ranks them, and promotes the
+winner.
+"""
 
 import os
 from collections import Counter
@@ -28,11 +30,11 @@ from distmeta.sweep.watchdog import Watchdog
 from distmeta.training.evaluate import paired_difference
 from distmeta.training.lease import Claim
 
-_DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver takes no CPU: with one it could wait for ever for its own workers
+_DRIVER = {"node:__internal_head__": 0.001}  # a trial's driver reserves no CPU; otherwise it could block its own workers forever
 
 
 def sweep(config: Config, resume: bool = False, address: str | None = None, allow_other_hardware: bool = False) -> dict[str, Any]:
-    """Run the trials of config.sweep, rank them, and promote the winner; the answer is what `distmeta sweep --json` prints.
+    """Run the trials of config.sweep, rank them, and promote the winner. Returns what `distmeta sweep --json` prints.
 
     With `resume`, continue from the records in the sweep's folder (config.run_folder): ended trials are skipped. Raises DistmetaError.
     """
@@ -61,14 +63,14 @@ def _settings(config: Config) -> SweepConfig:
 
 
 def _as_sweep(config: Config) -> Config:
-    """The config that trials derive from: a checkpoint at every validation, where a trial may be stopped and continue."""
+    """The config that trials derive from. It makes a checkpoint at every validation, because a trial may be stopped and resumed there."""
     if config.sweep is None:
         raise ConfigError("the config has no sweep.space", "add one: sweep: {space: {learner.inner_lr: {loguniform: [0.01, 1]}}}")
     data, train = config.data, config.train
     if not isinstance(train.workers, int):
         raise ConfigError(f"train.workers={list(train.workers)} in a sweep, where every trial is placed separately", "give one number")
     task = {name: getattr(data.eval, name) or getattr(data, name) for name in ("way", "shot", "queries")}
-    data = data.model_copy(update={"eval": data.eval.model_copy(update=task)})  # the same episodes for all, whatever they train on
+    data = data.model_copy(update={"eval": data.eval.model_copy(update=task)})  # the same validation episodes for all trials
     train = train.model_copy(update={"checkpoint_every": train.validate_every})
     grace = config.sweep.grace or train.validate_every
     if config.sweep.stops_early and max(grace, train.validate_every) >= config.outer.steps:
@@ -83,7 +85,7 @@ def _as_sweep(config: Config) -> Config:
 
 
 def check_space(config: Config) -> None:
-    """Raises ConfigError if an end of a range, or a choice, is not valid in its place, or the learner or network does not take it."""
+    """Raises ConfigError if an end of a range or a choice is not valid for its key, or if the learner or network does not accept it."""
     for key, values in _settings(config).space.items():
         for value in values.extremes:
             try:
@@ -98,7 +100,7 @@ def check_space(config: Config) -> None:
 def _run_trials(
     this: Run, records: Records, view: TrialTable, uri: str, address: str | None, allow_other_hardware: bool, claim: Claim
 ) -> None:
-    """Run what is left of the sweep. Raises Stopped if the user ended it, ClusterError if Ray Tune failed."""
+    """Run the remaining trials. Raises Stopped if the user ended the sweep, ClusterError if Ray Tune failed."""
     config, folder, settings = this.config, records.folder, records.settings
     view.say(f"sweep folder {folder}; Ray's log is {folder.log}")
     with connected(address):
@@ -123,7 +125,7 @@ def _run_trials(
 
         source, interrupt = Source(records, begin), Interrupt()
         tuner = _tuner(config, records, source, interrupt, at_once)
-        folder.remove_tune()  # Ray Tune would find an earlier session's records there
+        folder.remove_tune()  # otherwise Ray Tune would read an earlier session's records
         needs = worker_needs(config.train, device)
         watchdog = Watchdog(records=records, source=source, claim=claim, train=config.train, needs=needs, say=view.say)
         with SweepMirror(this, records, uri) as mirror, watchdog:
@@ -142,7 +144,7 @@ def _run_trials(
 
 
 def _tuner(config: Config, records: Records, source: Source, interrupt: Interrupt, at_once: int) -> Tuner:
-    """Ray Tune, which takes trials from `source`, places `at_once` of them and stops poor ones."""
+    """The Ray Tune object. It takes trials from `source`, places `at_once` of them and stops poor ones."""
     folder, settings = records.folder, records.settings
     scheduler: TrialScheduler = FIFOScheduler()
     if settings.stops_early:
@@ -167,7 +169,7 @@ def _tuner(config: Config, records: Records, source: Source, interrupt: Interrup
 
 
 def _watch(tuner: Tuner, source: Source, interrupt: Interrupt, watchdog: Watchdog, view: TrialTable) -> Exception | None:
-    """Draw the trials until Ray Tune ends. Ctrl-C (or SIGTERM) ends them where they are, at their last checkpoint."""
+    """Show the trials until Ray Tune ends. On Ctrl-C (or SIGTERM) they end at their last checkpoint."""
 
     def stop() -> None:
         source.stopping = True
@@ -190,7 +192,7 @@ def _watch(tuner: Tuner, source: Source, interrupt: Interrupt, watchdog: Watchdo
 
 
 def _winner(records: Records) -> Trial:
-    """The best trial. Raises RunError with the commonest reason if all failed."""
+    """The best trial. Raises RunError with the most frequent reason if all failed."""
     ranking = records.ranking()
     if not ranking:
         (reason, count), *_ = Counter(trial.reason for trial in records.ended).most_common(1)
@@ -199,7 +201,7 @@ def _winner(records: Records) -> Trial:
 
 
 def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, Any]:
-    """The winner's row, with its figures on validation episodes that no trial has seen and its advance over trial 0 on the same ones."""
+    """The winner's row, with its score on fresh validation episodes and its difference to trial 0 on the same episodes."""
     episodes, first = records.settings.fresh_episodes, records.trials[0]
     compared = records.settings.baseline and first.state == "finished" and first is not winner
     view.say(f"trial {winner.number}{' and trial 0' if compared else ''} on {episodes} validation episodes that no trial has seen")
@@ -215,7 +217,7 @@ def _describe(records: Records, winner: Trial, view: TrialTable) -> dict[str, An
 def _conclude(
     records: Records, winner: Trial, best: dict[str, Any], uri: str, address: str | None, allow_other_hardware: bool
 ) -> dict[str, Any]:
-    """Write what is kept of the sweep, and promote what the winner found."""
+    """Write the sweep's results, and promote the winner."""
     folder, winning = records.folder, records.config_of(winner)
     again = winning.model_copy(update={"run_folder": f"{records.config.run_folder}-best"})
     schedule = "# The last values of a schedule: sweep.search=pbt changed them on the way, as `history` in trials.json says.\n"
@@ -243,7 +245,7 @@ def _promote(records: Records, winner: Trial, sweep_id: str, uri: str, address: 
         config = config.model_copy(update={"run_folder": str(folder), "outer": config.outer.model_copy(update={"steps": steps})})
         retrained = {"retrained": str(folder), "retrained_steps": steps}
     result = run(config, resume=True, address=address, allow_other_hardware=allow_other_hardware)
-    versions.tag_version(uri, f"runs:/{result['run_id']}/model", {"sweep": sweep_id})  # an alias may have moved on since
+    versions.tag_version(uri, f"runs:/{result['run_id']}/model", {"sweep": sweep_id})  # an alias may have moved since
     if retrained:
         tracking.set_tags(uri, result["run_id"], {"mlflow.parentRunId": sweep_id, "retrained": str(winner.number)})
     return {"model": result["model"], "test": result["test"]} | retrained

@@ -1,4 +1,4 @@
-"""The winner of a sweep beside trial 0, on validation episodes that no trial has seen: the trials' own models, or over several seeds."""
+"""Compares the winner of a sweep with trial 0 on fresh validation episodes: the trials' models, or new runs over several seeds."""
 
 import sys
 from functools import partial
@@ -20,7 +20,7 @@ from distmeta.training.run_folder import RunFolder
 
 
 def on_fresh_episodes(records: Records, configs: list[Config]) -> list[Evaluation]:
-    """Each run's best step on validation episodes that no trial has seen, computed side by side as far as this machine has CPUs."""
+    """Scores of each run's best step on fresh validation episodes, computed in parallel on this machine's CPUs."""
     kernels = records.folder.read_config().train.kernels
     with Workers(min(len(configs), usable_cpus()), "--resume compares them again") as workers:
         return list(workers.map(partial(evaluate_fresh, kernels=kernels, episodes=records.settings.fresh_episodes), configs))
@@ -42,8 +42,8 @@ def compare_over_seeds(
 ) -> dict[str, Any]:
     """Train the winner's config and trial 0's once for each seed of sweep.seeds, and compare them on fresh validation episodes.
 
-    The difference is paired by seed and episode. Its interval over seeds is about the configs, that over episodes about these networks.
-    What was trained before is not trained again.
+    The difference is paired by seed and episode. Its interval over seeds is about the configs, its interval over episodes about these
+    networks. Finished runs are not repeated.
     """
     seeds = records.settings.seeds
     compared = {"winner": winner} | ({"trial_0": records.trials[0]} if records.settings.baseline and winner.number else {})

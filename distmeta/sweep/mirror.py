@@ -1,4 +1,4 @@
-"""A sweep's mirror in MLflow: a parent run, and a child for each trial, sent from a thread of its own. No trial waits for it."""
+"""A sweep's mirror in MLflow: a parent run, and a child run for each trial, sent by a separate thread. Trials never wait for it."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ _STATUS: dict[str, Any] = {"finished": "FINISHED", "stopped": "FINISHED", "faile
 
 
 class SweepMirror:
-    """Begins the parent run at once (raises RegistryError), children as trials begin; ends children as trials end."""
+    """Starts the parent run at once (raises RegistryError). A child starts and ends with its trial."""
 
     def __init__(self, sweep: Run, records: Any, uri: str) -> None:
         self._records = records
@@ -23,7 +23,7 @@ class SweepMirror:
         self._uri = uri
         self._parent = tracking.start_run(sweep.config, sweep.folder, sweep.tags() | {"kind": "sweep"})
         self._children: dict[int, tuple[str, tracking.Mirror]] = {}
-        self._done: set[int] = set()  # nor those of an earlier session: it may have been killed before it had told MLflow
+        self._done: set[int] = set()  # also children of an earlier session, which may have been killed before it updated MLflow
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow sweep mirror", daemon=True)
         self.unsent: str | None = None
@@ -44,10 +44,10 @@ class SweepMirror:
             for trial in list(self._records.trials):
                 try:
                     self._follow(trial, last)
-                except DistmetaError as error:  # tried again at the next turn
+                except DistmetaError as error:  # retried at the next turn
                     self.unsent = error.message
                     if isinstance(error, Unanswered):
-                        break  # nor would it answer for the others
+                        break  # it would not answer for the others either
 
     def _follow(self, trial: Trial, last: bool) -> None:
         folder = trial.folder(self._records.folder)

@@ -1,8 +1,8 @@
-"""Population-based training (arXiv:1711.09846): trials train side by side, and after each generation the worst follow the best.
+"""Population-based training (arXiv:1711.09846): trials train in parallel, and after each generation the worst copy the best.
 
-All wait for the generation's end. So what becomes of a trial depends on the seed and the trials' validations alone, never on when or
-where one ran, and a sweep that was killed continues as if it had not been. (Ray Tune's scheduler acts whenever a trial reports, on what
-others have reported by then, keeps its decisions in pickles, and would need each of our checkpoints a second time, in its own folders.)
+All trials wait for the end of a generation. So a trial's result depends only on the seed and the trials' validations, not on time or place,
+and a killed sweep resumes with the same results. (Ray Tune's scheduler acts on whatever other trials have reported by then, stores its
+decisions in pickles, and would need a second copy of each checkpoint.)
 """
 
 import math
@@ -19,11 +19,11 @@ from distmeta.sweep.records import Records
 from distmeta.sweep.trials import Trial
 
 _FACTORS = (0.8, 1.25)
-_ANYWHERE = 0.25  # how often a value is drawn from the whole space instead
+_ANYWHERE = 0.25  # probability of drawing a value from the whole space instead
 
 
 def check_generations(config: Config) -> None:
-    """Raises ConfigError unless each generation ends with a validation, and there are two or more."""
+    """Raises ConfigError unless each generation ends with a validation, and there are at least two."""
     assert config.sweep is not None
     every, steps = config.train.validate_every, config.outer.steps
     grace = config.sweep.grace or every
@@ -37,9 +37,9 @@ def check_generations(config: Config) -> None:
 
 def check_changeable(this: Run, candidate: Run, key: str) -> None:
     """Raises ConfigError if `this` run cannot continue with `candidate`'s value of `key`."""
-    remedy = "leave it out of sweep.space, or search by random or optuna"
+    remedy = "remove it from sweep.space, or set sweep.search to random or optuna"
     if change_of(key) is not Change.IN_TRAINING:
-        raise ConfigError(f"sweep.search=pbt changes {key} while trials train, but a checkpoint cannot continue with another", remedy)
+        raise ConfigError(f"sweep.search=pbt cannot search {key}: a checkpoint cannot be resumed with a different value", remedy)
     learner = this.config.learner.name
     before, after = (one.learner.initial_params() for one in (this, candidate))
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
@@ -50,7 +50,7 @@ def check_changeable(this: Run, candidate: Run, key: str) -> None:
 
 
 class Population(Records):
-    """The trials of such a sweep: each is run once for each generation, `trial.since` to `trial.until`."""
+    """The trials of such a sweep. Each runs once per generation, from `trial.since` to `trial.until`."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -59,7 +59,7 @@ class Population(Records):
         self._training: set[int] = set()
         self._at = {trial.number: self._reached(trial) for trial in self.trials}
         for trial in self._alive:
-            if self._at[trial.number] == self._steps:  # the driver was killed before it could say so
+            if self._at[trial.number] == self._steps:  # the driver was killed before it recorded this
                 self.end(trial, died=False)
 
     @property
@@ -77,7 +77,7 @@ class Population(Records):
         return begun + generations * (self.settings.total - len(self.trials))
 
     def next(self) -> Trial | None:
-        """One that has not come to its generation's end, else a new one, else (none is training) one of the next generation."""
+        """A trial that has not reached its generation's end, else a new one, else (if none is training) one of the next generation."""
         trial = self._due() or (self._new() if len(self.trials) < self.settings.total else None)
         if trial is None and not self._training and self._alive:
             self._end_generation()
@@ -107,9 +107,9 @@ class Population(Records):
         return ("running", "") if at == trial.until else ("failed", f"it ended at step {at} of {trial.until}")
 
     def _end_generation(self) -> None:
-        """Let the worst follow the best, and all continue. What was left half done by a driver that was killed comes out the same."""
+        """Let the worst copy the best, and all continue. Repeating this after a killed driver gives the same result."""
         step = min(trial.until or 0 for trial in self._alive)
-        there = [trial for trial in self._alive if self._at[trial.number] == step]  # others are further, if trials were added later
+        there = [trial for trial in self._alive if self._at[trial.number] == step]  # others may be further, if trials were added later
         scores = {trial.number: dict(trial.curve(self.folder))[step] for trial in there}
         donors = followed(scores, self.config.seed, step, spared=0 if self.settings.baseline else None)
         for trial in there:
@@ -128,7 +128,7 @@ class Population(Records):
 
 
 def followed(scores: dict[int, float], seed: int, step: int, spared: int | None) -> dict[int, int]:
-    """Number → number of the trial whose checkpoint it continues from: the worst quarter follows the best; `spared` follows nobody."""
+    """Number → number of the trial whose checkpoint it copies: the worst quarter copies the best; `spared` never copies."""
     ranking = sorted(scores, key=lambda number: (-scores[number], number))
     quarter = len(ranking) // 4
     worst = [number for number in reversed(ranking[quarter:]) if number != spared][:quarter]
@@ -136,7 +136,7 @@ def followed(scores: dict[int, float], seed: int, step: int, spared: int | None)
 
 
 def near(values: Values, value: Any, random: np.random.Generator) -> Any:
-    """A value of `values` near `value`: a factor away, or the choice beside it; now and then, or where there is none, any."""
+    """A value of `values` near `value`: scaled by a factor, or a neighbouring choice. Sometimes, or if there is no neighbour, any value."""
     anywhere, up = random.random() < _ANYWHERE, int(random.integers(2))
     if values.choice is not None:
         if anywhere or value not in values.choice:

@@ -1,4 +1,4 @@
-"""What a sweep knows of its trials: those so far, on disk and in memory, the next one, and their ranking."""
+"""A sweep's records: its trials on disk and in memory, the next trial, and the ranking."""
 
 import math
 import time
@@ -17,12 +17,12 @@ def trial_config(config: Config, params: dict[str, Any], run_folder: RunFolder |
 
 
 def driver_restarts(config: Config) -> int:
-    """How often Ray Tune starts a trial's driver again; once at least, for the watchdog."""
+    """How often Ray Tune restarts a trial's driver; at least once, for the watchdog."""
     return max(1, config.train.max_failures)
 
 
 class Records:
-    """The trials so far, on disk and in memory; the next one, and what each came to."""
+    """The trials so far, on disk and in memory, the next trial, and their results."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -44,11 +44,11 @@ class Records:
 
     @property
     def runs_left(self) -> int:
-        """How many trials are still to be run, or run on."""
+        """The number of trials that are not finished."""
         return max(0, self.settings.total - len(self.ended))
 
     def next(self) -> Trial | None:
-        """The trial to run next: one that was interrupted, else a new one, else none."""
+        """The next trial to run: an interrupted one, else a new one, else None."""
         if self._resumed:
             return self._resumed.pop(0)
         return self._new() if len(self.trials) < self.settings.total else None
@@ -68,7 +68,7 @@ class Records:
         return trial_config(self.config, trial.params, trial.folder(self.folder))
 
     def end(self, trial: Trial, died: bool) -> None:
-        """Record how a trial ended, as its run folder says."""
+        """Record how a trial ended, from its run folder."""
         trial.state, trial.reason = self._ending(trial, died)
         if trial.state != "running":
             trial.ended = time.time()
@@ -98,7 +98,7 @@ class Records:
         self._search.learn(number, trial.params, trial.curve(self.folder), trial.state == "failed")
 
     def ranking(self) -> list[Trial]:
-        """Trials with a figure, best first: those that made all their steps before those that were stopped, what is not finite last."""
+        """Trials with a score, best first. Completed trials come before stopped ones, and scores that are not finite come last."""
 
         def merit(trial: Trial) -> tuple[bool, bool, float]:
             best = trial.best(self.folder)

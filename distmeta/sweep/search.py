@@ -1,4 +1,4 @@
-"""Where a sweep's trials look, by Optuna: values for a trial's number, from what earlier trials found."""
+"""Proposes values for a trial by its number and earlier results, with Optuna."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Search:
-    """Proposes params (dotted key → value). Except with `optuna` they depend on the seed and the trial's number alone."""
+    """Proposes params (dotted key → value). Except with `optuna`, they depend only on the seed and the trial's number."""
 
     def __init__(self, sweep: SweepConfig, seed: int) -> None:
         self._sweep = sweep
@@ -45,7 +45,7 @@ class Search:
         return point if choice is None else choice[point]
 
     def learn(self, number: int, params: dict[str, Any], curve: list[Point], failed: bool) -> None:
-        """Take in what a trial came to; one that failed counts as a place not to look, and so does one without a figure."""
+        """Add a trial's result. A failed trial, or one without a score, counts as a bad place."""
         best = max((point.score for point in curve), default=None)
         state = TrialState.FAIL if failed or best is None or not math.isfinite(best) else TrialState.COMPLETE
         value = best if state is TrialState.COMPLETE else None
@@ -71,7 +71,7 @@ def _distribution(values: Values) -> BaseDistribution:
     if values.integers is not None:
         return IntDistribution(*values.integers)
     assert values.choice is not None
-    return CategoricalDistribution(range(len(values.choice)))  # by position: a choice may be a list
+    return CategoricalDistribution(range(len(values.choice)))  # by position, because a choice may be a list
 
 
 def _contains(distribution: BaseDistribution, value: Any) -> bool:

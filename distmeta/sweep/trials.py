@@ -1,6 +1,6 @@
-"""A sweep's trials: what is recorded of each, and what runs in its Ray Tune actor. A trial's run folder is the truth about it.
+"""A sweep's trials: the record of each, and the code of its Ray Tune actor.
 
-Nothing here reads what Ray Tune writes: its records are pickles.
+A trial's run folder is the source of truth. Ray Tune's records are never read, because they are pickles.
 """
 
 import sys
@@ -26,7 +26,7 @@ _POLL_S = 0.5
 
 
 class Point(NamedTuple):
-    """One validation: the step it came after, and its score, of which higher is better; -inf if it was not finite."""
+    """One validation: the step it came after, and its score, (higher is better; -inf if it was not finite)."""
 
     step: int
     score: float
@@ -37,12 +37,12 @@ class Point(NamedTuple):
 
     @property
     def reported(self) -> dict[str, Any]:
-        """For Ray Tune, which computes quantiles: an infinity would turn them into NaN."""
+        """The score for Ray Tune, whose quantiles would become NaN with an infinity."""
         return {"step": self.step, "score": max(self.score, -sys.float_info.max)}
 
 
 def validations(run_folder: RunFolder, after: int = -1) -> list[Record]:
-    """The validations of a run in order of steps, those later than `after`."""
+    """The validations of a run after step `after`, sorted by step."""
     return [record["validation"] | {"step": record["step"]} for record in run_folder.metrics.read(after) if "validation" in record]
 
 
@@ -50,9 +50,9 @@ def validations(run_folder: RunFolder, after: int = -1) -> list[Record]:
 class Trial:
     """One trial. `params` is dotted key → value; `began` and `ended` are seconds since 1970; `reason` says why it ended.
 
-    `until` is the step where it was stopped: its workers live on for a moment, and what they add does not count. Of a population: it trains
-    now from step `since` to step `until`, and `history` holds its params so far, each from a step on. `unplaced`: it failed because the
-    cluster had no place for it, so a resumed sweep runs it again.
+    `until` is the step where it was stopped; validations that its workers add afterwards do not count. In a population, the trial now
+    trains from step `since` to step `until`, and `history` holds its params so far, with their first step. `unplaced`: it failed because
+    the cluster had no place for it, so a resumed sweep runs it again.
     """
 
     number: int
@@ -77,31 +77,31 @@ class Trial:
         return [point for point in points if self.until is None or point.step <= self.until]
 
     def measurement(self, sweep_folder: RunFolder) -> Measurement | None:
-        """What its validations measure, of its first one."""
+        """The measurement of its first validation."""
         return next(map(measurement_of, validations(self.folder(sweep_folder))), None)
 
     def best(self, sweep_folder: RunFolder) -> Point | None:
-        """Its best validation with the params that it has now, if there is one: that of the model in its run folder."""
+        """Its best validation with its present params, or None. It belongs to the model in its run folder."""
         return max((point for point in self.curve(sweep_folder) if point.step > self.since), key=lambda point: point.score, default=None)
 
 
 def load_trials(sweep_folder: RunFolder) -> list[Trial]:
-    """Every trial that was ever begun, by number."""
+    """Every trial that was ever started, by number."""
     return sorted((Trial(**record) for record in sweep_folder.read_trials()), key=lambda trial: trial.number)
 
 
 def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
-    """What Ray Tune runs for a trial: a distributed run that continues from its newest checkpoint, and tells its validations as they come.
+    """The function that Ray Tune runs for a trial: a distributed run that resumes from its newest checkpoint and reports its validations.
 
-    `secrets` holds what the config in `settings`, which Ray Tune writes to its logs, has masked.
-    An error that would come again is written to the trial's folder instead of being raised: Ray Tune tries again what is raised.
+    `secrets` holds the masked values of the config in `settings`, because Ray Tune writes `settings` to its logs. An error that would recur
+    is written to the trial's folder instead of being raised, because Ray Tune retries after an exception.
     """
     config = with_values(Config.model_validate(settings["config"]), secrets, "the sweep's config")
     folder, last_step = RunFolder(config.run_folder), config.outer.steps
     if folder.read_failure() is not None:  # the watchdog wrote it
         return
     board = ray.get_actor(settings["board"])
-    # As bytes, because the board's process would import all of this module for the handle itself.
+    # As bytes, because otherwise the board's process would import this whole module for the handle.
     board.update.remote({"phase": STARTING, "driver": ray.cloudpickle.dumps(ray.get_runtime_context().current_actor)})
     part = settings["since"], settings["until"]
     fit = Fit(
@@ -111,14 +111,14 @@ def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:
     while fit.going:
         time.sleep(_POLL_S)
         chronicle.follow()
-        # The last validation waits for its checkpoint: the scheduler may end this process when it hears of it.
+        # The last validation is reported after its checkpoint, because the scheduler may end this process on the report.
         told = _tell([validation for validation in validations(folder, told) if validation["step"] < last_step], told)
     chronicle.follow()
     chronicle.keep_logs()
     error = failure(fit, read(board)[1], config)
     if error is None:
         _tell(validations(folder, told), told)
-    elif isinstance(error, Overtaken):  # the folder is no longer ours to write
+    elif isinstance(error, Overtaken):  # this process may no longer write the folder
         raise error
     else:
         folder.write_failure(error)

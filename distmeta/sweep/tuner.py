@@ -1,4 +1,4 @@
-"""Ray Tune's side of a sweep: what it asks of us (trials, whether one continues) and hears from us, none of which it can keep."""
+"""The interface to Ray Tune: it requests trials and decisions, and must not store any of our objects."""
 
 import threading
 from collections.abc import Callable
@@ -18,21 +18,21 @@ from distmeta.training.labels import title
 
 
 class _NotKept:
-    """Ray Tune pickles its parts for a restore that we never make; of these it gets nothing."""
+    """Pickles to an empty object. Ray Tune pickles its parts for a restore that we never use."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class Running(NamedTuple):
-    """A trial that Ray Tune has been given, and the board that its processes report to."""
+    """A trial handed to Ray Tune, and the board that its processes report to."""
 
     trial: Trial
     board: Any
 
 
 class Source(_NotKept, Searcher):
-    """Ray Tune's side of the records: it asks for trials, and hears here how they end."""
+    """The records as a Ray Tune searcher: Ray Tune requests trials and reports how they end."""
 
     def __init__(self, records: Records, begin: Callable[[Trial], dict[str, Any]]) -> None:
         super().__init__(metric="score", mode="max")
@@ -50,14 +50,14 @@ class Source(_NotKept, Searcher):
             trial.save(self._records.folder)
             try:
                 settings = self._begin(trial)
-            except DistmetaError as error:  # values that do not go together: this trial fails alone
+            except DistmetaError as error:  # an invalid combination of values: only this trial fails
                 trial.folder(self._records.folder).write_failure(error)
                 self._records.end(trial, died=False)
                 continue
             name = f"trial {trial.number} from step {trial.since}"
             self._running[trial_id] = Running(trial, new_board(title(trial.folder(self._records.folder)), name))
             return settings | {"board": name}
-        return None if self._running else Searcher.FINISHED  # what is running may leave more to do
+        return None if self._running else Searcher.FINISHED  # running trials may cause more trials
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         running = self._running.pop(trial_id, None)
@@ -65,18 +65,18 @@ class Source(_NotKept, Searcher):
             self._records.end(running.trial, died=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep continues from its own records."""
+        """Do nothing, because a sweep resumes from its own records."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep continues from its own records")
 
 
 class Asha(_NotKept, ASHAScheduler):
-    """Asynchronous successive halving over steps, that knows what trials of an earlier session reached and lets trial 0 continue."""
+    """Asynchronous successive halving over steps. It knows the results of an earlier session's trials, and never stops trial 0."""
 
     def __init__(self, settings: SweepConfig, grace: int, steps: int, records: Records) -> None:
         super().__init__("step", "score", "max", steps, grace, settings.reduction, stop_last_trials=False)
-        no_controller: Any = None  # it is not looked at
+        no_controller: Any = None  # the value is not used
         for trial in records.ended:
             stand_in: Any = SimpleNamespace(trial_id=f"ended-{trial.number}", config={"spared": False})
             self.on_trial_add(no_controller, stand_in)
@@ -89,7 +89,7 @@ class Asha(_NotKept, ASHAScheduler):
 
 
 class Interrupt(_NotKept, Stopper):
-    """Ends Ray Tune's loop when asked."""
+    """Ends Ray Tune's loop on request."""
 
     def __init__(self) -> None:
         self.asked = threading.Event()

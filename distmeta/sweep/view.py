@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a live table of its trials, and pictures of what they came to."""
+"""The display of a sweep: a live table of its trials, and figures of their results."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ _COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "ru
 
 
 def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
-    """A trial as a row of the answer: its params, how it ended, and its best validation with them (score, for people, step)."""
+    """A trial as a row of the result: its params, how it ended, and its best validation with them (score, text, step)."""
     curve, best, measurement = trial.curve(sweep_folder), trial.best(sweep_folder), trial.measurement(sweep_folder)
     seconds = None if trial.ended is None or trial.began is None else round(trial.ended - trial.began, 1)
     return {
@@ -44,7 +44,7 @@ def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
 
 
 class TrialTable(Display[Live]):
-    """A table that is redrawn on a terminal; elsewhere a line for each trial that ends, and a count every ten seconds."""
+    """A table that is redrawn on a terminal. Elsewhere there is a line for each finished trial, and a count every ten seconds."""
 
     def __init__(self, terminal: TextIO, sweep_folder: RunFolder, settings: SweepConfig) -> None:
         super().__init__(terminal, lambda console: Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False))
@@ -53,10 +53,10 @@ class TrialTable(Display[Live]):
         self._rows: dict[int, dict[str, Any]] = {}
 
     def show(self, trials: list[Trial], waiting: dict[int, str]) -> None:
-        """`waiting`: number of each running trial that does not train yet → what it waits for."""
+        """`waiting`: number of each running trial that does not train yet → the reason."""
         before = {number for number, row in self._rows.items() if row["state"] != "running"}
         for trial in list(trials):
-            if trial.number not in before:  # what ended does not change
+            if trial.number not in before:  # finished trials do not change
                 self._rows[trial.number] = row = parameters(trial, self._folder)
                 if row["state"] == "running":
                     row["reason"] = waiting.get(trial.number, "")
@@ -121,14 +121,14 @@ def draw(trials: list[Trial], sweep_folder: RunFolder, settings: SweepConfig) ->
 
 
 class _Axis:
-    """Where the values of a key lie: numbers between `low` and `high`, on a logarithmic axis if they were drawn so, or choices in a row."""
+    """The axis of a key: numbers between `low` and `high`, logarithmic if the key was drawn so, or choices in a row."""
 
     def __init__(self, key: str, rows: list[dict[str, Any]], settings: SweepConfig) -> None:
         self.key = key
         values = settings.space[key]
         self.log = values.loguniform is not None
         self.rows = [row for row in rows if row["params"].get(key) is not None]
-        # Trial 0's own value need not be one of the choices, or inside the range.
+        # Trial 0's value may differ from the choices, or be outside the range.
         self.labels = None if values.choice is None else _in_order([*values.choice, *(row["params"][key] for row in self.rows)])
         ends = [0.0, len(self.labels) - 1.0] if self.labels is not None else values.extremes
         places = [*ends, *map(self.at, self.rows)]
@@ -139,12 +139,12 @@ class _Axis:
         return float(value) if self.labels is None else float(self.labels.index(_number(value)))
 
     def share(self, row: dict[str, Any]) -> float:
-        """The value's place between `low` (0) and `high` (1)."""
+        """The value's position between `low` (0) and `high` (1)."""
         at, low, high = np.log([self.at(row), self.low, self.high]) if self.log else (self.at(row), self.low, self.high)
         return 0.5 if high == low else float((at - low) / (high - low))
 
     def marks(self) -> list[tuple[float, str]]:
-        """Places between 0 and 1 with what to write there."""
+        """Positions between 0 and 1, with their labels."""
         if self.labels is None:
             return [(0, _number(self.low)), (1, _number(self.high))]
         return [(place / max(len(self.labels) - 1, 1), label) for place, label in enumerate(self.labels)]

@@ -1,8 +1,8 @@
-"""Watches over a sweep's trials while Ray Tune runs them, so that none waits for a place that nobody gives back.
+"""Watches a sweep's trials while Ray Tune runs them, so that none waits for resources that are never released.
 
-Every second it removes the placement groups of trials that have ended, and says what each trial waits for that does not train yet. A trial
-that stays at one stage of its start for too long is restarted once, then failed alone. A resumed sweep removes what an earlier session
-left, by recorded ids.
+Every second it removes the placement groups of trials that have ended, and reports what each trial that does not train yet waits for. A
+trial that stays at one stage of its start for too long is restarted once, then failed. A resumed sweep removes an earlier session's groups
+by their recorded ids.
 """
 
 import threading
@@ -31,9 +31,8 @@ _PROCESS = "its process"
 
 @dataclass
 class _Start:
-    """How long a trial has waited at this stage of its start, and whether it was restarted for that.
-
-    `blocked`: others hold what it needs.
+    """How long a trial has waited at this stage of its start, and whether it was restarted for that. `blocked`: others hold the resources
+    that it needs.
     """
 
     stage: str = ""
@@ -43,15 +42,15 @@ class _Start:
 
 
 def _driver(status: dict[str, Any]) -> Any:
-    """The actor of the trial's driver, if its board has heard of it."""
+    """The actor of the trial's driver, if its board knows it."""
     return ray.cloudpickle.loads(status["driver"]) if "driver" in status else None
 
 
 class Watchdog:
     """`waiting` is the number of each trial that does not train yet → what it waits for; `error` is set if the sweep cannot continue.
 
-    `claim` is the sweep's, looked at in every turn. `needs`: what Ray reserves for each of a trial's workers. `say` is called with what a
-    person should know.
+    `claim` is the sweep's claim, checked in every turn. `needs`: the resources that Ray reserves for each of a trial's workers. `say` is
+    called with messages for the user.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Watchdog:
                 self._turn(last - since)
             except Overtaken as error:
                 self.error = error
-            except (RayError, RuntimeError, OSError):  # the cluster or storage does not answer now; Ray Tune says so if it is gone
+            except (RayError, RuntimeError, OSError):  # the cluster or storage does not answer now; if it is gone, Ray Tune reports it
                 continue
 
     def _turn(self, seconds: float) -> None:
@@ -108,7 +107,7 @@ class Watchdog:
         trains = len(running) > len(starting)
         for number, one in starting.items():
             start = self._starts[number]
-            if not (start.blocked and trains):  # what trains comes to its end, and its place is free then
+            if not (start.blocked and trains):  # a training trial will end and release its resources
                 start.waited_s += seconds
             if start.waited_s > self._limit_s:
                 self._expire(one, start, drivers[number])
@@ -119,7 +118,7 @@ class Watchdog:
             self.records.folder.write_groups(sorted(self._recorded))
 
     def _look(self, starting: dict[int, Running], drivers: dict[int, Any], groups: list[Group]) -> dict[int, str]:
-        """What each trial of `starting` waits for; notes whether others hold it."""
+        """What each trial of `starting` waits for. Also records whether others hold it."""
         creators = places.creators(self._job)
         trial_of = {driver._actor_id.hex(): number for number, driver in drivers.items() if driver is not None}
         trial_of |= {actor: trial_of[creator] for actor, creator in creators.items() if creator in trial_of}
@@ -131,7 +130,7 @@ class Watchdog:
             mine = [group for group in groups if trial_of.get(group.controller) == number]
             start.blocked = bool(mine) and not enough and not any(group.placed for group in mine)
             stage = _PROCESS if drivers[number] is None else places.stage(mine)
-            if stage != start.stage:  # it gets on, if slowly
+            if stage != start.stage:  # it makes progress, if slowly
                 start.stage, start.waited_s = stage, 0.0
             awaited = stage if stage == _PROCESS else places.awaited(mine, groups, names, self._needs, self._workers)
             waiting[number] = f"waits for {awaited}"

@@ -1,1 +1,1 @@
-"""The outer loop, its reduction, checkpoints, metrics and evaluation. Knows torch.distributed; knows neither Ray nor MLflow."""
+"""The outer loop, its reduction, checkpoints, metrics and evaluation. Imports torch.distributed, but neither Ray nor MLflow."""

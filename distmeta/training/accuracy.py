@@ -13,8 +13,9 @@ from distmeta.training.metric import Metric
 
 
 class Accuracy(Metric):
-    """Part of an episode's queries that are classified correctly: normalised together (transductive, as published), and each by the
-    support set alone (inductive)."""
+    """Share of an episode's queries that are classified correctly: normalised together (transductive, as published), and each with the
+    support set's statistics alone (inductive).
+    """
 
     name = "accuracy"
     unit = "%"

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run resumes from, as a sealed folder of safetensors and JSON."""
+"""Checkpoints, from which a run resumes: sealed folders of safetensors and JSON."""
 
 import json
 import platform
@@ -22,7 +22,7 @@ _LIBRARIES = ("distmeta", "torch", "numpy", "ray")
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to resume: the step, meta_params, the optimiser's tensors, and `progress` (plain values: best so far, bad steps)."""
+    """The state of a run: step, meta_params, the optimiser's tensors, and `progress` (plain values: best so far, bad steps)."""
 
     step: int
     meta_params: Params
@@ -55,7 +55,7 @@ class CheckpointFolder(SealedFolder):
         return int(self.name.rpartition("-")[2])
 
     def load(self) -> Checkpoint:
-        """Raises RunError if the folder does not hold what a checkpoint holds."""
+        """Read the checkpoint. Raises RunError if the folder does not hold one."""
         try:
             content = read_json(self.path / PROGRESS, _Progress)
             meta_params, optimizer = (load_params(self.path / name) for name in (WEIGHTS, OPTIMIZER))
@@ -66,18 +66,18 @@ class CheckpointFolder(SealedFolder):
     def written_on(self) -> dict[str, str]:
         """The machine that wrote it. Raises RunError."""
         try:
-            # Checkpoints from before there were native kernels do not name them.
+            # Checkpoints written before native kernels existed do not name kernels.
             return {"kernels": "torch"} | read_json(self.path / PROGRESS, _Progress)["machine"]
         except (OSError, RunError) as error:
             raise self._unreadable(error) from None
 
     def _unreadable(self, error: Exception) -> RunError:
         reason = error.message if isinstance(error, RunError) else error
-        return RunError(f"checkpoint {self} cannot be read: {reason}", "remove it; --resume then takes the one before")
+        return RunError(f"checkpoint {self} cannot be read: {reason}", "remove it; --resume then uses the checkpoint before it")
 
 
 def save(checkpoint: Checkpoint, folder: Path, written_on: dict[str, str]) -> None:
-    """Write `checkpoint` into `folder`, on this machine, which must not exist yet; `written_on` is what `machine` says of it."""
+    """Write `checkpoint` into the new local folder `folder`; `written_on` is the record that `machine` returns."""
     folder.mkdir(parents=True)
     save_params(checkpoint.meta_params, folder / WEIGHTS)
     save_params(checkpoint.optimizer, folder / OPTIMIZER)
@@ -87,7 +87,7 @@ def save(checkpoint: Checkpoint, folder: Path, written_on: dict[str, str]) -> No
 
 
 def machine(threads: int, kernels: str = "torch") -> dict[str, str]:
-    """What the bits of a step depend on besides the config."""
+    """What the bits of a step depend on, besides the config."""
     return {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),

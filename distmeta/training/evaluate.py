@@ -1,4 +1,4 @@
-"""How good a learner is on fixed episodes, spread over the workers: the answer does not depend on how many there are."""
+"""Scores a learner on fixed episodes, spread over the workers. The result does not depend on their number."""
 
 import math
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ from distmeta.training.reduce import agree, sum_over_workers
 
 
 class Stream(Protocol):
-    """Where evaluation episodes come from."""
+    """A source of evaluation episodes."""
 
     task: Task
     seed: int
 
     def evaluation(self, indices: list[int]) -> Iterator[Batch]:
-        """The episodes numbered `indices`, some at a time in any order; each batch's `slots` are their numbers."""
+        """The episodes with these indices, in batches of any size and order; each batch's `slots` are its indices."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """On what an evaluation was made: so many episodes of this task, from this seed; adapted by so many inner steps."""
+    """The conditions of an evaluation: number of episodes, task, seed and inner steps."""
 
     episodes: int
     way: int
@@ -54,7 +54,7 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """What the best step is chosen by: higher is better, -inf if it was not finite."""
+        """The score by which the best step is chosen: higher is better, -inf if it is not finite."""
         return self.measurement.score
 
     @property
@@ -69,14 +69,14 @@ class Evaluation:
 
     @property
     def stored_score(self) -> float | None:
-        """The score for JSON, which has no infinity: None if it was not finite."""
+        """The score for JSON, which has no infinity: None if it is not finite."""
         return self.score if math.isfinite(self.score) else None
 
     def as_dict(self) -> dict[str, Any]:
         return self.keys | asdict(self.setting) | {KEY: self.measurement.as_dict()}
 
     def as_baseline(self) -> dict[str, Any]:
-        """How a run's result names it when it is of the network that was not trained."""
+        """The keys of a run's result for this evaluation of the untrained network."""
         value, ci95 = list(self.keys.values())[:2]
         return {"random_init": value, "random_init_ci95": ci95, BASELINE_KEY: self.measurement.as_dict()}
 
@@ -86,16 +86,15 @@ class Evaluation:
 
 
 def block(count: int, rank: int, workers: int) -> list[int]:
-    """The contiguous share of 0..count-1 that falls to `rank`; shares differ by at most one."""
+    """The contiguous share of 0..count-1 that `rank` evaluates; sizes of shares differ by at most one."""
     return list(range(rank * count // workers, (rank + 1) * count // workers))
 
 
 def evaluate(
     metric: Metric, learner: Learner, meta_params: Params, stream: Stream, episodes: int, norm: str, rank: int = 0, workers: int = 1
 ) -> Evaluation:
-    """Score each of `episodes` fixed episodes of `stream`, this worker its share of them.
-
-    Raises the worker's own failure, or PeerFailure where another worker failed.
+    """Score `episodes` fixed episodes of `stream`; this worker scores its share. Raises this worker's own failure, or PeerFailure if
+    another worker failed.
     """
     device = next(iter(meta_params.values())).device
     everything = torch.zeros(episodes, width(metric, learner), dtype=torch.float64, device=device)
@@ -105,7 +104,7 @@ def evaluate(
     except DistmetaError as error:
         failure = error
     agree(failure, device, workers)
-    # All but one worker bring zeros, so that the sum is exact.
+    # For each episode all workers but one contribute zeros, so the sum is exact.
     return evaluation_of(metric, sum_over_workers(everything, workers).cpu(), learner, stream, norm)
 
 
@@ -120,7 +119,7 @@ def scores(metric: Metric, learner: Learner, meta_params: Params, stream: Stream
     rows = torch.zeros(len(indices), width(metric, learner), dtype=torch.float64, device=parameter.device)
     place = {index: row for row, index in enumerate(indices)}
     with learner.keeping_features(meta_params):
-        for batch in stream.evaluation(indices) if indices else ():  # more workers than episodes: some have none
+        for batch in stream.evaluation(indices) if indices else ():  # with more workers than episodes, some have none
             rows[[place[index] for index in batch.slots]] = metric.scores(learner, meta_params, batch.like(parameter))
     return rows
 

@@ -41,7 +41,7 @@ class EventLog:
             raise damaged(self._path, error) from None
 
     def add(self, kind: str, **facts: Any) -> Event:
-        """Append an event of now, and return it."""
+        """Append an event with the present time, and return it."""
         safe = {key: masked(fact) if isinstance(fact, str) else fact for key, fact in facts.items()}
         event = {"time": round(time.time(), 3), "kind": kind} | safe
         before = self._path.read_text() if self._path.exists() else ""
@@ -57,7 +57,7 @@ class EventLog:
 
 
 class StatusFile:
-    """How a run goes, as its driver last saw: `phase`, `step` of `steps`, `steps_per_s`, `figures`, `workers` and `time`."""
+    """A run's state as its driver last saw it: `phase`, `step` of `steps`, `steps_per_s`, `figures`, `workers` and `time`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -71,7 +71,7 @@ class StatusFile:
 
 
 def sentence(event: Event) -> str:
-    """An event for people, without its time."""
+    """An event as a sentence, without its time."""
     kind = event["kind"]
     if kind == "start":
         count = len(event["workers"])

@@ -1,16 +1,16 @@
-"""The one place where means and differences get their uncertainty."""
+"""Confidence intervals and tests of means and differences."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit  # not scipy.stats: importing it takes each worker half a second
+from scipy.special import stdtr, stdtrit  # not scipy.stats, because importing it takes each worker half a second
 
 FEWEST = 5
-"""Values below which no interval is given: it would be a guess."""
+"""Minimum number of values for an interval. With fewer it would be a guess."""
 FEWEST_SEEDS = 2
-"""The same for means over whole tests, which are normally distributed whatever their episodes are."""
+"""The same for means over whole tests. Such means are close to normally distributed."""
 
 Values = Sequence[float] | NDArray[np.float64]
 
@@ -18,7 +18,7 @@ Values = Sequence[float] | NDArray[np.float64]
 def mean_and_ci95(values: Values, fewest: int = FEWEST) -> tuple[float | None, float | None]:
     """The mean of independent values, and the half-width of its 95% interval by Student's t (Student 1908, Biometrika 6).
 
-    The mean is None if a value is not finite or there is none; the half-width also for fewer than `fewest` values.
+    The mean is None if there are no values or one is not finite. The half-width is None also for fewer than `fewest` values.
     """
     numbers = np.asarray(values, np.float64)
     if not len(numbers) or not np.isfinite(numbers).all():
@@ -30,7 +30,7 @@ def mean_and_ci95(values: Values, fewest: int = FEWEST) -> tuple[float | None, f
 
 
 class Paired(NamedTuple):
-    """The mean of a - b, the half-width of its 95% interval, and the p of a difference at least as large by chance; None: unknown."""
+    """The mean of a - b, the half-width of its 95% interval, and the p-value. None is unknown."""
 
     difference: float | None
     ci95: float | None
@@ -38,7 +38,7 @@ class Paired(NamedTuple):
 
 
 def paired(a: Values, b: Values, fewest: int = FEWEST) -> Paired:
-    """Student's paired test, two-sided, of values that belong together in pairs. Without any spread there is nothing to test by: p = 1."""
+    """Student's paired test, two-sided. If the differences do not vary, p = 1."""
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     difference, ci95 = mean_and_ci95(first - second, fewest)
     if difference is None:
@@ -51,9 +51,9 @@ def paired(a: Values, b: Values, fewest: int = FEWEST) -> Paired:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Each p adjusted for so many tests, in their order (Holm 1979, Scandinavian Journal of Statistics 6).
+    """The p-values adjusted for their number, in the same order (Holm 1979, Scandinavian Journal of Statistics 6).
 
-    Whoever rejects where the adjusted p is below 5% is wrong about any of them with a probability of at most 5%, whatever they depend on.
+    If all hypotheses with an adjusted p below 5% are rejected, the probability of any wrong rejection is at most 5%, under any dependence.
     """
     adjusted, largest = [0.0] * len(ps), 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):

@@ -1,8 +1,8 @@
-"""One process at a time writes a run folder: the one that holds its lease, a file that says who it is.
+"""Only one process at a time writes a run folder: the holder of its lease, a file that names the process.
 
-The file is created only if it is absent, and its holder renews it every ten seconds. No two machines' clocks are compared: whoever wants
-the folder watches the file, and takes it over if nothing in it has changed for a minute. Before each commit, a writer looks whether the
-lease is still its own.
+The file is created only if it does not exist, and its holder renews it every ten seconds. Clocks of two machines are never compared: a
+process that wants the folder watches the file, and takes the lease over if the file does not change for a minute. Before each commit, a
+writer checks that it still holds the lease.
 """
 
 import json
@@ -31,16 +31,15 @@ _LOOK_S = 1.0
 
 
 class Claim(NamedTuple):
-    """What a writer shows: the folder whose lease it relies on, and whose it must be."""
+    """A writer's claim: the folder, and the holder that its lease must name."""
 
     folder: str
     owner: str
 
 
 class Lease:
-    """The lease of `run_folder`, held inside the block. Raises RunError if another process holds it and lives.
-
-    `say` is called before a wait, with what is waited for.
+    """Hold the lease of `run_folder` inside the block. Raises RunError if a live process holds it. `say` is called with the reason before a
+    wait.
     """
 
     def __init__(self, run_folder: Path, say: Callable[[str], None]) -> None:
@@ -68,7 +67,7 @@ class Lease:
         return json.dumps({"owner": self.claim.owner, "renewals": self._renewals} | _process(os.getpid()))
 
     def _created(self) -> bool:
-        """Create the file, unless there is one."""
+        """Create the file unless it exists."""
         try:
             if on_disk(self._file):
                 with self._file.open("x") as file:
@@ -78,7 +77,7 @@ class Lease:
                 remote.fs.pipe_file(remote.path, self._text().encode(), mode="create")
         except FileExistsError:
             return False
-        except OSError as error:  # S3's answer to a condition that does not hold has no errno
+        except OSError as error:  # S3's error for an unmet condition has no errno
             if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
                 return False
             raise
@@ -96,7 +95,7 @@ class Lease:
                 if (now := _content(self._file)) != seen:
                     raise self._refusal(now)
         write_whole(self._file, self._text())
-        time.sleep(_LOOK_S)  # another may do the same at this moment: the last one to write has it
+        time.sleep(_LOOK_S)  # another process may do the same at this moment: the last one to write holds the lease
         if holder(self._folder) != self.claim.owner:
             raise self._refusal(_content(self._file))
 
@@ -110,17 +109,19 @@ class Lease:
                     return
                 self._renewals += 1
                 write_whole(self._file, self._text())
-            except OSError:  # storage does not answer now; the next renewal may come in time
+            except OSError:  # storage does not answer now, but the next renewal may be in time
                 continue
 
 
 def holder(run_folder: Path) -> str | None:
-    """Who holds the folder's lease, None if nobody does."""
+    """The holder of the folder's lease, or None."""
     return _content(run_folder / LEASE).get("owner")
 
 
 def holds(run_folder: Path) -> bool | None:
-    """Whether a process writes the folder now; None if one of another machine has its lease, of which nothing more can be known here."""
+    """Whether a process writes the folder now. None if a process on another machine holds the lease, because its state cannot be known
+    here.
+    """
     seen = _content(run_folder / LEASE)
     return None if seen and seen.get("machine") != _machine() else _lives_here(seen)
 
@@ -138,7 +139,7 @@ def _content(file: Path) -> dict[str, Any]:
     try:
         content = files.read_json(file, finite=False)
         return cast(dict[str, Any], files.of_kind(_Content, content))
-    except (FileNotFoundError, ValueError):  # or not whole yet
+    except (FileNotFoundError, ValueError):  # or not written completely yet
         return {}
 
 
@@ -156,7 +157,7 @@ def _process(pid: int) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Distinguishes sets of process ids: another boot, or another container, has others."""
+    """Identifies the namespace of process ids: another boot or container has another one."""
     if sys.platform != "linux":
         return f"{platform.node()} {psutil.boot_time():.0f}"
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"

@@ -19,7 +19,7 @@ from distmeta.training.reduce import Contribution, Reduced, Reduction, Request, 
 
 
 class Plan(NamedTuple):
-    """How long and how often, in steps; and this worker's slots of the meta-batch, of `workers` in all."""
+    """Length and intervals of a run (steps), and this worker's slots of the meta-batch among `workers`."""
 
     steps: int
     checkpoint_every: int
@@ -33,34 +33,35 @@ class Plan(NamedTuple):
 
 
 class Hooks(Protocol):
-    """What the loop asks of the place it runs in. Every worker calls each of these at the same steps."""
+    """The loop's callbacks. Every worker calls each of them at the same steps."""
 
     def log(self, record: Record) -> None:
         """Keep one step's record."""
 
     def validate(self, meta_params: Params) -> Evaluation:
-        """How good they are on the validation episodes, over all workers."""
+        """Evaluate meta_params on the validation episodes, over all workers."""
 
     def keep_best(self, meta_params: Params, step: int, validation: Evaluation) -> None:
-        """These meta_params are the best so far."""
+        """Keep these meta_params as the best so far."""
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Commit a checkpoint, and the records up to it."""
+        """Commit a checkpoint and the records up to it."""
 
     def episode(self, step: int, slot: int) -> str:
-        """What the episode of (step, slot) is made of, for people."""
+        """The episode of (step, slot) in words."""
 
     def request(self) -> Request:
-        """What this worker asks of all, for itself or for somebody else."""
+        """This worker's request to all workers, for itself or for another one."""
 
     def node_going(self) -> bool:
-        """Whether a node is about to go of which no worker has heard before. Called only if some worker asked to look."""
+        """Whether a node is newly known to be shutting down. Called only if some worker requested it."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: `step` updates made, the best validation, steps in a row without a finite meta-gradient, and the largest
-    magnitude in the last one's meta-gradients, which may scale the next."""
+    """The state of a run: `step` updates made, the best validation, successive steps without a finite meta-gradient, and the largest
+    magnitude in the last step's meta-gradients, which may scale the next.
+    """
 
     step: int = 0
     best_step: int = 0
@@ -69,13 +70,13 @@ class Progress:
     largest: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All but the step."""
+        """Everything but the step."""
         return {"best_step": self.best_step, "best_score": self.best_score, "bad_steps": self.bad_steps, "largest": self.largest}
 
 
 @dataclass
 class _Timer:
-    """Seconds between marks, by what they went into."""
+    """Seconds between marks, by activity."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
@@ -87,13 +88,13 @@ class _Timer:
         self.last = now
 
     def take(self) -> dict[str, float]:
-        """What was gathered, and begin anew."""
+        """Return the seconds and reset them."""
         taken, self.seconds = self.seconds, {}
         return taken
 
 
 def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progress: Progress, plan: Plan, hooks: Hooks) -> bool:
-    """Outer updates from `progress.step` to `plan.steps`; whether it got there (or was asked to stop, after a last checkpoint).
+    """Outer updates from `progress.step` to `plan.steps`. Returns False if it was asked to stop, after a last checkpoint.
 
     Raises RunError after `max_bad_steps` steps in a row with a non-finite meta-gradient, and what `reduce` raises.
     """
@@ -115,7 +116,7 @@ def train(learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progre
         due = reduced.request >= Request.CHECKPOINT or progress.step % plan.checkpoint_every == 0 or progress.step == plan.steps
         if due or (reduced.request is Request.LOOK and hooks.node_going()):
             hooks.checkpoint(Checkpoint(progress.step, outer.meta_params, outer.state(), progress.as_dict()))
-        timer.mark("log")  # stands in the next step's record: this one's is written
+        timer.mark("log")  # counted in the next step's record, because this step's is already written
         if reduced.request is Request.STOP:
             break
     return progress.step == plan.steps
@@ -134,7 +135,7 @@ def look(meta_params: Params, progress: Progress, hooks: Hooks) -> Evaluation:
 def outer_step(
     learner: Learner, outer: OuterUpdate, batches: Iterator[Batch], progress: Progress, plan: Plan, hooks: Hooks, timer: _Timer
 ) -> tuple[Reduced, Record]:
-    """The next step of `outer`, the same on every worker. A failure on the way becomes all workers': its peers must hear of it."""
+    """The next step of `outer`, the same on every worker. A failure is reported to all workers, because they would wait for this one."""
     request, batch = hooks.request(), None
     failure: DistmetaError | None = None
     try:
@@ -161,7 +162,7 @@ def outer_step(
 
 
 def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) -> None:
-    """Count steps in a row that were skipped, the same on every worker."""
+    """Count successive skipped steps, the same on every worker."""
     if reduced.meta_gradient is not None:
         progress.bad_steps = 0
         return
@@ -170,12 +171,12 @@ def count_bad(progress: Progress, plan: Plan, reduced: Reduced, hooks: Hooks) ->
         raise RunError(
             f"the meta-gradient was not finite for {progress.bad_steps} steps in a row, last at step {progress.step}, "
             f"slot {reduced.bad_slot} ({hooks.episode(progress.step - 1, reduced.bad_slot or 0)})",
-            "lower learner.inner_lr or outer.lr, or set outer.clip_norm, and train anew: --set run_folder=NEW",
+            "lower learner.inner_lr or outer.lr, or set outer.clip_norm, and train again: --set run_folder=NEW",
         )
 
 
 def step_record(progress: Progress, reduced: Reduced, updated: Record, outer: OuterUpdate, learner: Learner) -> Record:
-    """What the metrics file says of a step: means over the slots. `ranks[s]` is the worker that computed slot s."""
+    """A step's record in the metrics file: means over the slots. `ranks[s]` is the worker that computed slot s."""
     record: Record = {"step": progress.step, "outer_lr": outer.lr(progress.step - 1)}
     if reduced.meta_gradient is None:
         return record | {"bad_slot": reduced.bad_slot}

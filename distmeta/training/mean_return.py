@@ -12,11 +12,11 @@ from distmeta.learners.policy_gradient import PolicyGradient
 from distmeta.learners.trajectories import Trajectories
 from distmeta.training.metric import Metric
 
-_TOGETHER = 20  # tasks played at once: a rollout of twenty takes three times as long as that of one
+_TOGETHER = 20  # tasks played at once. A rollout of twenty tasks takes three times as long as one of a single task.
 
 
 class MeanReturn(Metric):
-    """A task's undiscounted return after 0, 1, … inner steps: the mean over trajectories, the very ones that the next step learns from."""
+    """A task's undiscounted return after 0, 1, … inner steps: the mean over the trajectories that the next step learns from."""
 
     name = "return"
     digits = 2
@@ -34,7 +34,7 @@ class MeanReturn(Metric):
 
 
 def after_each_step(learner: Learner, meta_params: Params, batch: TaskBatch) -> list[Trajectories]:
-    """The trajectories in T tasks after 0, 1, … inner steps, each of them those that the next inner step learns from."""
+    """The trajectories in T tasks after 0, 1, … inner steps. The next inner step learns from the same trajectories."""
     objective = learner.objective
     assert isinstance(objective, PolicyGradient)
     assert isinstance(learner, FineTuning)

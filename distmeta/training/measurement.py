@@ -1,4 +1,4 @@
-"""What a model came to on fixed episodes, as it is stored: name, unit, direction, values and intervals, so that readers import nothing."""
+"""A stored score of a model on fixed episodes: name, unit, direction, values and intervals. Readers need to import nothing else."""
 
 import math
 from dataclasses import asdict, dataclass, fields
@@ -11,19 +11,19 @@ from distmeta.errors import RunError
 from distmeta.files import of_kind
 
 KEY = "measurement"
-"""Where it is stored in every dictionary that describes an evaluation."""
+"""Its key in every dictionary that describes an evaluation."""
 BASELINE_KEY = f"random_init_{KEY}"
-"""The same of the network that was not trained, beside a test's own."""
+"""The key of the untrained network's measurement in a test."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """Means over `episodes` episodes, one for each of `columns`, with the half-widths of their 95% intervals.
 
-    A value that was not finite is None, and worse than any other; an interval is None if there are too few episodes. Shown are
-    `scale` times the values, with `digits` decimals, in `unit`. `axis` names what the columns count ("inner steps"); without one they
-    are kinds ("inductive"), which `notes` explain. The column `selected` decides which step and trial is best; `headline` is the one to
-    quote, as papers do. `chance` is what guessing would score.
+    A value that is not finite is None and the worst of all; an interval is None if there are too few episodes. Printed numbers are the
+    values times `scale`, with `digits` decimals, in `unit`. `axis` names what the columns count ("inner steps"); without it they are kinds
+    of score ("inductive"), explained by `notes`. The column `selected` decides which step and trial is best; `headline` is the column to
+    quote, as papers do. `chance` is the score of guessing.
     """
 
     name: str
@@ -47,15 +47,15 @@ class Measurement:
 
     @property
     def score(self) -> float:
-        """What runs, steps and trials are ranked by: higher is better, -inf if the value was not finite."""
+        """The score by which runs, steps and trials are ranked: higher is better, -inf if the value is not finite."""
         return score_of(self.values[self.selected], self.more_is_better)
 
     def text(self, column: int, interval: bool = True) -> str:
-        """The column's value for people: "97.0 ± 0.3 %"."""
+        """The column's value as text: "97.0 ± 0.3 %"."""
         return quantity(self.values[column], self.ci95[column] if interval else None, self.scale, self.digits, self.unit)
 
     def text_of(self, score: float | None) -> str:
-        """A `score` for people, as the value that it was: "94.4 %"."""
+        """A `score` converted back to its value, as text: "94.4 %"."""
         value = None if score is None or not math.isfinite(score) else score if self.more_is_better else -score
         return quantity(value, None, self.scale, self.digits, self.unit)
 
@@ -65,22 +65,22 @@ class Measurement:
 
     @property
     def summary(self) -> str:
-        """The value to quote and the one that decides: "accuracy 97.0 ± 0.3 %, inductive 96.1 ± 0.4 %"."""
+        """The headline value and the deciding one: "accuracy 97.0 ± 0.3 %, inductive 96.1 ± 0.4 %"."""
         quoted = f"{self.name} {self.text(self.headline)}"
         return quoted if self.selected == self.headline else f"{quoted}, {self.columns[self.selected]} {self.text(self.selected)}"
 
     @property
     def label(self) -> str:
-        """For an axis on which values are drawn: "accuracy (%)"."""
+        """The label of an axis: "accuracy (%)"."""
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def shown(self, column: int) -> tuple[float, float]:
-        """The column's value and half-width times `scale`, NaN where there is none: for plots."""
+        """The column's value and half-width times `scale`, for plots; NaN if missing."""
         value, half = (math.nan if number is None else self.scale * number for number in (self.values[column], self.ci95[column]))
         return value, half
 
     def difference(self, difference: float | None, ci95: float | None) -> str:
-        """A difference of two such values for people: "+1.2 ± 0.5 points"."""
+        """A difference of two such values as text: "+1.2 ± 0.5 points"."""
         unit = "points" if self.unit == "%" else self.unit
         return quantity(difference, ci95, self.scale, self.digits, unit, sign="+")
 
@@ -105,14 +105,14 @@ class _Stored(TypedDict):
 
 
 def score_of(value: float | None, more_is_better: bool) -> float:
-    """`value` as a score, of which higher is better; -inf if it is None or not finite."""
+    """`value` as a score (higher is better); -inf if it is None or not finite."""
     if value is None or not math.isfinite(value):
         return -math.inf
     return value if more_is_better else -value
 
 
 def quantity(value: float | None, ci95: float | None, scale: float, digits: int, unit: str, sign: str = "") -> str:
-    """A number with its interval, if there is one, and its unit."""
+    """A number with its interval, if any, and its unit."""
     if value is None:
         return "not finite"
     interval = "" if ci95 is None else f" ± {scale * ci95:.{digits}f}"
@@ -124,9 +124,8 @@ _FORMER_ERROR = {"name": "squared error", "unit": "", "scale": 1.0, "digits": 3,
 
 
 def measurement_of(evaluation: dict[str, Any]) -> Measurement:
-    """What a result, a validation or a model's row in the registry says of itself. Raises RunError if it says nothing.
-
-    Plain keys alone, as earlier versions stored them, are read too.
+    """The measurement in a result, a validation or a model's row in the registry. Raises RunError if there is none. Plain keys, as earlier
+    versions stored them, are read too.
     """
     try:
         if KEY in evaluation:
@@ -141,12 +140,12 @@ def measurement_of(evaluation: dict[str, Any]) -> Measurement:
 
 
 def baseline_name(test: dict[str, Any]) -> str:
-    """What the network beside a test's own is, for people."""
+    """Words for the baseline network in a test."""
     return test.get("baseline", "random initialisation")
 
 
 def baseline_of(test: dict[str, Any]) -> Measurement:
-    """The same of the network that was not trained, which a test holds beside. Raises RunError."""
+    """The measurement of a test's untrained network. Raises RunError."""
     try:
         if BASELINE_KEY in test:
             return _stored(test[BASELINE_KEY])
@@ -157,13 +156,13 @@ def baseline_of(test: dict[str, Any]) -> Measurement:
 
 
 def _stored(content: dict[str, Any]) -> Measurement:
-    """A later version may have stored more. Raises ValueError if it does not agree with itself."""
+    """Extra keys are allowed, because a later version may store more. Raises ValueError if the fields contradict each other."""
     known = {field.name: content[field.name] for field in fields(Measurement) if field.name in content}
     return _checked(Measurement(**known | {"notes": tuple(known.get("notes", ()))}))
 
 
 def _checked(measurement: Measurement) -> Measurement:
-    """Raises ValueError unless every column has a value and an interval, and the columns that are named are there."""
+    """Raises ValueError unless every column has a value and an interval, and `selected` and `headline` exist."""
     of_kind(_Stored, measurement.as_dict())
     lengths = {len(measurement.columns), len(measurement.values), len(measurement.ci95)}
     if len(lengths) != 1 or not max(measurement.selected, measurement.headline) < len(measurement.columns):

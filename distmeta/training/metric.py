@@ -1,4 +1,4 @@
-"""How good an adapted network is: what a domain says of its scores."""
+"""The interface of metrics: how an episode is scored, and what the numbers mean."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -14,9 +14,8 @@ from distmeta.training.measurement import Measurement
 
 
 class Metric(ABC):
-    """Scores an episode in one or more columns and says what the numbers mean.
-
-    Unless a metric says otherwise, its columns are the scores after 0, 1, … inner steps, of which the last one counts.
+    """Scores an episode in one or more columns, and names unit and direction. By default the columns are the scores after 0, 1, … inner
+    steps, and the last one decides.
     """
 
     name: ClassVar[str]
@@ -28,13 +27,13 @@ class Metric(ABC):
     """Decimals printed."""
     more_is_better: ClassVar[bool] = True
     axis: ClassVar[str | None] = "inner steps"
-    """What the columns count; None: they are kinds of score, such as "inductive"."""
+    """What the columns count. None if they are kinds of score, such as "inductive"."""
     selected: ClassVar[int] = -1
     """The column by which the best step, trial and model are chosen."""
     headline: ClassVar[int] = -1
     """The column to quote."""
     notes: ClassVar[tuple[str, ...]] = ()
-    """An explanation of each column; empty: the names suffice."""
+    """An explanation of each column; may be empty."""
     beside: int = 0
     """How many further numbers `score` returns behind those of the columns; they are kept for each episode and not averaged."""
 
@@ -51,7 +50,7 @@ class Metric(ABC):
         return [str(step) for step in range(learner.inner_steps_eval + 1)]
 
     def chance(self, task: Task) -> float | None:
-        """What guessing would score; None if there is no such thing."""
+        """The score of guessing, or None if guessing is not defined."""
         return None
 
     def keys(self, measurement: Measurement) -> dict[str, Any]:

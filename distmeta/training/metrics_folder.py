@@ -12,7 +12,7 @@ from distmeta.training.storage import damaged, write_whole
 Record = dict[str, Any]
 
 OWN_METRICS = "learner/"
-"""Before the names of metrics that a learner defines, in a step's record."""
+"""Prefix, in a step's record, of metrics that a learner defines."""
 
 _FILES = "*.jsonl"
 
@@ -30,11 +30,11 @@ class MetricsFolder:
                 yield from (record for record in read_lines(path) if record["step"] > after)
 
     def write(self, start: int, step: int, records: list[Record]) -> None:
-        """The records of the steps after `start`, up to `step`: whole or not at all."""
+        """Write the records of the steps after `start`, up to `step`, atomically."""
         write_whole(self._path / f"{start:06d}-{step:06d}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
     def cut(self, step: int) -> None:
-        """Remove what is there of steps later than `step`."""
+        """Remove all records of steps later than `step`."""
         self._path.mkdir(parents=True, exist_ok=True)
         for path in self._path.glob(_FILES):
             if _range(path)[1] > step:
@@ -42,13 +42,12 @@ class MetricsFolder:
 
 
 class MetricsWriter:
-    """Keeps records in memory and writes them when a checkpoint is due.
-
-    A step that is repeated after a failure goes into the same file again, so no step ever appears twice.
+    """Keeps records in memory and writes them when a checkpoint is due. A step repeated after a failure is written to the same file, so no
+    step appears twice.
     """
 
     def __init__(self, folder: MetricsFolder, step: int) -> None:
-        """`step` is where the run (re)starts; files of later steps are from a run that was lost, and go."""
+        """`step` is where the run (re)starts. Files of later steps are left from a lost attempt and are removed."""
         self._folder = folder
         self._start = step
         self._records: list[Record] = []
@@ -58,7 +57,7 @@ class MetricsWriter:
         self._records.append(record)
 
     def flush(self, step: int) -> None:
-        """Write the records up to `step`, whole or not at all."""
+        """Write the records up to `step` atomically."""
         if not self._records:
             return
         self._folder.write(self._start, step, self._records)
@@ -67,7 +66,7 @@ class MetricsWriter:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a file that has one on each line, each with its step. Raises RunError if it is damaged."""
+    """The records of a file with one record per line, each with its step. Raises RunError if the file is damaged."""
     try:
         records = [files.parse_json(line, finite=False) for line in files.read_bytes(path).decode().splitlines()]
         for number, record in enumerate(records, 1):

@@ -1,4 +1,6 @@
-"""A model as files: weights in safetensors, what they are in JSON. Kept in a run folder, published to a registry, fetched from there."""
+"""A model as files: weights in safetensors, their description in JSON. It is kept in a run folder, published to a registry, and fetched
+from there.
+"""
 
 import json
 from collections.abc import Sequence
@@ -18,17 +20,17 @@ from distmeta.training.storage import read_json
 
 WEIGHTS = "meta_params.safetensors"
 MODEL = "model.json"
-TEST_EPISODES = "test_episodes.json"  # of a published model: the test's figures of every episode, for paired comparisons
+TEST_EPISODES = "test_episodes.json"  # of a published model: every test episode's scores, for paired comparisons
 _LARGEST = 1 << 40  # bytes of weights
 PUBLISHED = (WEIGHTS, MODEL, TEST_EPISODES)
 
 Rows = Sequence[Sequence[float | None]]
-"""A row of figures for each episode; None is a figure that is not finite."""
+"""A row of scores for each episode; None is a score that is not finite."""
 
 
 def _of_one_length(rows: list[list[float | None]]) -> list[list[float | None]]:
     if len({len(row) for row in rows}) > 1:
-        raise ValueError("rows of one length are needed")
+        raise ValueError("all rows must have the same length")
     return rows
 
 
@@ -36,7 +38,7 @@ STORED_ROWS = Annotated[list[list[float | None]], AfterValidator(_of_one_length)
 
 
 class ModelFolder(SealedFolder):
-    """A model's weights and `description`, which says all that is needed to build its network and learner again."""
+    """A model's weights, and the `description` from which its network and learner can be rebuilt."""
 
     def save(self, meta_params: Params, description: dict[str, Any]) -> None:
         with self.filling() as folder:
@@ -48,11 +50,11 @@ class ModelFolder(SealedFolder):
         return load_params(self.path / WEIGHTS)
 
     def read_description(self) -> dict[str, Any]:
-        """Raises RunError if it is missing, damaged or not what this version of distmeta writes."""
+        """Read the model. Raises RunError if it is missing, damaged or of a format that this version does not know."""
         return self._json(MODEL, Description)
 
     def read_test_episodes(self) -> Rows:
-        """Of a published model: the figures of each of its test's episodes. Raises RunError."""
+        """The scores of a published model's test episodes. Raises RunError."""
         return self._json(TEST_EPISODES, STORED_ROWS)
 
     def _json(self, name: str, kind: Any) -> Any:
@@ -62,7 +64,7 @@ class ModelFolder(SealedFolder):
             raise RunError(f"{self} holds no model: {error}", "give the folder of a run that ended with its test") from None
 
     def write_published(self, folder: Path, description: dict[str, Any], by_episode: Rows) -> None:
-        """Write the files of a published model into `folder`, new, on this machine: these weights, with a longer description."""
+        """Write the files of a published model into the new local folder `folder`: these weights, with a longer description."""
         folder.mkdir()
         (folder / WEIGHTS).write_bytes((self.path / WEIGHTS).read_bytes())
         (folder / MODEL).write_text(json.dumps(description, indent=1))
@@ -70,7 +72,7 @@ class ModelFolder(SealedFolder):
 
 
 def save_params(params: Params, path: Path) -> None:
-    # Not save_file: its errors do not say that the disk is full in a way that can be asked for.
+    # Not save_file, because its errors have no errno from which a full disk could be recognised.
     path.write_bytes(serialised({name: value.detach().contiguous() for name, value in params.items()}))
 
 
@@ -78,5 +80,5 @@ def load_params(path: Path) -> Params:
     """Raises RunError if the file does not hold tensors."""
     try:
         return deserialised(files.read_bytes(path, _LARGEST))
-    except Exception as error:  # a damaged header can raise nearly anything
-        raise RunError(f"{path} cannot be read: {error}", "begin the run again in a new run_folder") from None
+    except Exception as error:  # a damaged header can raise nearly any exception
+        raise RunError(f"{path} cannot be read: {error}", "start the run again in a new run_folder") from None

@@ -1,4 +1,4 @@
-"""The outer update: an optimiser of torch over meta_params, its learning rate a function of the step."""
+"""The outer update: a torch optimiser over meta_params, with a learning rate that is a function of the step."""
 
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +15,7 @@ from distmeta.training.reduce import Mean, Reduced
 
 Schedule = Callable[[int], float]
 
-_STATISTICS_RATE = 0.1  # how far running statistics move in a step: torch's own default for batch norm
+_STATISTICS_RATE = 0.1  # momentum of running statistics per step: torch's default for batch norm
 
 
 def schedule(name: str, lr: float, steps: int, milestones: Sequence[int] = (), decay: float = 0.1) -> Schedule:
@@ -36,7 +36,7 @@ def schedule(name: str, lr: float, steps: int, milestones: Sequence[int] = (), d
 class OuterUpdate:
     """Owns meta_params and changes them by meta-gradients.
 
-    `statistics` names those that are running statistics: no optimiser, decay or clipping touches them, they follow the slots' mean.
+    `statistics` names the running statistics. They follow the slots' mean, without optimiser, decay or clipping.
     """
 
     def __init__(
@@ -63,13 +63,12 @@ class OuterUpdate:
             self.optimizer = torch.optim.Adam(values, lr=lr(0), weight_decay=weight_decay)
 
     def prepare(self, learner: Learner, batch: Batch) -> Batch:
-        """What a step learns from, given this worker's tasks. Default: the tasks."""
+        """The data of a step, given this worker's tasks. Default: the tasks."""
         return batch
 
     def step(self, learner: Learner, batch: Batch, mean: Mean, step: int) -> tuple[Reduced, Record]:
-        """Outer step number `step`, from 0: what was averaged, and what the step's record says of the update.
-
-        Without a meta_gradient the step has failed.
+        """Make outer step number `step` (from 0). Returns the averaged result and the update's keys for the step's record. Without a
+        meta_gradient the step has failed.
         """
         reduced = mean(self.meta_params, lambda: learner.each_slot(self.meta_params, batch))
         if reduced.meta_gradient is None:
@@ -94,7 +93,7 @@ class OuterUpdate:
         return norm.item()
 
     def state(self) -> Params:
-        """The optimiser's tensors under flat names "<parameter>.<what>"."""
+        """The optimiser's tensors under flat names "<parameter>.<state>"."""
         return {
             f"{name}:{what}": tensor
             for name, value in self.trained.items()
@@ -103,7 +102,7 @@ class OuterUpdate:
         }
 
     def load(self, meta_params: Params, state: Params) -> None:
-        """Take over what `meta_params` and `state` held in a checkpoint, keeping this object's own tensors and their memory layout."""
+        """Copy the values of `meta_params` and `state` from a checkpoint into this object's tensors, keeping their memory layout."""
         for name, value in self.meta_params.items():
             value.copy_(meta_params[name])
         for key, tensor in state.items():

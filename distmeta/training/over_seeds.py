@@ -1,4 +1,4 @@
-"""What runs that differ in their seed alone come to together, with the two uncertainties of it kept apart."""
+"""Means of runs that differ only in their seed, with separate intervals over seeds and over episodes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +13,10 @@ from distmeta.training.model_folder import Rows
 
 
 class OverSeeds(NamedTuple):
-    """Two measurements with the same values, the means over seeds and episodes, and different intervals.
+    """Two measurements with the same values (means over seeds and episodes) and different intervals.
 
-    `over_seeds` says how far another training run may come out from here: its interval is over the seeds' means. `over_episodes` says how
-    well these very networks are known: its interval is over episodes, each scored by the mean of the networks.
+    The interval of `over_seeds` is over the seeds' means: it shows how far another training run may differ. The interval of `over_episodes`
+    is over episodes, each scored by the mean of the networks: it shows how precisely these networks were measured.
     """
 
     over_seeds: Measurement
@@ -24,12 +24,12 @@ class OverSeeds(NamedTuple):
 
 
 def scores_of(by_episode: Rows) -> NDArray[np.float64]:
-    """(episodes, columns); NaN where a figure was not finite."""
+    """(episodes, columns); NaN if a score is not finite."""
     return np.array([[np.nan if value is None else value for value in row] for row in by_episode], np.float64)
 
 
 def over_seeds(measurement: Measurement, tests: Sequence[Rows]) -> OverSeeds:
-    """`tests` holds each seed's scores of the same episodes; `measurement` is that of any of them."""
+    """`tests` holds each seed's scores of the same episodes; `measurement` is the measurement of any of them."""
     scores = np.stack([scores_of(rows) for rows in tests])  # (seeds, episodes, columns)
 
     def measured(values: NDArray[np.float64], fewest: int) -> Measurement:

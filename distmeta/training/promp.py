@@ -12,10 +12,10 @@ from distmeta.training.reduce import Mean, Reduced
 
 
 class ProMP(OuterUpdate):
-    """A step draws trajectories once and learns from them in `epochs` updates by the optimiser, each from a meta-gradient of its own.
+    """A step draws trajectories once and learns from them in `epochs` optimiser updates, each with a new meta-gradient.
 
-    The objective clips the ratio of likelihoods (`PolicyGradient.clip_ratio`). The paper's penalty on the divergence is left out, because
-    its coefficient of 0.0005 is too small to matter beside the clipping.
+    The objective clips the ratio of likelihoods (`PolicyGradient.clip_ratio`). The paper's penalty on the divergence is omitted: with its
+    coefficient of 0.0005 it is negligible compared with the clipping.
     """
 
     def __init__(self, epochs: int, **optimizer: Any) -> None:
@@ -27,7 +27,7 @@ class ProMP(OuterUpdate):
         return hold(learner, self.meta_params, batch)
 
     def step(self, learner: Learner, batch: Batch, mean: Mean, step: int) -> tuple[Reduced, Record]:
-        """Ends early, as a step that failed, if a meta-gradient is not finite; else what the first epoch found."""
+        """Ends early as a failed step if a meta-gradient is not finite. Otherwise returns the first epoch's result."""
         first, figures = super().step(learner, batch, mean, step)
         last = first
         for _ in range(self.epochs - 1):

@@ -24,25 +24,25 @@ from distmeta.learners.params import Params, flatten
 Reduction = Literal["exact", "fast"]
 
 HELD_BYTES = 64 * 2**20
-"""Meta-gradients of a whole meta-batch larger than this are not held: each is scaled as it comes, by the step before."""
-_HEADROOM = 2.0**10  # how far above the last step's largest magnitude such a scale still reaches
+"""Limit on held gradients (bytes). Above it, each is scaled as it arrives, by the previous step's largest magnitude."""
+_HEADROOM = 2.0**10  # headroom of such a scale above the last step's largest magnitude
 _LOSS_UNIT = 2.0**-32
-_LOSS_LIMIT = 2.0**30  # a diverged loss that is still finite counts as this
+_LOSS_LIMIT = 2.0**30  # the limit of a finite but diverged loss
 
 
 class Request(IntEnum):
-    """What a worker may ask of all: the most that anybody asks is what all do after the step."""
+    """A worker's request to all workers. The highest request of any worker is what all do after the step."""
 
     NOTHING = 0
     LOOK = 1
-    """See whether a node is about to go."""
+    """Check whether a node is about to shut down."""
     CHECKPOINT = 2
     STOP = 3
     """With a checkpoint."""
 
 
 class SlotSum(ABC):
-    """The sum of a worker's meta-gradients, built slot by slot, and what is known of them."""
+    """The sum of a worker's meta-gradients, built slot by slot, with their largest magnitude and finiteness."""
 
     def __init__(self, size: int, like: Tensor) -> None:
         """`size` is P; `like` gives device and type of the meta-gradients."""
@@ -53,7 +53,7 @@ class SlotSum(ABC):
         self._finite: list[Tensor] = []
 
     def add(self, gradients: Tensor) -> None:
-        """Take in the meta-gradients (n, P) of the next n slots."""
+        """Add the meta-gradients (n, P) of the next n slots."""
         finite = gradients.isfinite()
         self._largest = torch.maximum(self._largest, gradients.where(finite, 0).abs().max())
         self._finite.append(finite.all(1))
@@ -66,11 +66,11 @@ class SlotSum(ABC):
 
     @property
     def finite(self) -> list[bool]:
-        """For each slot, whether all of it is finite."""
+        """For each slot, whether its meta-gradient is finite."""
         return torch.cat(self._finite).tolist() if self._finite else []
 
     def fits(self, largest: float) -> bool:
-        """Whether the sum can be made if `largest` is the largest magnitude anywhere; if not, the step is computed again."""
+        """Whether the sum is valid if `largest` is the largest magnitude on any worker. If not, the step is recomputed."""
         return True
 
     @abstractmethod
@@ -78,11 +78,11 @@ class SlotSum(ABC):
 
     @abstractmethod
     def with_metrics(self, metrics: Tensor, largest: float) -> Tensor:
-        """The sum (P,) with integer metrics (M,) behind it, in a form in which workers' vectors can be added."""
+        """The sum (P,) followed by integer metrics (M,), as a vector that can be added over workers."""
 
     @abstractmethod
     def split(self, total: Tensor) -> tuple[Tensor, Tensor]:
-        """The inverse, of all workers' sum: the meta-gradients' sum in float64 or the gradients' type, and the metrics."""
+        """Decode the sum over all workers: the meta-gradients' sum in float64 or the gradients' type, and the metrics."""
 
 
 class IntegerSum(SlotSum):
@@ -114,10 +114,7 @@ class HeldSum(IntegerSum):
 
 
 class ScaledSum(IntegerSum):
-    """Holds nothing but the sum, scaled by the largest magnitude of the step before.
-
-    If that is not known (None or 0), this step only finds it.
-    """
+    """Holds only the sum, scaled by the previous step's largest magnitude. If that is unknown (None or 0), this step only finds it."""
 
     def __init__(self, size: int, like: Tensor, meta_batch_size: int, before: float | None) -> None:
         super().__init__(size, like)
@@ -137,7 +134,7 @@ class ScaledSum(IntegerSum):
 
 
 class FloatSum(SlotSum):
-    """The plain sum in the meta-gradients' own type."""
+    """The plain sum in the meta-gradients' type."""
 
     def __init__(self, size: int, like: Tensor) -> None:
         super().__init__(size, like)
@@ -148,7 +145,7 @@ class FloatSum(SlotSum):
             self._total += gradient
 
     def with_metrics(self, metrics: Tensor, largest: float) -> Tensor:
-        # An integer goes as four of 16 bits, which floats hold exactly; all but one worker bring zeros in its place.
+        # An integer is sent as four 16-bit parts, which floats represent exactly; all workers but one contribute zeros.
         return torch.cat([self._total, metrics.view(torch.int16).to(self.dtype)])
 
     def split(self, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,9 +153,9 @@ class FloatSum(SlotSum):
 
 
 def slot_sum(reduction: Reduction, meta_batch_size: int, size: int, like: Tensor, before: float | None) -> SlotSum:
-    """How meta-gradients (P = `size` values like `like`) are summed; `before` is the step before's largest magnitude.
+    """The sum for meta-gradients of P = `size` values like `like`; `before` is the previous step's largest magnitude.
 
-    Which of the two exact ways is a matter of the whole meta-batch, never of how many slots this worker has: they round differently.
+    The choice between the two exact sums depends on the whole meta-batch, never on this worker's slots, because they round differently.
     """
     if reduction == "fast":
         return FloatSum(size, like)
@@ -168,7 +165,7 @@ def slot_sum(reduction: Reduction, meta_batch_size: int, size: int, like: Tensor
 
 
 class Contribution(NamedTuple):
-    """What one worker brings to a step: its slots, the sum of their meta-gradients and their metrics; or what kept it from that."""
+    """One worker's part of a step: its slots, the sum of their meta-gradients and their metrics, or the failure that prevented it."""
 
     slots: list[int]
     sum: SlotSum
@@ -177,7 +174,7 @@ class Contribution(NamedTuple):
 
     @classmethod
     def of(cls, slots: list[int], computed: Iterable[tuple[Tensor, SlotMetrics]], into: SlotSum) -> "Contribution":
-        """Adds up what `Learner.each_slot` finds; a DistmetaError on the way becomes the contribution's failure."""
+        """Add the results of `Learner.each_slot`. A DistmetaError becomes the contribution's failure."""
         kept = []
         try:
             for gradients, metrics in computed:
@@ -194,11 +191,11 @@ class Contribution(NamedTuple):
 
 
 class Reduced(NamedTuple):
-    """What all workers hold after a step, equal on each.
+    """The result of a step, equal on all workers.
 
-    meta_gradient (P,): mean over all slots, or None if some slot's was not finite (`bad_slot`, the lowest such) or if the step has to be
-    computed `again`, now that its `largest` magnitude is known. losses (B,), scores (B,), own (B, E), ranks (B,): every slot's metrics
-    (NaN: none) and which worker computed it. `request`: the most that anybody asked for.
+    meta_gradient (P,): mean over all slots. It is None if a slot's meta-gradient was not finite (`bad_slot`, the lowest such slot), or if
+    the step must be computed `again` with the `largest` magnitude that is now known. losses (B,), scores (B,), own (B, E), ranks (B,):
+    every slot's metrics (NaN: none) and which worker computed it. `request`: the highest request of any worker.
     """
 
     meta_gradient: Tensor | None
@@ -217,21 +214,22 @@ SlotVectors = Iterator[tuple[Tensor, SlotMetrics]]
 
 
 class Mean(Protocol):
-    """How an outer update has slots' vectors averaged over all workers, once or several times a step."""
+    """Averages slots' vectors over all workers for an outer update, once or several times per step."""
 
     def __call__(self, meta_params: Params, computed: Callable[[], SlotVectors], size: int | None = None) -> Reduced:
-        """The mean of `computed` over this worker's slots and the others'; vectors have `size` values (default: a meta-gradient's).
+        """The mean of `computed` over the slots of all workers; vectors have `size` values (default: a meta-gradient's).
 
-        `meta_params` are those that the vectors were computed with, which all workers must share. `computed` may be called again.
+        The vectors were computed with `meta_params`, which must be equal on all workers. `computed` may be called again.
         """
 
 
 class PeerFailure(RunError):
-    """Another worker failed and has said why."""
+    """Another worker failed and reports the reason itself."""
 
 
 def _all_reduce(values: Tensor, operation: dist.ReduceOp.RedOpType, workers: int) -> Tensor:
-    # Never by asking torch whether there is a group: Ray ends it in mid-step when a worker is lost, and the others would continue alone.
+    # Do not ask torch whether a process group exists: Ray destroys it in mid-step when a worker is lost, and the others would continue
+    # alone.
     if workers > 1:
         dist.all_reduce(values, operation)
     return values
@@ -243,7 +241,7 @@ def sum_over_workers(values: Tensor, workers: int) -> Tensor:
 
 
 def agree(failure: DistmetaError | None, device: torch.device, workers: int) -> None:
-    """Raise on every worker if any has failed: its own error where it happened, PeerFailure elsewhere. One collective."""
+    """Raise on every worker if any has failed: the error itself on that worker, PeerFailure on the others. One collective."""
     failed = _all_reduce(torch.tensor([float(failure is not None)], device=device), dist.ReduceOp.MAX, workers)
     _raise_if_failed(bool(failed.item()), failure)
 
@@ -264,10 +262,9 @@ def reduce(
     request: Request,
     mark: Callable[[str], None] = lambda name: None,
 ) -> Reduced:
-    """Sum the workers' contributions; two collectives, a MAX of a few numbers and a SUM.
-
-    `mark` is told when this worker has done waiting for the others ("wait"). Raises RunError if the workers' meta_params differ, the
-    worker's own failure if it has one, PeerFailure if another has.
+    """Sum the workers' contributions with two collectives, a MAX of a few numbers and a SUM. `mark("wait")` is called once this worker has
+    waited for the others. Raises RunError if the workers' meta_params differ, the worker's own failure if it has one, PeerFailure if
+    another has.
     """
     summed, device = contribution.sum, contribution.sum.device
     good = zip(contribution.slots, summed.finite, contribution.metrics.loss.isfinite().tolist(), strict=False)

@@ -1,4 +1,4 @@
-"""A run's folder: the one class that knows what lies in it, and under which names."""
+"""A run's folder: the only class that knows its files and their names."""
 
 import json
 from itertools import islice
@@ -81,14 +81,14 @@ class RunFolder:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds nothing, or is not there."""
+        """Whether it is empty or does not exist."""
         return storage.is_empty(self.path)
 
     def remove(self) -> None:
         storage.remove(self.path)
 
     def clear(self) -> None:
-        """Remove all that it holds, and leave the folder."""
+        """Remove its contents but keep the folder."""
         for path in list(self.path.iterdir()) if self.path.exists() else []:
             storage.remove(path)
 
@@ -119,7 +119,7 @@ class RunFolder:
             raise storage.damaged(self.path / CONFIG, error) from None
 
     def remove_config(self) -> None:
-        """Of a run that could not begin."""
+        """Discard a run that could not start."""
         (self.path / CONFIG).unlink()
 
     def read_dataset(self) -> dict[str, str]:
@@ -145,7 +145,7 @@ class RunFolder:
         return StatusFile(self.path / _STATUS)
 
     def note_start(self, step: int) -> None:
-        """Remember that workers began to train at `step`: 0 the first time, later ones after a failure or by --resume."""
+        """Record that workers started to train at `step`: 0 the first time, a later step after a failure or with --resume."""
         path = self.path / _STARTS
         before = path.read_text() if path.exists() else ""
         write_whole(path, before + json.dumps({"step": step}) + "\n")
@@ -166,16 +166,18 @@ class RunFolder:
         return CheckpointFolder(self.checkpoints / folder_name(step))
 
     def newest_checkpoint(self) -> CheckpointFolder | None:
-        """The newest whole one, if there is one."""
+        """The newest complete checkpoint, or None."""
         return next((folder for folder in self._newest_first() if folder.is_whole), None)
 
     def reached(self) -> str:
-        """The newest checkpoint's name, for people."""
+        """The newest checkpoint's name, for messages."""
         newest = self.newest_checkpoint()
         return newest.name if newest else "its beginning"
 
     def thin_out(self, keep: int, index: str) -> None:
-        """Remove all checkpoints but the newest `keep` whole ones (none, if none is whole), and the file `index` beside them."""
+        """Remove all but the newest `keep` complete checkpoints, and the file `index` beside them. If no checkpoint is complete, none is
+        removed.
+        """
         folders = self._newest_first()
         kept = {folder.name for folder in islice((folder for folder in folders if folder.is_whole), keep)}
         for folder in folders if kept else []:
@@ -189,9 +191,9 @@ class RunFolder:
     # What it came to.
 
     def save_best(self, step: int, meta_params: Params, description: dict[str, Any]) -> None:
-        """Keep the model of the best step so far. At any moment the one before or this one counts, whole."""
+        """Keep the model of the best step so far. At every moment either the previous model or this one is in place and complete."""
         best, name = self.path / _BEST, folder_name(step)
-        if self.best.name == name:  # the step is repeated after a failure; the folder that counts is never touched
+        if self.best.name == name:  # the step was repeated after a failure; the folder in use is never changed
             name += "-again"
         ModelFolder(best / name).save(meta_params, description)
         write_whole(best / _POINTER, json.dumps({"folder": name}))
@@ -206,7 +208,7 @@ class RunFolder:
         try:
             return ModelFolder(best / read_json(best / _POINTER, stored.Best)["folder"])
         except FileNotFoundError:
-            return ModelFolder(best)  # as distmeta 0.1 laid it out
+            return ModelFolder(best)  # the layout of distmeta 0.1
 
     @property
     def init_from(self) -> ModelFolder:
@@ -257,7 +259,7 @@ class RunFolder:
             return read_json(self.path / _MLFLOW, stored.Mlflow)
         except (OSError, RunError) as error:
             reason = error.message if isinstance(error, RunError) else str(error)
-            raise RunError(f"{self} has no MLflow run: {reason}", "distmeta train CONFIG --resume begins it") from None
+            raise RunError(f"{self} has no MLflow run: {reason}", "start it: distmeta train CONFIG --resume") from None
 
     def write_mlflow(self, record: dict[str, str]) -> None:
         write_whole(self.path / _MLFLOW, json.dumps(record))
@@ -272,21 +274,21 @@ class RunFolder:
         return RunFolder(self.trials_folder / f"trial-{number:03d}")
 
     def read_trials(self) -> list[dict[str, Any]]:
-        """What is recorded of every trial that was ever begun."""
+        """The records of all trials that were ever started."""
         return [read_json(path, dict[str, Any]) for path in self.path.glob(f"{_TRIALS}/trial-*/{_TRIAL}")]
 
     def write_trial(self, record: dict[str, Any]) -> None:
-        """Record this folder's trial, begun now if it was not."""
+        """Record this folder's trial, with the present time as its start if it has none."""
         if storage.on_disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / _TRIAL, json.dumps(record))
 
     def write_failure(self, error: DistmetaError) -> None:
-        """Remember why this folder's trial failed."""
+        """Record why this folder's trial failed."""
         write_whole(self.path / _FAILURE, json.dumps({"message": error.message, "remedy": error.remedy}))
 
     def read_failure(self) -> str | None:
-        """Why this folder's trial failed, if it did."""
+        """The reason why this folder's trial failed, or None."""
         failure = read_json_if_there(self.path / _FAILURE, stored.Failure)
         return failure["message"] if failure else None
 
@@ -294,7 +296,7 @@ class RunFolder:
         (self.path / _FAILURE).unlink(missing_ok=True)
 
     def retrained(self, trial: int, steps: int) -> "RunFolder":
-        """The run of a trial's config over so many steps: a resume may find another winner, or change the steps."""
+        """The run of a trial's config with this number of steps. A resume may find another winner or change the steps."""
         return RunFolder(self.path / _RETRAINED / f"trial-{trial:03d}-{steps}-steps")
 
     def compared(self, trial: int) -> "RunFolder":
@@ -310,7 +312,7 @@ class RunFolder:
         return self.path / _TABLE
 
     def read_table(self) -> dict[str, Any] | None:
-        """What the sweep came to; None if it has not ended."""
+        """The result of the sweep, or None if it has not ended."""
         return read_json_if_there(self.path / _TABLE, stored.SweepTable)
 
     @property
@@ -322,7 +324,7 @@ class RunFolder:
         storage.remove(self.tune.parent)
 
     def write_groups(self, ids: list[str]) -> None:
-        """Remember the placement groups that the sweep has made."""
+        """Record the placement groups that the sweep has created."""
         write_whole(self.path / _GROUPS, json.dumps(ids))
 
     def read_groups(self) -> list[str]:
@@ -336,7 +338,7 @@ class RunFolder:
         return RunFolder(self.path / _SEED_RUNS / f"seed-{seed}")
 
     def write_seeds(self, record: dict[str, Any]) -> Path:
-        """Keep which `seeds` there are, and all else that is known of them together."""
+        """Write the list of `seeds` and their common results."""
         write_whole(self.path / _SEEDS, json.dumps(record, indent=1))
         return self.path / _SEEDS
 

@@ -1,4 +1,4 @@
-"""Folders that count only whole: `checkpoint.json`, written last, holds size and SHA-256 of every other file."""
+"""Folders that are valid only if complete: `checkpoint.json`, written last, holds size and SHA-256 of every other file."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ class _Seal(TypedDict):
 
 
 class SealedFolder:
-    """A folder of files on a disk or in object storage, filled once."""
+    """A folder on a disk or in object storage that is written once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,23 +52,22 @@ class SealedFolder:
 
     @contextmanager
     def filling(self) -> Iterator[Path]:
-        """A new folder on this machine to fill with files; when the block ends it is sealed and takes this one's place.
-
-        If the block raises, nothing changes.
+        """A new local folder to fill with files. At the end of the block it is sealed and replaces this one. If the block raises, nothing
+        changes.
         """
         with replacing(self.path, SEAL) as new:
             yield new
             seal(new)
 
     def copy(self, other: "SealedFolder") -> None:
-        """Take this folder's place with a copy of `other`, with the seal that `other` has."""
+        """Replace this folder with a copy of `other` and its seal."""
         with replacing(self.path, SEAL) as new:
             for file in other.path.iterdir():
                 (new / file.name).write_bytes(file.read_bytes())
 
 
 def seal(folder: Path) -> None:
-    """Write `checkpoint.json`, after which the folder is whole."""
+    """Write `checkpoint.json`, which makes the folder complete."""
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir()) if p.name != SEAL}
     write_whole(folder / SEAL, json.dumps({"files": files}, indent=1))
 

@@ -1,4 +1,4 @@
-"""How often a network's spiking neurons fire. A layer that is silent or saturated passes on nothing, so a run says so."""
+"""Firing rates of a network's spiking neurons. A silent or saturated layer passes no information on, so a run reports it."""
 
 from statistics import fmean
 
@@ -13,9 +13,9 @@ _EPISODES = 10
 
 
 def spike_rates(metric: Metric, learner: Learner, meta_params: Params, stream: Stream) -> dict[str, float]:
-    """For each layer of spiking neurons the share of them that fires in a time step; empty for a network without any.
+    """For each spiking layer, the share of neurons that fires in a time step; empty if there are none.
 
-    A mean over the first ten episodes of `stream`, of each the last forward that scoring it makes: its queries, after adapting.
+    The mean is over the first ten episodes of `stream`, in the last forward of scoring each: its queries, after adapting.
     """
     layers = {name: module for name, module in learner.model.named_modules() if isinstance(module, LeakyIntegrateAndFire)}
     if not layers:
@@ -31,7 +31,7 @@ def spike_rates(metric: Metric, learner: Learner, meta_params: Params, stream: S
 
 
 def warning(rates: dict[str, float]) -> str | None:
-    """What is wrong with these rates and what to change, for people; None if nothing is."""
+    """A warning about these rates with a remedy, or None if they are fine."""
     shown = {name: f"{name} fires in {100 * rate:.1f} % of time steps" for name, rate in rates.items()}
     silent = [shown[name] for name, rate in rates.items() if rate < SILENT]
     saturated = [shown[name] for name, rate in rates.items() if rate > SATURATED]

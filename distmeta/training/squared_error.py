@@ -15,7 +15,7 @@ _LARGEST = 2.0**30
 
 
 class SquaredErrorByStep(Metric):
-    """Mean squared error over an episode's queries after 0, 1, … inner steps. One that diverged counts as 2^30."""
+    """Mean squared error over an episode's queries after 0, 1, … inner steps. A diverged error is recorded as 2^30."""
 
     name = "squared error"
     more_is_better = False

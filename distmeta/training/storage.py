@@ -1,4 +1,4 @@
-"""Folders on a file system and in object storage, both spoken to in pathlib's words."""
+"""Folders on a file system or in object storage, with pathlib's interface."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ _S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {
 def folder_at(location: str) -> Path:
     """The folder at a path, made absolute, or at a URL that fsspec writes to (s3, gs). Raises ConfigError for any other.
 
-    At a URL it is no `Path`, but does what this package asks of one. Credentials come from the environment.
+    For a URL the result is not a `Path` but supports the same methods used here. Credentials come from the environment.
     """
     protocol, is_url, _ = location.partition("://")
     if not is_url:
@@ -38,7 +38,7 @@ def folder_at(location: str) -> Path:
 
 
 def on_disk(folder: Path) -> bool:
-    """Whether it lies on a file system of this machine."""
+    """Whether it is on a file system of this machine."""
     return isinstance(folder, PurePath)
 
 
@@ -46,24 +46,24 @@ def check_writable(folder: Path) -> None:
     """Raises ConfigError unless files can be written into `folder`."""
     probe = folder / ".distmeta"
     try:
-        if on_disk(folder):  # elsewhere this would make a bucket
+        if on_disk(folder):  # in object storage this would create a bucket
             folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
         probe.unlink()
-    except Exception as error:  # every file system has exceptions of its own
+    except Exception as error:  # each fsspec file system raises different exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"run_folder {folder} cannot be written: {reason}", "check the place and your access to it") from None
+        raise ConfigError(f"run_folder {folder} cannot be written: {reason}", "check the location and your access to it") from None
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether it holds nothing but a lease, or is not there."""
+    """Whether it does not exist, or holds at most a lease."""
     return not folder.exists() or all(path.name == LEASE for path in folder.iterdir())
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there with all of `text`, or not at all."""
+    """Write `text` to a file atomically."""
     if not on_disk(path):
-        path.write_text(text)  # object storage keeps no half of an object
+        path.write_text(text)  # object storage never keeps part of an object
         return
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
@@ -71,9 +71,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_json(path: Path, kind: Any) -> Any:
-    """What the JSON file at `path` holds, which is of the type `kind`.
-
-    Raises FileNotFoundError, or RunError if the file is damaged, or is not what this version of distmeta writes there.
+    """The value of the JSON file at `path`, of the type `kind`. Raises FileNotFoundError, or RunError if the file is damaged or has a
+    format that this version of distmeta does not know.
     """
     try:
         content = files.read_json(path, finite=False)
@@ -86,13 +85,13 @@ def read_json(path: Path, kind: Any) -> Any:
 
 
 def read_json_if_there(path: Path, kind: Any) -> Any:
-    """The same; None if there is no such file."""
+    """The same, or None if the file does not exist."""
     return read_json(path, kind) if path.exists() else None
 
 
 @contextmanager
 def understood(folder: object) -> Iterator[None]:
-    """What the figures in a run folder's files make this version of distmeta stumble over, in the block, is said of the folder."""
+    """Errors in the block, caused by unexpected values in a run folder's files, become a RunError about the folder."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
@@ -103,11 +102,11 @@ def understood(folder: object) -> Iterator[None]:
 
 
 def damaged(path: Path, error: Exception) -> RunError:
-    return RunError(f"{path} is damaged: {error}", "restore it from a copy, or begin the run again in a new run_folder")
+    return RunError(f"{path} is damaged: {error}", "restore it from a copy, or start the run again in a new run_folder")
 
 
 def unknown_content(path: Path, reason: str) -> RunError:
-    """The error for a file of a run folder that is whole but not what this version of distmeta writes there."""
+    """The error for an undamaged file of a run folder whose format this version of distmeta does not know."""
     return RunError(
         f"{path} cannot be read by distmeta {version('distmeta')}: {reason}",
         "update distmeta if a newer one wrote it; else restore it from a copy",
@@ -115,7 +114,7 @@ def unknown_content(path: Path, reason: str) -> RunError:
 
 
 def remove(folder: Path) -> None:
-    """Remove `folder` with all it holds, or a file, if it is there."""
+    """Remove `folder` (or a file) with all its contents, if it exists."""
     if on_disk(folder):
         shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
     elif folder.exists():
@@ -124,9 +123,10 @@ def remove(folder: Path) -> None:
 
 @contextmanager
 def replacing(folder: Path, last: str) -> Iterator[Path]:
-    """A new folder on this machine to fill with files, that takes the place of `folder` when the block ends.
+    """A new local folder to fill with files, which replaces `folder` at the end of the block.
 
-    A kill leaves the one or the other; in object storage it may leave neither, but then no file `last`, which is written last.
+    A kill leaves either the old or the new folder. In object storage it may leave an incomplete one, but then without the file `last`,
+    which is written last.
     """
     if on_disk(folder):
         building, old = (folder.with_name(f".{folder.name}.{state}") for state in ("new", "old"))
@@ -148,7 +148,7 @@ def replacing(folder: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def appending(path: Path) -> Iterator[IO[bytes]]:
-    """A file of this machine whose bytes stand at the end of `path` when the block has ended."""
+    """A local file whose bytes are appended to `path` at the end of the block."""
     if on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:

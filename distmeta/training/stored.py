@@ -1,4 +1,4 @@
-"""The types and ranges of what a run folder's files hold, checked once on reading: somebody else may have written them."""
+"""Types and ranges of values in a run folder's files. They are checked once on reading, because somebody else may have written them."""
 
 from typing import Annotated, Any, NotRequired
 
@@ -47,7 +47,7 @@ class Seeds(TypedDict):
 
 
 class Member(TypedDict):
-    """A worker of a run: its rank, and where its process is."""
+    """A worker of a run: its rank, and its process and node."""
 
     rank: Annotated[int, Field(ge=0, le=10**6)]
     pid: int
@@ -83,7 +83,7 @@ class _Lost(_Event):
 
 
 LOST = ("died", "out of memory", "hung", "failed", "node lost")
-"""The kinds of event that cost a run a worker."""
+"""The kinds of event in which a run loses a worker."""
 
 
 def _sort_of_event(event: Any) -> str:
@@ -91,7 +91,7 @@ def _sort_of_event(event: Any) -> str:
     return "start" if kind == "start" else "lost" if kind in LOST else "other"
 
 
-# A later version may have stored more: other kinds, and more keys.
+# Extra kinds and keys are allowed, because a later version may store more.
 Event = Annotated[
     Annotated[_Started, Tag("start")] | Annotated[_Lost, Tag("lost")] | Annotated[_Other, Tag("other")], Discriminator(_sort_of_event)
 ]

@@ -1,7 +1,7 @@
 """TRPO: the longest step down the natural gradient that keeps adapted policies close (Schulman et al. 2015, arXiv:1502.05477).
 
-It is how MAML's authors update policies (Finn, Abbeel & Levine 2017, section 4.2). Meta-gradients, Fisher-vector products and the line
-search's values are each summed exactly, and all that is computed of the sums is computed alike on every worker.
+MAML's authors update policies in this way (Finn, Abbeel & Levine 2017, section 4.2). Meta-gradients, Fisher-vector products and the line
+search's values are each summed exactly, and every worker computes the same from the sums.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from distmeta.training.outer import OuterUpdate
 from distmeta.training.reduce import Mean, Reduced, SlotVectors
 
 _ITERATIONS = 10  # of conjugate gradients
-_RESIDUAL = 1e-10  # squared, at which they stop
+_RESIDUAL = 1e-10  # squared residual at which the iterations stop
 _DAMPING = 1e-5  # added to the Fisher information's diagonal
-_SHRINK = 0.8  # of a step that the line search refuses
+_SHRINK = 0.8  # factor after a step that the line search refuses
 _TRIES = 15
 
 
@@ -46,7 +46,7 @@ class TRPO(OuterUpdate):
         return hold(learner, self.meta_params, batch)
 
     def step(self, learner: Learner, batch: Batch, mean: Mean, step: int) -> tuple[Reduced, Record]:
-        """What the meta-gradient's sum found. A sum that is not finite leaves meta_params alone, as a line search does that fails."""
+        """Returns the meta-gradient's averaged result. meta_params stay unchanged if a sum is not finite or the line search fails."""
         assert isinstance(learner, MAML)
         assert isinstance(batch, HeldBatch)
         theta = {name: value.clone() for name, value in self.meta_params.items()}
@@ -56,7 +56,7 @@ class TRPO(OuterUpdate):
             curvature: list[Curvature] = []
 
             def products(vector: Tensor) -> SlotVectors:
-                if not curvature:  # built where a failure is heard of by the other workers
+                if not curvature:  # built inside the block whose failure is reported to the other workers
                     curvature.append(Curvature.of(learner, theta, batch))
                 return curvature[0].times(vector)
 
@@ -74,7 +74,7 @@ class TRPO(OuterUpdate):
         return first, {"gradient_norm": gradient.norm().item()} | searched
 
     def _search(self, learner: MAML, batch: HeldBatch, mean: Mean, theta: Params, longest: Tensor) -> Record:
-        """Go as far along minus `longest` as the loss falls and the divergence allows."""
+        """Move along minus `longest` as far as the loss decreases and the divergence allows."""
 
         def tried(params: Params) -> Reduced:
             return mean(params, lambda: loss_and_divergence(learner, params, batch), 2)

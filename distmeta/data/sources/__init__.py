@@ -1,4 +1,4 @@
-"""Where images come from: each module of this folder reads one kind of source and yields `SourceImage`s."""
+"""Sources of images. Each module of this folder reads one kind of source and yields `SourceImage`s."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class SourceImage(NamedTuple):
-    """One image as its source holds it.
+    """One image in its source.
 
     `split` is train, val or test; `class_name` is unique in the dataset (a WordNet id, an alphabet's character);
-    `category` is the class's super-class; `image` is an encoded file (PNG, JPEG, ...); `origin` says where it lay, for error messages.
+    `category` is the class's super-class; `image` is an encoded file (PNG, JPEG, ...); `origin` is its place, for error messages.
     """
 
     split: str
@@ -20,7 +20,7 @@ class SourceImage(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A source, opened. `total` is about how many images there are, None if that would take a pass; `facts` go into the manifest."""
+    """An open source. `total` is the approximate number of images, or None if counting would take a pass; `facts` go into the manifest."""
 
     images: Iterator[SourceImage]
     total: int | None = None

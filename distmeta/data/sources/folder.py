@@ -1,4 +1,4 @@
-"""Anybody's folder of images: split/category/class/*, split/class/*, or without splits class/* or category/class/*.
+"""A user's folder of images: split/category/class/*, split/class/*, or without splits class/* or category/class/*.
 
 A class whose folders are one level deeper has the upper folder as its category; otherwise it is its own category.
 """
@@ -16,11 +16,11 @@ from distmeta.data.splits import SPLITS
 from distmeta.errors import ConfigError, DataError
 from distmeta.seeds import generator
 
-_LAYOUT = "lay images out as train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg, or as CLASS/*.jpg and give --split 0.7/0.15/0.15"
+_LAYOUT = "arrange images as train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg, or as CLASS/*.jpg and give --split 0.7/0.15/0.15"
 
 
 def fractions(text: str) -> tuple[float, float, float]:
-    """'0.7/0.15/0.15' → how much of the classes is train, val and test. Raises ConfigError unless these are positive and add up to 1."""
+    """'0.7/0.15/0.15' → the shares of classes in train, val and test. Raises ConfigError unless they are positive and add up to 1."""
     try:
         train, val, test = (float(part) for part in text.split("/"))
     except ValueError:
@@ -38,10 +38,9 @@ def read(
     report: Callable[[str], None],
     max_pixels: int = MAX_PIXELS,
 ) -> Source:
-    """Every image, class by class in the order of their names. `split` None means that the top folders are the splits.
-
-    What `class_folders` leaves out is counted and reported. Raises DataError if the layout is neither, a class is in two splits or there
-    twice, a class holds no image, or something cannot be read.
+    """Every image, class by class, sorted by name. With `split` None the top folders are the splits. Files that `class_folders` leaves out
+    are counted and reported. Raises DataError if the layout is neither of these, a class is in two splits or appears twice, a class has no
+    image, or something cannot be read.
     """
     left_out = LeftOut()
     classes = _cut(class_folders(folder, left_out), split, split_by, seed) if split else _divided(folder, left_out)
@@ -75,14 +74,16 @@ def _divided(folder: Path, left_out: LeftOut) -> dict[str, list[ClassFolder]]:
         for class_folder in group:
             other = split_of.setdefault(class_folder.full_name, split)
             if other != split:
-                text = f"class '{class_folder.full_name}' of {folder} is in {other} and {split}; splits share no class"
+                text = f"class '{class_folder.full_name}' of {folder} is in {other} and {split}; splits must not share a class"
                 raise DataError(text, "move or rename one of them")
     check_twice(class_folder for group in classes.values() for class_folder in group)
     return classes
 
 
 def _cut(classes: list[ClassFolder], split: tuple[float, float, float], by: str, seed: int) -> dict[str, list[ClassFolder]]:
-    """Classes, or whole categories, to splits at random by `seed`: numbers nearest to the fractions, one at least in each split."""
+    """Assign classes, or whole categories, to splits at random by `seed`. Their numbers are nearest to the fractions, with at least one in
+    each split.
+    """
     unit = [one.full_name if by == "class" else one.category or one.name for one in classes]
     units = sorted(set(unit))
     if len(units) < len(SPLITS):

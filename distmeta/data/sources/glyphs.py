@@ -1,4 +1,4 @@
-"""A dataset that needs no download: the letters of the DejaVu fonts that come with matplotlib, drawn as if by many hands.
+"""A dataset without download: letters of matplotlib's DejaVu fonts, distorted like handwriting of many people.
 
 A class is a letter, its category the letter's script. An image is the letter in one of the twelve faces, with a thin or thick pen,
 turned, sheared, scaled and shifted a little, dark on white as in Omniglot. Splits hold different scripts, and no two classes look alike.
@@ -41,10 +41,11 @@ _LETTERS = ("Lu", "Ll", "Lt", "Lo")
 # Two letters correlated this much in any one face differ by a dot or less at 28 pixels (C and c: 0.94; A and its Greek copy: 1.00).
 _ALIKE = 0.93
 
-_EM = 64  # font size at which glyphs are drawn before they are distorted; one under a third of it is a mark, which would blur
+# font size at which glyphs are drawn before they are distorted; glyphs under a third of it are marks, which would become illegible
+_EM = 64
 _PAD = 4  # blank pixels around a drawn glyph, room for the pen and for smooth edges
-_FINE = 3  # distorted images are drawn this many times too large, then averaged down
-_SMALLEST = 14  # pixels; below this letters are no longer told apart
+_FINE = 3  # distorted images are drawn larger by this factor, then averaged down
+_SMALLEST = 14  # pixels; letters in smaller images cannot be distinguished
 
 
 class _Face(NamedTuple):
@@ -64,12 +65,12 @@ class _Letter(NamedTuple):
 def read(seed: int = 0, images_per_class: int = IMAGES_PER_CLASS, image_size: int = 28) -> Iterator[SourceImage]:
     """`images_per_class` PNG images, `image_size` pixels square, of every letter.
 
-    Image i of a letter depends only on `seed`, the letter and i, so fewer images are a prefix of more.
+    Image i of a letter depends only on `seed`, the letter and i. A smaller dataset is therefore a prefix of a larger one.
     """
     if images_per_class < 1:
         raise DataError(f"{images_per_class} images per class asked of the glyphs; a class has at least 1", "ask for 1 or more")
     if image_size < _SMALLEST:
-        raise DataError(f"glyph images of {image_size} pixels asked; letters need {_SMALLEST} or more", f"ask for {_SMALLEST} or more")
+        raise DataError(f"glyph images of {image_size} pixels requested; letters need {_SMALLEST} or more", f"ask for {_SMALLEST} or more")
     for letter in _letters():
         character = chr(letter.codepoint)
         name = f"U+{letter.codepoint:04X} {unicodedata.name(character)}"
@@ -82,13 +83,15 @@ def read(seed: int = 0, images_per_class: int = IMAGES_PER_CLASS, image_size: in
 
 
 def classes() -> int:
-    """How many letters there are."""
+    """The number of letters."""
     return len(_letters())
 
 
 @cache
 def _letters() -> tuple[_Letter, ...]:
-    """Every class, in the order train, val, test; of letters that look alike only the first, so those kept in test are truly unseen."""
+    """Every class, in the order train, val, test; of similar letters only the first is kept, so letters of the test split are truly
+    unseen.
+    """
     faces = _faces()
     candidates = _candidates(faces)
     likeness = _likeness([letter.codepoint for letter in candidates], faces)
@@ -124,12 +127,12 @@ def _face(path: Path) -> _Face:
         raise DataError(f"{path} is not a file; glyphs are drawn with matplotlib's own fonts", "reinstall matplotlib from PyPI")
     with TTFont(path, lazy=True) as tables:
         covers = frozenset(codepoint for codepoint, glyph in tables.getBestCmap().items() if glyph != ".notdef")
-    # The basic layout draws every code point as it stands; the other one depends on a library that may be absent.
+    # The basic layout draws every code point unchanged; the other layout needs a library that may be missing.
     return _Face(ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC), covers)
 
 
 def _likeness(codepoints: list[int], faces: tuple[_Face, ...]) -> np.ndarray:
-    """The largest correlation, over the faces, between the pictures of each two letters; 0 where no face draws both."""
+    """For each pair of letters, the largest correlation of their pictures over the faces; 0 if no face draws both."""
     largest = np.zeros((len(codepoints), len(codepoints)), dtype=np.float32)
     for face in faces:
         covered = [index for index, codepoint in enumerate(codepoints) if codepoint in face.covers]
@@ -140,7 +143,7 @@ def _likeness(codepoints: list[int], faces: tuple[_Face, ...]) -> np.ndarray:
 
 
 def _picture(character: str, font: ImageFont.FreeTypeFont, side: int = 24) -> np.ndarray:
-    """The character scaled into a square and centred, as a vector of mean 0 and norm 1; all 0 if it is blank or but a mark."""
+    """The character scaled into a square and centred, as a vector of mean 0 and norm 1; all 0 if it is blank or only a mark."""
     ink = _glyph(character, font, 0.0)
     box = ink.getbbox() or (0, 0, 0, 0)
     if max(box[2] - box[0], box[3] - box[1]) < _EM / 3:
@@ -152,7 +155,7 @@ def _picture(character: str, font: ImageFont.FreeTypeFont, side: int = 24) -> np
 
 
 def _glyph(character: str, font: ImageFont.FreeTypeFont, pen: float) -> Image.Image:
-    """The character in white on black, every stroke widened by `pen` pixels on each side."""
+    """The character in white on black, with every stroke widened by `pen` pixels on each side."""
     left, top, right, bottom = font.getbbox(character)
     image = Image.new("L", (math.ceil(right - left) + 2 * _PAD, math.ceil(bottom - top) + 2 * _PAD))
     ImageDraw.Draw(image).text((_PAD - left, _PAD - top), character, fill=255, font=font, stroke_width=pen)
@@ -160,7 +163,7 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont, pen: float) -> Image.Im
 
 
 def _distorted(character: str, faces: tuple[_Face, ...], chance: np.random.Generator, size: int) -> Image.Image:
-    """The character under a random face, pen and affine map, dark on white; it always lies wholly inside the image."""
+    """The character under a random face, pen and affine map, dark on white; it is always completely inside the image."""
     face = faces[chance.integers(len(faces))]
     draws = chance.uniform((0.0, -12.0, -0.15, 0.8, -1.0, -1.0), (1.5, 12.0, 0.15, 1.0, 1.0, 1.0))
     pen, turn, shear, scale, right, down = draws.tolist()
@@ -169,7 +172,7 @@ def _distorted(character: str, faces: tuple[_Face, ...], chance: np.random.Gener
     # Turn times shear, x' = a x + b y and y' = c x + d y, has determinant 1, so its inverse is x = d x' - b y' and y = a y' - c x'.
     a, b, c, d = cos, cos * shear - sin, sin, sin * shear + cos
     x0, y0, x1, y1 = ink.getbbox() or (0, 0, *ink.size)
-    width, height = x1 - x0 + 1, y1 - y0 + 1  # with a pixel for soft edges
+    width, height = x1 - x0 + 1, y1 - y0 + 1  # plus a pixel for smooth edges
     # The turned and sheared box spans at most 11/14 of the side and shifts at most 1/14: 22 and 2 pixels of 28.
     side = size * _FINE
     zoom = max(abs(a) * width + abs(b) * height, abs(c) * width + abs(d) * height) / (scale * side * 11 / 14)

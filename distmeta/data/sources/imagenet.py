@@ -1,4 +1,4 @@
-"""ImageNet classes from the archive of per-class tars (ILSVRC2012_img_train.tar) or from a folder, divided by a list of classes.
+"""ImageNet classes from the archive of per-class tars (ILSVRC2012_img_train.tar) or from a folder, split by a list of classes.
 
 The archive is read in one sequential pass: it is never unpacked to disk, and one image at a time is in memory.
 """
@@ -28,17 +28,18 @@ Choose = Callable[[str, list[str]], Collection[str]]
 
 
 class Class(NamedTuple):
-    """Where the list of classes puts a class."""
+    """A class's place in the list of classes."""
 
     split: str
     category: str
 
 
 def read(source: Path, splits: Path, allow_missing: bool = False, report: Callable[[str], None] = _log.warning) -> Iterator[SourceImage]:
-    """Every image of the classes that `splits` names, in the order in which `source` holds them.
+    """Every image of the classes that `splits` names, in the order of `source`.
 
     `source` is an archive of per-class tars, or a folder of per-class folders or tars; `splits` holds train.csv, val.csv and test.csv with
-    rows `wnid,category`. Classes that `source` lacks are an error before the first image, or with `allow_missing` one `report` per split.
+    rows `wnid,category`. If `source` lacks classes, DataError is raised before the first image; with `allow_missing` they are reported once
+    per split.
     """
     with readable(source):
         classes = _read_splits(splits)
@@ -49,9 +50,8 @@ def read(source: Path, splits: Path, allow_missing: bool = False, report: Callab
 
 
 def estimate(source: Path, splits: Path) -> int | None:
-    """About how many images `read` gives: a folder's files, or an archive's bytes by what an image takes in its first class.
-
-    None where `read` will refuse, or classes in a folder are tars.
+    """The approximate number of images: a folder's files, or an archive's bytes divided by the size of an image in its first class. None if
+    `read` will refuse the source, or if classes in a folder are tars.
     """
     try:
         with readable(source):
@@ -69,7 +69,7 @@ def estimate(source: Path, splits: Path) -> int | None:
 
 @contextmanager
 def readable(source: Path) -> Iterator[None]:
-    """What the system refuses to read under `source` is a DataError."""
+    """An OSError under `source` becomes a DataError."""
     try:
         yield
     except OSError as error:
@@ -77,14 +77,16 @@ def readable(source: Path) -> Iterator[None]:
 
 
 def find_classes(source: Path) -> dict[str, Path]:
-    """WordNet id → where the class lies: `source` itself if that is an archive, else a folder or tar in it. Raises DataError if none."""
+    """WordNet id → the class's location: `source` itself if it is an archive, else a folder or tar in it. Raises DataError if there is
+    none.
+    """
     if source.is_dir():
         return _places([(path.name, path) for path in sorted(source.iterdir()) if _names_class(path.name)], source)
     return _places([(name, source) for name in _outer_names(source)], source)
 
 
 def pictures(source: Path, places: dict[str, Path], choose: Choose | None = None) -> Iterator[tuple[str, str, bytes]]:
-    """(wnid, origin, encoded image) of the classes in `places`. `choose(wnid, names)` says which of a class's files; None takes all."""
+    """(wnid, origin, encoded image) of the classes in `places`. `choose(wnid, names)` selects among a class's files; None takes all."""
     if source.is_dir():
         yield from _from_folder(places, choose)
     else:
@@ -92,7 +94,7 @@ def pictures(source: Path, places: dict[str, Path], choose: Choose | None = None
 
 
 def rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """(line number, line, its fields) of every line of a CSV file that is not empty. Raises DataError if there is no such file."""
+    """(line number, line, its fields) of every non-empty line of a CSV file. Raises DataError if the file does not exist."""
     if not path.is_file():
         raise DataError(f"{path} is not a file; a class split is train.csv, val.csv and test.csv", "give the folder that holds them")
     for number, line in enumerate(_text(path).splitlines(), start=1):
@@ -129,7 +131,7 @@ def _read_splits(folder: Path) -> dict[str, Class]:
 
 
 def _wnid(name: str) -> str:
-    """The class that an archive member or a folder entry stands for; names are labels only, never paths to write to."""
+    """The class of an archive member or a folder entry. Names are labels only, never paths to write to."""
     return PurePosixPath(name).name.removesuffix(".tar")
 
 
@@ -138,7 +140,7 @@ def _names_class(name: str) -> bool:
 
 
 def _places(entries: list[tuple[str, Path]], source: Path) -> dict[str, Path]:
-    """Where each class lies. A class that lies in two places would put the same images into a task twice."""
+    """The location of each class. A class with two locations would put the same images into a task twice."""
     places: dict[str, Path] = {}
     for name, path in entries:
         wnid = _wnid(name)
@@ -151,7 +153,9 @@ def _places(entries: list[tuple[str, Path]], source: Path) -> dict[str, Path]:
 
 
 def _outer_names(source: Path) -> list[str]:
-    """The archive's per-class tars, by seeking from header to header: a cut archive or a missing class shows within seconds."""
+    """The archive's per-class tars, found by seeking from header to header. A truncated archive or a missing class is found within
+    seconds.
+    """
     if not source.is_file():
         raise DataError(f"{source} is neither a file nor a folder", _LAYOUT)
     with source.open("rb") as file:
@@ -163,7 +167,7 @@ def _is_class_tar(name: str) -> bool:
 
 
 def check_missing(classes: dict[str, Class], present: set[str], source: Path, allow_missing: bool, report: Callable[[str], None]) -> None:
-    """Raises DataError if `present` lacks some of `classes`, or all of a split; if only some and `allow_missing`, `report` hears of it."""
+    """Raises DataError if `present` lacks some of `classes`, or all of a split. With `allow_missing`, lacking some is only reported."""
     missing: list[str] = []
     for split in SPLITS:
         named = [wnid for wnid in classes if classes[wnid].split == split]

@@ -1,11 +1,11 @@
 """miniImageNet by Ravi and Larochelle's lists: train.csv, val.csv and test.csv with rows `filename,label`, 600 images a class.
 
-The published lists name images n0153282900000005.jpg: the WordNet id, then eight digits of a number. Two things exist in the wild: the
-images under these very names, and ImageNet itself, whose names are others. Ravi and Larochelle published no table between the two. The
-rule that tools follow (mini-imagenet-tools, for one): the number counts, from 1, the class's files in ImageNet in the order of the number
-in their own names (n01532829_28.JPEG). Which of the two was used stands in the manifest.
+The published lists name images n0153282900000005.jpg: the WordNet id, then eight digits of a number. Two sources exist: images under these
+names, and ImageNet itself, which uses other names. Ravi and Larochelle published no table between the two. Tools such as
+mini-imagenet-tools follow this rule: the number counts, from 1, the class's files in ImageNet, sorted by the number in their names
+(n01532829_28.JPEG). The manifest records which of the two was used.
 
-The lists themselves are compared with the published ones, because accuracies on other lists cannot be compared with published figures.
+The lists are compared with the published ones, because accuracies on other lists cannot be compared with published figures.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from distmeta.errors import DataError
 
 _RENAMED = re.compile(r"(n\d{8})(\d{8})\.jpe?g", re.IGNORECASE)
 _NUMBERED = re.compile(r"_(\d+)\.[A-Za-z]+$")
-_PUBLISHED = {"train": 64, "val": 16, "test": 20}  # classes, of 600 images each
+_PUBLISHED = {"train": 64, "val": 16, "test": 20}  # classes of 600 images each
 # Of github.com/twitter/meta-learning-lstm, commit 0df7fc7, data/miniImagenet: SHA-256 of its sorted lines "split,wnid,filename".
 _PUBLISHED_SHA256 = "abf3e1af8ab01a353312fbac39746cc2a34595261bbaa9679cc61ac1e90ceeb9"
 _EITHER = "give the folder of miniImageNet's own images, or ILSVRC2012_img_train.tar whole"
@@ -39,7 +39,7 @@ class _Lists(NamedTuple):
 
     @property
     def are_published(self) -> bool:
-        """Whether they name the images of Ravi and Larochelle's lists, in the same splits."""
+        """Whether they are Ravi and Larochelle's images in the same splits."""
         lines = sorted(f"{self.classes[wnid].split},{wnid},{name}\n" for wnid, names in self.files.items() for name in names)
         return hashlib.sha256("".join(lines).encode()).hexdigest() == _PUBLISHED_SHA256
 
@@ -47,8 +47,8 @@ class _Lists(NamedTuple):
 def read(source: Path, splits: Path, allow_missing: bool, report: Callable[[str], None]) -> Source:
     """The images that the lists in `splits` name, each class its own category.
 
-    `source` is a folder that holds files of those names at any depth, or ImageNet as `imagenet.read` takes it. With `allow_missing` what
-    `source` lacks is left out and reported. Raises DataError if a list is wrong or an image cannot be found by either rule.
+    `source` is a folder with files of those names at any depth, or ImageNet as accepted by `imagenet.read`. With `allow_missing`, images
+    that `source` lacks are left out and reported. Raises DataError if a list is wrong or an image cannot be found by either rule.
     """
     with readable(source):
         lists = _read_lists(splits)
@@ -66,7 +66,7 @@ def read(source: Path, splits: Path, allow_missing: bool, report: Callable[[str]
 
 
 def _differences(folder: Path, lists: _Lists) -> str:
-    """What tells other lists from the published ones."""
+    """A sentence on how these lists differ from the published ones."""
     counts = {split: sum(known.split == split for known in lists.classes.values()) for split in SPLITS}
     sizes = sorted({len(names) for names in lists.files.values()})
     text = f"the lists in {folder} are not Ravi and Larochelle's, so accuracies cannot be compared with published ones"

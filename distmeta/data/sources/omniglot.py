@@ -13,8 +13,8 @@ from distmeta.seeds import generator
 
 BACKGROUND = "images_background"
 EVALUATION = "images_evaluation"
-_LARGEST = 1 << 20  # bytes of a drawing: they have some 200
-IMAGES = 32460  # 1623 characters by 20 hands
+_LARGEST = 1 << 20  # maximum bytes of a drawing, which usually has about 200
+IMAGES = 32460  # 1623 characters by 20 people
 _REMEDY = "download images_background.zip and images_evaluation.zip again from https://github.com/brendenlake/omniglot"
 
 
@@ -27,9 +27,8 @@ class _Member(NamedTuple):
 
 
 def read(folder: Path, seed: int = 0, val_alphabets: int = 5) -> Iterator[SourceImage]:
-    """Every drawing of Omniglot: `val_alphabets` background alphabets are val, the other ones train, the evaluation alphabets test.
-
-    Which alphabets are val depends on `seed` alone. A class is an alphabet's character, its category the alphabet.
+    """Every drawing of Omniglot: `val_alphabets` background alphabets are val, the others train; the evaluation alphabets are test. The
+    choice of val alphabets depends on `seed` alone. A class is a character of an alphabet; its category is the alphabet.
     """
     with _open(folder, BACKGROUND) as background, _open(folder, EVALUATION) as evaluation:
         seen, unseen = _members(background, BACKGROUND), _members(evaluation, EVALUATION)
@@ -41,10 +40,10 @@ def read(folder: Path, seed: int = 0, val_alphabets: int = 5) -> Iterator[Source
 
 
 def read_random_characters(folder: Path, seed: int = 0, val: int = 100, test: int = 423) -> Iterator[SourceImage]:
-    """Every drawing of Omniglot, its 1623 characters divided without regard to alphabets: `test` of them, `val`, and the rest to train.
+    """Every drawing of Omniglot, with its 1623 characters split regardless of alphabets into `test`, `val` and train.
 
-    So Vinyals et al. (2016) and Santoro et al. (2016) divide it, 1200 against 423; MAML's code takes 100 of the 1200 for validation. Easier
-    than `read`, because characters of one alphabet stand in several splits. Which characters go where depends on `seed` alone.
+    Vinyals et al. (2016) and Santoro et al. (2016) use such a split, 1200 against 423; MAML's code takes 100 of the 1200 for validation. It
+    is easier than `read`, because several splits have characters of the same alphabet. The split depends on `seed` alone.
     """
     with _open(folder, BACKGROUND) as background, _open(folder, EVALUATION) as evaluation:
         members = [(background, member) for member in _members(background, BACKGROUND)]

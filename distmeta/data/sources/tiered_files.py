@@ -1,8 +1,9 @@
-"""tieredImageNet as its authors and others published it: files of 84 px images for each split, with their labels.
+"""tieredImageNet in its published files: images of 84 px for each split, with their labels.
 
 Two forms, each with `{split}_labels.pkl`: `{split}_images_png.pkl`, a pickled list of PNG files (Ren et al. 2018), and
-`{split}_images.npz`, one array `images` (n, 84, 84, 3) in OpenCV's order blue, green, red, as OpenCV decoded the former.
-A pickle is a program, so these are read by an unpickler that can make arrays, lists, dicts, text, bytes and numbers, and nothing else.
+`{split}_images.npz`, one array `images` (n, 84, 84, 3) in OpenCV's channel order (blue, green, red).
+
+A pickle is a program, so these are read by an unpickler that creates only arrays, lists, dicts, text, bytes and numbers.
 """
 
 import io
@@ -20,18 +21,18 @@ from distmeta.data.splits import SPLITS
 from distmeta.errors import DataError
 
 _FILES = "give the folder with {train,val,test}_labels.pkl and _images_png.pkl or _images.npz, as they were published"
-_LARGEST = 4096  # pixels of a side
+_LARGEST = 4096  # side (pixels)
 
 
 def holds(folder: Path) -> bool:
-    """Whether `folder` holds these files rather than ImageNet."""
+    """Whether `folder` holds these files, not ImageNet."""
     return (folder / "train_labels.pkl").is_file()
 
 
 def read(folder: Path) -> Source:
     """Every image of the three splits.
 
-    Memory: one image for .npz; for .pkl, whose format allows no other way, the whole split's PNG files (train: about 8 GB).
+    Memory: one image for .npz. For .pkl, whose format allows no streaming, the whole split's PNG files (train: about 7 GB).
     Raises DataError if a file is missing or damaged, or a pickle holds anything but data.
     """
     labels: dict[str, tuple[list[str], list[str]]] = {split: _labels(folder / f"{split}_labels.pkl") for split in SPLITS}
@@ -56,9 +57,8 @@ def _images(folder: Path, labels: dict[str, tuple[list[str], list[str]]]) -> Ite
 
 
 def _labels(path: Path) -> tuple[list[str], list[str]]:
-    """For every image of a split its class and category: names where the file has them, else numbers after the split's name.
-
-    Without categories each class is its own.
+    """The class and category of every image of a split. They are names if the file has names, else the split's name and a number. Without
+    categories each class is its own category.
     """
     split = path.name.removesuffix("_labels.pkl")
     content = _load(path)
@@ -135,16 +135,16 @@ def _shape(file: IO[bytes], path: Path) -> tuple[int, ...]:
 def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            return _DataUnpickler(file, encoding="latin1").load()  # as arrays and text from Python 2 need
+            return _DataUnpickler(file, encoding="latin1").load()  # needed for arrays and text from Python 2
     except DataError as error:
         raise DataError(f"{path} cannot be read: {error.message}", error.remedy) from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
+    except Exception as error:  # a damaged pickle can raise nearly any exception
         reason = "not enough memory" if isinstance(error, MemoryError) else error
         raise DataError(f"{path} cannot be read: {reason}", _FILES) from error
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Makes arrays, lists, dicts, text, bytes and numbers; whatever else a pickle names is a DataError and is not even imported."""
+    """Creates arrays, lists, dicts, text, bytes and numbers. Any other name in a pickle raises DataError and is not imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         made = _ADMITTED.get((module.replace("numpy._core", "numpy.core"), name))
@@ -154,7 +154,7 @@ class _DataUnpickler(pickle.Unpickler):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 write bytes."""
+    """The form of bytes in pickles of protocol 2."""
     if encoding != "latin1":
         raise ValueError(f"text is encoded as {encoding}")
     return text.encode("latin1")
@@ -167,7 +167,7 @@ def _scalar(dtype: np.dtype[Any], content: bytes | str) -> Any:
 
 
 def _reconstruct(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The empty array that a pickled one begins as; its content follows as state."""
+    """The empty array with which a pickled array begins; its content follows as state."""
     if kind is not np.ndarray:
         raise ValueError(f"an array of type {kind}")
     return np.ndarray.__new__(np.ndarray, shape, dtype)

@@ -1,4 +1,4 @@
-"""Native kernels: Conv-4's block compiled from C++, chosen for a network by `use` and taken wherever `applies` says that it may be."""
+"""Native kernels: Conv-4's block compiled from C++. `use` enables them for a network; `applies` decides for each call."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def use(model: nn.Module, library: Library | None) -> None:
-    """From now on the blocks of `model` compute by `library` wherever `applies` holds; with None, torch computes all."""
+    """Let the blocks of `model` compute by `library` wherever `applies` holds. With None, torch computes everything."""
     for module in model.modules():
         if hasattr(type(module), "library"):
             vars(module)["library"] = library
 
 
 def serves(model: nn.Module) -> bool:
-    """Whether `model` has a block whose layers native kernels can take the place of."""
+    """Whether `model` has a block that native kernels can compute."""
     blocks = (module for module in model.modules() if hasattr(type(module), "library"))
     return any(_layers_fit(block.conv, block.norm, block.pool) for block in blocks)
 
@@ -77,7 +77,7 @@ def _has_gradient(images: Tensor, convolution: Any, norm: Any) -> bool:
 
 
 def _nothing_else_looks(images: Tensor, norm: Any) -> bool:
-    """No transform of torch's works on these tensors, and no other thread would help torch."""
+    """No torch transform is active on these tensors, and torch uses only one thread."""
     return not (
         torch._C._functorch.is_functorch_wrapped_tensor(images)
         or torch._C._functorch.is_functorch_wrapped_tensor(norm.weight)

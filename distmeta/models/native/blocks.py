@@ -1,6 +1,6 @@
 """The native blocks as functions that autograd differentiates twice.
 
-blocks.cpp computes; this module allocates memory and says which function is the derivative of which.
+blocks.cpp computes; this module allocates memory and links each function to its derivative.
 
 A block is 3×3 convolution with zero padding, batch norm over all images, 2×2 max-pool and ReLU:
 images (N, C, H, W), weight (F, C, 3, 3), gamma and beta (F,) → (N, F, H//2, W//2), mean (F,) and inverse standard deviation (F,).
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from distmeta.models.native.library import Library
 
-COLOURS = (1, 3)  # of the images that a first block takes
-GROUP = 16  # a block's filters are a multiple of this
+COLOURS = (1, 3)  # channels of a first block's images
+GROUP = 16  # the number of filters must be a multiple of this
 _GRAM = {1: (9, 16), 3: (27, 32)}  # patches.h: rows are a patch's values, columns are those, a 1, and padding to whole groups
 
 
 def pooled_block(
     images: Tensor, weight: Tensor, gamma: Tensor, beta: Tensor, eps: float, library: Library
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The block's output, and the mean and inverse standard deviation it normalised by, which have no gradient."""
+    """The block's output, and the mean and inverse standard deviation used to normalise it, which have no gradient."""
     if images.shape[1] in COLOURS:
         return _FirstBlock.apply(images, weight, gamma, beta, eps, library)
     output, _, mean, inverse_std = _Block.apply(images, weight, gamma, beta, eps, library)
@@ -42,10 +42,8 @@ def evaluated_block(
 
 
 class _Block(torch.autograd.Function):
-    """A block in the network's depth.
-
-    The convolution's output y is an output of its own, so that the second derivative can hand its gradient by y to `backward`, which goes
-    through the convolution once for both.
+    """A block after the first. The convolution's output y is a separate output, so that the second derivative can pass its gradient by y to
+    `backward`, which then differentiates the convolution once for both.
     """
 
     @staticmethod
@@ -115,12 +113,12 @@ class _BlockBackward(torch.autograd.Function):
         by_grad_output, by_y, by_x, by_w, by_gamma = map(torch.empty_like, (grad_output, y, x, w, gamma))
         inputs = hx, hw, u, v, grad_output, x, w, gamma, y, grad_y, *kept, grad_gamma, grad_beta
         ctx.library("block_second", *_sizes(x, w), *inputs, by_grad_output, by_y, by_x, by_w, by_gamma)
-        # The gradient of grad_of_y is h itself, which no one asks for: it would be a third derivative's.
+        # The gradient of grad_of_y would be h, but only a third derivative needs it.
         return by_grad_output, None, by_x, by_w, by_gamma, by_y, *[None] * 8
 
 
 class _FirstBlock(torch.autograd.Function):
-    """The block that sees the images, which have no gradient here."""
+    """The first block, whose images have no gradient."""
 
     @staticmethod
     def forward(
@@ -182,9 +180,9 @@ class _FirstBlockBackward(torch.autograd.Function):
 
 
 def refuse_third_derivative() -> None:
-    """Raises NotImplementedError in a second derivative that keeps a graph: statistics would silently count as constants."""
+    """Raises NotImplementedError in a second derivative that keeps a graph: statistics would silently be treated as constants."""
     if torch.is_grad_enabled():
-        raise NotImplementedError("native blocks have no third derivative: leave create_graph out, or use torch's kernels")
+        raise NotImplementedError("native blocks have no third derivative: remove create_graph, or use torch's kernels")
 
 
 def _sizes(x: Tensor, w: Tensor) -> tuple[int, ...]:
@@ -193,7 +191,7 @@ def _sizes(x: Tensor, w: Tensor) -> tuple[int, ...]:
 
 
 def _layout(images: Tensor) -> tuple[Any, ...]:
-    """Images and their strides, as patches.h takes them."""
+    """Images and their strides, in the form of patches.h."""
     return images, *images.stride()
 
 

@@ -2,8 +2,9 @@
 
 A child process tries a library before this process loads it, because a library for another CPU would kill the process.
 
-A file in the cache is named by a hash of what it was made from and by its own SHA-256, so that a changed source finds no old library, and a
-damaged one is noticed and made again. The level is named, never "this machine", so that one file serves all machines of that level.
+A file in the cache is named by a hash of its sources and by its own SHA-256. So a changed source never matches an old library, and a
+damaged library is detected and compiled again. The compiler is given a CPU level, never "this machine", so that one file serves all
+machines of that level.
 """
 
 import ctypes
@@ -28,9 +29,9 @@ from distmeta.errors import DistmetaError
 Precision = Literal["float32", "float64"]
 
 COMPILERS = ("g++", "clang++")
-# torch's name of what this machine's CPU can → the level that the blocks are compiled for.
+# torch's name of this CPU's capability → the level for which the blocks are compiled.
 LEVELS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
-# No contraction: a compiler's own choice of fused operations would decide the bits.
+# No contraction: the bits would otherwise depend on the compiler's choice of fused operations.
 FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _REAL = {"float32": "float", "float64": "double"}
 _COMPILE_S, _TRY_S = 300, 60
@@ -52,11 +53,11 @@ _FUNCTIONS = {
 
 
 class KernelsUnavailable(DistmetaError):
-    """The native blocks cannot be had on this machine."""
+    """The native blocks are not available on this machine."""
 
 
 class Library:
-    """The loaded functions for one precision. `level` is what they were compiled for, `digest` what their probe computed."""
+    """The loaded functions for one precision. `level` is the CPU level they were compiled for, `digest` the result of their probe."""
 
     def __init__(self, path: Path, precision: Precision, level: str, digest: str) -> None:
         self.precision, self.level, self.digest = precision, level, digest
@@ -67,7 +68,9 @@ class Library:
             function.argtypes, function.restype = _FUNCTIONS[name], ctypes.c_int
 
     def __call__(self, name: str, *arguments: Any) -> None:
-        """Call a function of blocks.cpp with the addresses of tensors. The last is a result: if it has no values, none are computed."""
+        """Call a function of blocks.cpp with the addresses of tensors. The last tensor is a result. If it has no elements, nothing is
+        computed.
+        """
         if isinstance(arguments[-1], FakeTensor):
             return
         if self._functions[name](*(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)):
@@ -130,7 +133,7 @@ def sources() -> list[Path]:
 
 
 def _key(command: list[str]) -> str:
-    """A hash of everything that decides the compiled bytes."""
+    """A hash of everything that determines the compiled bytes."""
     told = subprocess.run([command[0], "--version"], capture_output=True, timeout=_TRY_S, check=False).stdout
     digest = hashlib.sha256(repr(command).encode() + told)
     for path in sources():
@@ -140,7 +143,7 @@ def _key(command: list[str]) -> str:
 
 @contextmanager
 def _cache_folder() -> Iterator[Path]:
-    """The user's own folder for libraries; a temporary one if that cannot be written or is open to others."""
+    """The user's folder for libraries, or a temporary one if that is not writable or is open to others."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distmeta" / "native"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -159,7 +162,7 @@ def _cache_folder() -> Iterator[Path]:
 
 
 def _kept(folder: Path, key: str) -> Path | None:
-    """The library of that key whose content is what its name says; damaged ones are removed."""
+    """The library of that key whose content matches its name. Damaged ones are removed."""
     for path in sorted(folder.glob(f"{key}-*.so")):
         if path.stem.partition("-")[2] == _sha256(path):
             return path
@@ -169,7 +172,7 @@ def _kept(folder: Path, key: str) -> Path | None:
 
 
 def _build(command: list[str], folder: Path, key: str) -> Path:
-    """Compile under a name of this process's own, then give the library its name: whoever finds it, finds it whole."""
+    """Compile under a name unique to this process, then rename the library, so that it appears only when it is complete."""
     source = Path(__file__).with_name("blocks.cpp")
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
         made = Path(scratch) / "blocks.so"
@@ -186,7 +189,7 @@ def _build(command: list[str], folder: Path, key: str) -> Path:
 
 
 def _digest(path: Path) -> str | None:
-    """What the probe computes in a process of its own, which a wrong or damaged library may kill; None if it did."""
+    """The probe's result, or None if it failed. It runs in a child process, because a wrong or damaged library may kill the process."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _TRY, str(path)], capture_output=True, text=True, timeout=_TRY_S, check=False

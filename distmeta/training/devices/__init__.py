@@ -1,7 +1,7 @@
-"""What a device computes with is chosen here, not left to torch's defaults: one file for each kind of device.
+"""Settings of devices that torch's defaults would leave open: one file for each kind of device.
 
-A kind of device is a `Device`; `device_of` finds it. All that depends on the kind is asked of it: how to make its results repeatable,
-what of that belongs in the machine record, its collective backend, memory and timing. A third kind is one more file and a line in `KINDS`.
+A kind of device is a `Device`; `device_of` finds it. It answers everything that depends on the kind: how to make results repeatable, what
+of that goes into the machine record, the collective backend, memory and timing. A third kind is one more file and a line in `KINDS`.
 """
 
 import torch

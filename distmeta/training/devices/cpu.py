@@ -1,4 +1,4 @@
-"""CPUs: torch's operations repeat themselves there as they are, with a fixed number of threads."""
+"""CPUs: with a fixed number of threads, torch's operations are repeatable without further settings."""
 
 import resource
 import sys
@@ -16,7 +16,7 @@ class CPU(Device):
         return {}
 
     def memory_in_use(self) -> int:
-        import psutil  # here, so that a bench on a GPU does without it
+        import psutil  # imported here, so that a bench on a GPU does not need it
 
         return psutil.Process().memory_info().rss
 

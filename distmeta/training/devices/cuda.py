@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: deterministic algorithms of cuDNN and cuBLAS, none chosen by timing them, and no TF32 unless asked for."""
+"""NVIDIA GPUs: deterministic algorithms of cuDNN and cuBLAS, never chosen by timing, and TF32 only on request."""
 
 import os
 from typing import Any
@@ -11,21 +11,21 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 class CUDA(Device):
-    """torch warns of an operation that has no deterministic algorithm, naming it, and computes on.
+    """torch only warns about an operation without a deterministic algorithm.
 
-    Raising instead would refuse 2×2 max-pooling, whose gradient torch lists because windows may overlap; here they never do, so that no
-    two additions meet in one place.
+    Raising would refuse 2×2 max-pooling. torch lists its gradient because windows may overlap; here they never do, so no element receives
+    two additions.
     """
 
     backend = "nccl"
 
     def choose(self, tf32: bool) -> None:
         backends: Any = torch.backends
-        # cuBLAS picks among algorithms by its free workspace unless that is fixed (cuBLAS documentation, "Results reproducibility").
+        # unless its workspace is fixed, cuBLAS chooses algorithms by the free memory (cuBLAS documentation, "Results reproducibility").
         os.environ.setdefault(_WORKSPACE, ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         finding_bugs: Any = torch.utils.deterministic
-        finding_bugs.fill_uninitialized_memory = False  # it costs a pass over every new tensor
+        finding_bugs.fill_uninitialized_memory = False  # filling costs a pass over every new tensor
         backends.cudnn.deterministic = True
         backends.cudnn.benchmark = False
         backends.cudnn.allow_tf32 = tf32

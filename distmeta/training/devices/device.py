@@ -1,4 +1,4 @@
-"""What distmeta asks of a kind of device."""
+"""The interface of a kind of device."""
 
 import time
 from abc import ABC, abstractmethod
@@ -19,14 +19,13 @@ class Device(ABC):
 
     @abstractmethod
     def choose(self, tf32: bool) -> None:
-        """Set, for this process, how the device computes: the same bits at every repetition, and TF32 only if asked for.
-
-        Call it before the process computes anything on the device.
+        """Make this process's results on the device repeatable to the bit, and allow TF32 only on request. Call it before the process
+        computes anything on the device.
         """
 
     @abstractmethod
     def description(self) -> dict[str, str]:
-        """What the machine record says of this device's choices, as torch reports them now."""
+        """The device's settings for the machine record, as torch reports them now."""
 
     @abstractmethod
     def memory_in_use(self) -> int:
@@ -34,14 +33,14 @@ class Device(ABC):
 
     @abstractmethod
     def peak_memory(self) -> int:
-        """The most bytes that this process has held."""
+        """The largest number of bytes that this process has held."""
 
     @abstractmethod
     def synchronise(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished all queued work."""
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """How long `work` takes, and all that it gives the device to do."""
+        """Seconds that `work` takes, including the work it queues on the device."""
         self.synchronise()
         start = time.perf_counter()
         work()

@@ -184,7 +184,7 @@ def test_the_report_of_a_registered_model(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here, and MLflow keeps no"):
+    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here, and MLflow has no"):
         report_of_model(uri, published.uri)
     log_files(uri, RunFolder(tmp_path / "moved").read_mlflow()["run_id"], [tmp_path / "moved" / "report.html"])
     with pytest.raises(ConfigError, match="which is not here: --shards cannot be looked at"):

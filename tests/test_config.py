@@ -125,7 +125,7 @@ def test_a_sweep_varies_the_keys_that_trials_may_differ_in_and_no_others(key: st
     if change_of(key) in (Change.BETWEEN_TRIALS, Change.IN_TRAINING):
         assert list(validate(content, "test").model_dump()["sweep"]["space"]) == [key]
     else:
-        with pytest.raises(ConfigError, match=f"sweep.space names {key} in test, which all trials must have alike"):
+        with pytest.raises(ConfigError, match=f"sweep.space names {key} in test, which must be equal in all trials"):
             validate(content, "test")
 
 

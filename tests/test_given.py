@@ -363,7 +363,7 @@ def test_a_folder_saved_by_an_earlier_version_loads(model: Model, tmp_path: Path
 @pytest.mark.parametrize("data", [{"way": 1}, {"eval": {"way": 1}}])
 def test_a_task_of_one_class_is_refused(data: dict[str, Any], dataset: Dataset, tmp_path: Path) -> None:
     config = validate({"run_folder": str(tmp_path), "data": {"shards": dataset.location, "shot": 1, "queries": 2} | data}, "test")
-    with pytest.raises(ConfigError, match=r"way=1: one class is always guessed right\nset data\.(eval\.)?way to 2 or more"):
+    with pytest.raises(ConfigError, match=r"way=1: a task needs at least two classes\nset data\.(eval\.)?way to 2 or more"):
         Classification(config).check()
 
 

@@ -502,10 +502,10 @@ def test_what_a_learner_cannot_use_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 inner steps: at least one"):
         learner("maml", network(), inner_steps=0)
     with pytest.raises(
-        ConfigError, match=r"learner.inner_lr is not a setting of learner protonet\nleave it out, or choose from: normalisation, task_"
+        ConfigError, match=r"learner.inner_lr is not a setting of learner protonet\nremove it, or choose from: normalisation, task_"
     ):
         check_settings("protonet", {"inner_lr": 0.1})
-    with pytest.raises(ConfigError, match=r"learner.iner_lr is not a setting of learner maml\nleave it out, or choose from: inner_lr"):
+    with pytest.raises(ConfigError, match=r"learner.iner_lr is not a setting of learner maml\nremove it, or choose from: inner_lr"):
         check_settings("maml", {"iner_lr": 0.1})
     with pytest.raises(ConfigError, match=r"learner.inner_lr=-1: input should be greater than 0"):
         check_settings("maml", {"inner_lr": -1})

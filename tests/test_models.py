@@ -311,7 +311,7 @@ def test_a_class_of_the_users_own() -> None:
         ({"width": -1}, r"cannot be built from .*width=-1: ValueError\('width below zero'\)"),
         ({"name": f"{__name__}.Absent"}, r"Absent' cannot be imported: AttributeError"),
         ({"name": "no_such_package.Net"}, r"model.name='no_such_package.Net' cannot be imported: ModuleNotFoundError"),
-        ({"name": f"{__name__}.OUTPUTS"}, r"OUTPUTS' is neither a torch.nn.Module's class nor a function"),
+        ({"name": f"{__name__}.OUTPUTS"}, r"OUTPUTS' is neither a subclass of torch.nn.Module nor a function"),
         ({"name": f"{__name__}.no_network"}, r"no_network' makes a int, not a torch.nn.Module"),
         ({"name": "Net"}, r"model.name='Net' is not a backbone of distmeta"),
     ],

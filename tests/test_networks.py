@@ -91,8 +91,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Complex": ({}, r"phases of model.name='users_networks.Complex' is a complex tensor"),
     "Sparse": ({}, r"graph of .* is a sparse tensor"),
     "OnMeta": ({}, r"hidden.weight of .* is a meta tensor"),
-    "NotANumber": ({}, r"NotANumber gives NaN or infinity as it starts"),
-    "SpectralNormInEvaluation": ({}, r"changes its buffer hidden.parametrizations.weight.0._u .*\nleave the layer that changes it out"),
+    "NotANumber": ({}, r"NotANumber gives NaN or infinity with its initial values"),
+    "SpectralNormInEvaluation": ({}, r"changes its buffer hidden.parametrizations.weight.0._u .*\nremove the layer that changes it"),
     "Counting": ({}, r"changes its buffer calls while training"),
     "SpectralNorm": ({}, r"changes its buffer hidden.parametrizations.weight.0._u while training"),
     "Deaf": ({}, r"Deaf does not take inputs of shape \(2, 1, 8, 8\): RuntimeError"),
@@ -522,7 +522,7 @@ def test_a_learner_by_import_path_is_built_checked_and_built_again(tmp_path: Pat
     assert metrics.loss.isfinite().all()
     for wrong, message in (
         ({"before": "much"}, r"learner.before='much': input should be a valid number"),
-        ({"befor": 0.1}, r"learner.befor is not a setting of learner both_ends.BothEnds\nleave it out, or choose from: before"),
+        ({"befor": 0.1}, r"learner.befor is not a setting of learner both_ends.BothEnds\nremove it, or choose from: before"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_settings("both_ends.BothEnds", wrong, allow_import=True)

@@ -260,7 +260,7 @@ def test_a_metric_learner_takes_any_number_of_classes_of_texts(texts: Config) ->
     (episode,) = episodes(domain_of(texts), 1)
     inputs, targets = episode.support_images[0], episode.support_labels[0]
     assert model.adapt(inputs[:10], targets[:10]).predict(inputs).shape == (25, 2)
-    with pytest.raises(DataError, match=r"the class numbers are 1, 2, 3, 4, 5; 0, 1, … without a gap"):
+    with pytest.raises(DataError, match=r"the class numbers are 1, 2, 3, 4, 5; 0, 1, … without gaps"):
         model.adapt(inputs, targets + 1)
 
 

@@ -383,7 +383,7 @@ def pbt(folder: Path, shards: Path | str = "x", space: dict[str, Any] | None = N
 @pytest.mark.parametrize(
     ("key", "values", "message"),
     [
-        ("model.filters", [4, 8], "changes model.filters while trials train, but a checkpoint cannot continue with another"),
+        ("model.filters", [4, 8], "cannot search model.filters: a checkpoint cannot be resumed with a different value"),
         ("outer.optimizer", ["adam", "sgd"], "changes outer.optimizer while"),
         ("learner.name", ["maml", "fomaml"], "changes learner.name while"),
         ("learner.inner_lr", [0.1, 0.3], "changes learner.inner_lr .* with learner.name=meta-sgd its value lies in the weights"),

@@ -175,9 +175,7 @@ class RunFolder:
         return newest.name if newest else "its beginning"
 
     def thin_out(self, keep: int, index: str) -> None:
-        """Remove all but the newest `keep` complete checkpoints, and the file `index` beside them. If no checkpoint is complete, none is
-        removed.
-        """
+        """Remove all but the newest `keep` complete checkpoints (none if none is complete), and the file `index` beside them."""
         folders = self._newest_first()
         kept = {folder.name for folder in islice((folder for folder in folders if folder.is_whole), keep)}
         for folder in folders if kept else []:

@@ -227,7 +227,7 @@ class OuterConfig(Section):
     """Maximum magnitude of each entry of the meta-gradient."""
     steps: Annotated[int, Field(ge=0, le=10**9), Change.BETWEEN_RUNS] = 1000
     """Outer updates. With 0, the initial network is validated, tested and published."""
-    train: list[str] | None = None
+    train: Annotated[list[str], Field(min_length=1)] | None = None
     """Shell patterns that select the parameters to meta-train (default: all that are not frozen)."""
     meta_batch_size: Positive = 4
     """Episodes per step, over all workers."""

@@ -190,7 +190,18 @@ class DrawnOrder(OwnBuffer):
         return super().forward(images.flatten(1)[:, self.order])
 
 
-@pytest.mark.parametrize("name", ["DrawnBuffer", "DrawnAttribute", "DrawnOrder"])
+class KeepsFirst(OwnBuffer):
+    """Divides by the size that its weights had in its first forward."""
+
+    size: torch.Tensor | None = None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.size is None:
+            self.size = self.head.weight.detach().norm()
+        return super().forward(images) / self.size
+
+
+@pytest.mark.parametrize("name", ["DrawnBuffer", "DrawnAttribute", "DrawnOrder", "KeepsFirst"])
 def test_what_a_constructor_draws_beside_its_state_is_refused_because_workers_would_draw_it_again(name: str, packed: Path) -> None:
     with pytest.raises(ConfigError, match=r"another instance of .* gives other outputs with the same parameters and buffers\nregister"):
         check(config({"data": IMAGES["data"]}, packed, model={"name": f"networks_of_a_user.{name}"}))
@@ -203,6 +214,18 @@ def test_a_buffer_that_every_instance_computes_alike_need_not_be_kept(packed: Pa
 class Deaf(Narrow):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.top(images)
+
+
+class Distances(Narrow):
+    """A layer that torch has no second derivative of."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(self.top(images.flatten(1)), torch.ones(3, self.top.out_features))
+
+
+class Undecided(LEARNERS["maml"]):  # type: ignore[misc]
+    def adaptation(self, meta_params: Params, episode: Any, steps: int | None = None) -> Any:
+        raise KeyError("adapted")
 
 
 sys.modules.setdefault("networks_of_a_user", sys.modules[__name__])
@@ -218,6 +241,15 @@ sys.modules.setdefault("networks_of_a_user", sys.modules[__name__])
         ({"learner": {"name": "maml", "inner_batch": 3}}, r"learner.inner_batch is not a setting of learner maml"),
         ({"model": {"name": "networks_of_a_user.Narrow"}}, r"networks_of_a_user.Narrow gives \(2, 5\) for 2 inputs; \(2, 3\) is needed"),
         ({"model": {"name": "networks_of_a_user.Deaf"}}, r"does not take inputs of shape \(2, 1, 16, 16\)"),
+        (
+            {"model": {"name": "networks_of_a_user.Distances"}},
+            r"maml cannot differentiate .*Distances: NotImplementedError: .*\nchoose learner.name=fomaml",
+        ),
+        ({"model": {"name": "networks_of_a_user.OwnBuffer", "seed": 3}}, r"model.seed cannot be given.*\nname the constructor's argument"),
+        (
+            {"learner": {"name": "networks_of_a_user.Undecided"}},
+            r"Undecided cannot adapt to an episode: KeyError: 'adapted'\nfix its adapt",
+        ),
         ({"data": {"way": 3, "queries": 2, "eval": {"way": 4}}}, r"data.eval.way=4 but data.way=3: the network's head is as wide"),
     ],
 )

@@ -23,11 +23,11 @@ from distmeta.assembly.build import libraries_of
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.errors import ConfigError, DataError, RunError
 from distmeta.inference.model import Adapted, Model, build
-from distmeta.learners import build_learner, check_settings
+from distmeta.learners import LEARNERS, build_learner, check_settings
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, flatten, unflatten, weights_sha256
 from distmeta.models import build_model, construct
-from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
+from distmeta.models.contract import check_forward, check_function, freeze_unreached, no_vmap, outputs_of
 from distmeta.models.dropout import SeededDropout, uniform
 from distmeta.models.head import features
 from distmeta.models.pretrained import load_into, read_weights
@@ -72,6 +72,9 @@ RIGHT: dict[str, dict[str, Any]] = {
     "IntegersFirst": {},
     "Hooked": {},
     "InPlace": {},
+    "Views": {},
+    "HeadInTheMiddle": {},
+    "compiled": {},
 }
 LOOPS = {"FunctionalDropout", "Recurrent"}  # what torch.vmap cannot batch
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -104,6 +107,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"norm": "group"},
         r"model.norm=group, but between.0 of Norm1d is a BatchNorm1d\nset model.norm to batch",
     ),
+    "FunctionalNorm": ({}, r"FunctionalNorm does not take one input alone: ValueError.*\ncompute each row from its own input"),
+    "Centred": ({}, r"Centred gives other outputs for an input with others beside it than for the input alone"),
+    "AlwaysDropout": ({}, r"AlwaysDropout gives other outputs each time in evaluation\ndraw random numbers in training only"),
+    "NumpyNoise": ({}, r"NumpyNoise gives other outputs when it is called again in training"),
+    "Stateful": ({}, r"Stateful gives other outputs when it is called again"),
+    "ChangesInputs": ({}, r"ChangesInputs changes its inputs in place"),
+    "Clamps": ({}, r"Clamps changes its parameter hidden.weight in place"),
+    "Checkpointed": ({}, r"Checkpointed computes with other values than the parameters that it is called with\n.*torch.utils.checkpoint"),
+    "Checkpointed reentrant": ({"reentrant": True}, r"Checkpointed has no gradient: .*\n.*leave torch.utils.checkpoint out"),
+    "SparseGradient": ({}, r"SparseGradient has a sparse gradient"),
+    "Locked": ({}, r"Locked cannot be copied, as adapting does: TypeError"),
+    "NoHash": ({}, r"NoHash' holds a module that has no hash\ndeclare it with @dataclass\(eq=False\)"),
+    "instance": ({}, r"instance' is neither a subclass of torch.nn.Module nor a function"),
+    "Tied": ({"lora": {"rank": 2, "alpha": 1.0, "modules": ["first"]}}, r"model.lora: first.weight is second.weight, too"),
+    "WeightNorm": ({"lora": {"rank": 2, "alpha": 1.0, "modules": ["hidden"]}}, r"hidden.weight has a parametrization already"),
+    "OtherHead": ({"head": "head", "lora": {"rank": 2, "alpha": 1.0, "modules": ["body.*"]}}, r"OtherHead has no layer 'head'.*\n.*fc"),
+    "Recurrent": ({"lora": {"rank": 2, "alpha": 1.0, "modules": ["rows"]}}, r"matches no .*\nleave it out: the network has no linear"),
     "Flat": (
         {"lora": {"rank": 2, "alpha": 1.0, "modules": ["hiden"]}},
         r"model.lora.modules='hiden' matches no linear or convolution layer before the head of",
@@ -117,6 +137,7 @@ def built(case: str, seed: int | None = 1, dtype: torch.dtype = torch.float64, *
     model = build_model(name, SHAPE, OUTPUTS, **{"allow_import": True, "seed": seed} | RIGHT.get(case, {}) | changes)
     inputs = torch.zeros(2, *SHAPE)
     check_forward(name, model, inputs, OUTPUTS)
+    check_function(name, model, inputs)
     freeze_unreached(model, inputs, outputs_of)
     return model.to(dtype)
 
@@ -324,6 +345,62 @@ def test_frozen_parameters_are_neither_adapted_nor_trained_and_unused_ones_are_f
         _ = learner("maml", built("Flat"), adapt=["heat.*"]).adapted
 
 
+def test_a_model_with_pairs_adapts_more_than_once() -> None:
+    """Each adapted network merges its pairs; the model that it was copied from keeps them."""
+    case = "Attention with pairs"
+    made = learner("maml", moved(built(case)).float())
+    model = Model("here", described(made, "maml", case), made, made.whole(made.initial_params()))
+    pictures, labels = list(np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)), ["a", "b", "c"] * SHOT
+    first, second = (model.adapt(pictures[:6], labels).predict(pictures[6:]) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil"])
+def test_where_something_follows_the_head_the_whole_network_is_what_adapts(name: str) -> None:
+    made = learner(name, moved(built("HeadInTheMiddle")), inner_lr=0.1, inner_steps=2, **{"adapt": ["head.*"]} if name == "maml" else {})
+    theta, one = made.initial_params(), batch(1)
+    *_, adapted = made.adaptation(theta, one)
+    weights = {key: value.clone().requires_grad_() for key, value in theta.items() if key.startswith("head.")}
+    for _ in range(2):
+        outputs = torch.func.functional_call(made.model, theta | weights, (one.support_images[0],))
+        loss = nn.functional.cross_entropy(outputs, one.support_labels[0])
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        weights = {k: (v - 0.1 * g).detach().requires_grad_() for (k, v), g in zip(weights.items(), gradients, strict=True)}
+    torch.testing.assert_close({key: adapted[key] for key in weights}, {key: value.detach() for key, value in weights.items()})
+
+
+def test_names_that_network_and_learner_both_use_are_refused() -> None:
+    for name, taken in (("meta-baseline", "temperature"), ("protonet", "centroids")):
+        model = built("Flat")
+        model.register_parameter(taken, nn.Parameter(torch.ones((), dtype=torch.float64)))
+        with pytest.raises(ConfigError, match=rf"{taken}.*\nrename"):
+            learner(name, model).check_names()
+    learner("meta-baseline", built("Flat")).check_names()
+
+
+class Seeded(LEARNERS["maml"]):  # type: ignore[misc]
+    def __init__(self, model: nn.Module, seed: int = 0, **maml: Any) -> None:
+        super().__init__(model, **maml)
+
+
+class Forgetful(LEARNERS["maml"]):  # type: ignore[misc]
+    """Gives no gradient of the head's bias."""
+
+    def task_gradients(self, params: Any, forward: Any, batch: Any) -> Any:
+        found = super().task_gradients(params, forward, batch)
+        return found._replace(gradients={key: value for key, value in found.gradients.items() if key != "head.bias"})
+
+
+def test_learners_that_a_run_cannot_use_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"test_networks.Seeded takes 'seed'.*\nname that argument otherwise; self.seed holds the run's"):
+        check_settings("test_networks.Seeded", {}, allow_import=True)
+    made = learner("test_networks.Forgetful", built("Flat"), allow_import=True)
+    with pytest.raises(ConfigError, match=r"Forgetful gives no gradient for head.bias; \(1, 3\) is needed"):
+        made.slot_gradients(made.initial_params(), batch(1))
+    with pytest.raises(ConfigError, match=r"learner.adapt=\[\]: list should have at least 1 item"):
+        check_settings("maml", {"adapt": []})
+
+
 def test_only_pairs_and_head_travel() -> None:
     made = learner("maml", built("Attention with pairs"))
     assert all(".parametrizations." in name or name.startswith("head.") for name in made.initial_params())
@@ -484,6 +561,23 @@ def test_what_does_not_fit_in_a_file_of_weights_is_listed(tmp_path: Path) -> Non
         DataError, match=r"whole.pt is not a state dict that can be read without running code: Unsupported global: GLOBAL \w"
     ):
         read_weights(tmp_path / "whole.pt", "whole.pt")
+
+
+def test_weights_that_a_network_cannot_hold_are_refused(tmp_path: Path) -> None:
+    model = built("Flat", dtype=torch.float32)
+    values = model.state_dict()
+    for kind, made in (
+        ("complex", {name: value.to(torch.complex64) for name, value in values.items()}),
+        ("meta", {name: value.to("meta") for name, value in values.items()}),
+        ("sparse", values | {"hidden.weight": values["hidden.weight"].to_sparse()}),
+    ):
+        torch.save(made, tmp_path / "weights.pt")
+        with pytest.raises(DataError, match=rf"hidden.weight in weights.pt is a {kind} tensor"):
+            read_weights(tmp_path / "weights.pt", "weights.pt")
+    with pytest.raises(ConfigError, match=r"integers where numbers are needed: hidden.weight"):
+        load_into(model, {name: value.long() for name, value in values.items()}, "weights.pt")
+    with pytest.raises(ConfigError, match=r"not finite \(NaN or infinity\): hidden.weight"):
+        load_into(model, values | {"hidden.weight": torch.full_like(values["hidden.weight"], 1e300, dtype=torch.float64)}, "weights.pt")
 
 
 def test_a_vision_transformer_with_pairs_is_exact_to_second_order_by_one_derivative_along_all_its_values() -> None:

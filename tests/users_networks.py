@@ -3,13 +3,16 @@
 import math
 import random
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 SHAPE, OUTPUTS, WIDTH = (1, 8, 8), 3, 6
 
@@ -307,6 +310,115 @@ def same() -> nn.Module:
     return _ONLY[0]
 
 
+class Views(nn.Module):
+    """Flattens feature maps as tutorials do, which takes the channels outermost in memory."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, 2)
+        self.head = nn.Linear(36, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv(images).tanh()
+        return self.head(features.view(features.size(0), -1))
+
+
+class HeadInTheMiddle(Flat):
+    """Makes something of what its head gives."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 3 * super().forward(images).tanh()
+
+
+class FunctionalNorm(Flat):
+    """Normalises by its batch where model.norm does not see it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(nn.functional.batch_norm(self.hidden(images.flatten(1)), None, None, training=True))
+
+
+class Centred(Flat):
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.hidden(images.flatten(1))
+        return self.head((hidden - hidden.mean(0)).tanh())
+
+
+class AlwaysDropout(Flat):
+    """Functional dropout without training=self.training."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(self.hidden(images.flatten(1)), 0.3))
+
+
+class NumpyNoise(Flat):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * (1 + np.random.rand() if self.training else 1))
+
+
+class Stateful(Flat):
+    """Keeps something from one call to the next."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images / self.calls)
+
+
+class ChangesInputs(Flat):
+    def forward(self, images: Tensor) -> Tensor:
+        images -= 0.5
+        return super().forward(images)
+
+
+class Clamps(Flat):
+    """Keeps its weights small in every forward; at the start they are."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.hidden.weight.clamp_(-9, 9)
+        return super().forward(images)
+
+
+class Checkpointed(Flat):
+    """Computes its body again in the backward pass, when the parameters are its own again."""
+
+    def __init__(self, outputs: int, reentrant: bool = False) -> None:
+        super().__init__(outputs)
+        self.reentrant = reentrant
+        self.body = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(checkpoint(self.body, self.hidden(images.flatten(1)), use_reentrant=self.reentrant))
+
+
+class SparseGradient(Flat):
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.shades = nn.Embedding(4, 64, sparse=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flatten(1) + self.shades(images.flatten(1)[:, 0].clamp(0, 3).long()))
+
+
+class Locked(Flat):
+    def __init__(self, outputs: int) -> None:
+        super().__init__(outputs)
+        self.lock = threading.Lock()
+
+
+@dataclass
+class NoHash(nn.Module):
+    outputs: int
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, self.outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1))
+
+
 class Hooked(Flat):
     def __init__(self, outputs: int) -> None:
         super().__init__(outputs)
@@ -399,3 +511,10 @@ class Deaf(Flat):
 
 def factory(width: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Linear(width, outputs))
+
+
+instance = Flat(OUTPUTS)
+
+
+def compiled(outputs: int) -> Any:
+    return torch.compile(Flat(outputs))

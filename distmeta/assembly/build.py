@@ -12,20 +12,15 @@ import torch
 
 from distmeta.assembly.domain import Domain
 from distmeta.config import Config
-from distmeta.data.episodes import Batch
 from distmeta.data.location import Location, Reading
-from distmeta.errors import ConfigError, DataError, DistmetaError
+from distmeta.errors import ConfigError, DataError
 from distmeta.inference.model import build
 from distmeta.learners import build_learner, check_settings, learner_class
 from distmeta.learners.learner import Learner
-from distmeta.learners.memory import predicted_bytes
-from distmeta.learners.params import Params, fill, floating, floating_parameter, state
+from distmeta.learners.params import Params
 from distmeta.masking import masked
 from distmeta.models import MODELS, build_model, native
-from distmeta.models.call import twice_differentiable
-from distmeta.models.construct import seeded
-from distmeta.models.contract import check_forward, freeze_unreached, no_vmap, outputs_of
-from distmeta.models.convert import set_training
+from distmeta.models.contract import check_forward, check_function, freeze_unreached, no_vmap, outputs_of
 from distmeta.models.head import HEAD, features
 from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.models.norm import BatchNorm2d, FrozenBatchNorm, RunningBatchNorm2d
@@ -42,7 +37,13 @@ SOURCE = "source.json"  # stored beside weights from a file: the file's name and
 
 
 def model_settings(config: Config, domain: Domain) -> dict[str, Any]:
-    """What `build_model` takes."""
+    """What `build_model` takes. Raises ConfigError if the network has an argument that the config has no key for."""
+    for key in ("seed", "allow_import"):
+        if key in config.model.own:
+            raise ConfigError(
+                f"model.{key} cannot be given: distmeta seeds and imports networks by arguments of that name",
+                "name the constructor's argument otherwise, or bind it in a function of your own that model.name names",
+            )
     shape = {"input_shape": list(_network_shape(config.learner.name, domain)), "outputs": domain.outputs}
     parts = {"head": config.model.head} if config.model.head != HEAD else {}
     lora = {"lora": config.model.lora.model_dump()} if config.model.lora else {}
@@ -76,7 +77,7 @@ def learner_of(
         **settings,
     )
     if config.model.name not in MODELS:
-        _try_out(config, domain, learner)
+        _try_out(config, domain, learner, drawn)
     if config.outer.train is not None:
         learner.train_only(config.outer.train)
     if not learner.initial_params():
@@ -86,22 +87,28 @@ def learner_of(
         )
     if learner.inner_steps_eval and not learner.adapted:
         raise ConfigError(f"learner {config.learner.name} adapts no parameter: all are frozen", "leave some of them trainable")
+    learner.check_names()
     learner.constant_body = learner.leaves_features(torch.zeros(2, *_network_shape(config.learner.name, domain)))
     learner.model.to(device, dtype)
     return learner
 
 
-def _try_out(config: Config, domain: Domain, learner: Learner) -> None:
-    """Freeze unused parameters, and find out whether torch.vmap can batch the network's tasks. Raises ConfigError."""
-    inputs = _two_inputs(config, domain)
+def _try_out(config: Config, domain: Domain, learner: Learner, new: bool) -> None:
+    """Freeze what the network does not use, and find out whether torch.vmap can batch its tasks. Raises ConfigError.
+
+    Where the network is `new`, and not one that a run has begun with, it is also checked to be a function of its inputs.
+    """
+    inputs = two_inputs(config, domain)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
+    if new:
+        check_function(config.model.name, learner.model, inputs)
     map_ = features if learner.method == "features" else outputs_of
     freeze_unreached(learner.model, inputs, map_)
     if learner.task_batching == "auto":
         learner.no_vmap = no_vmap(learner.model, inputs, map_)
 
 
-def _two_inputs(config: Config, domain: Domain) -> torch.Tensor:
+def two_inputs(config: Config, domain: Domain) -> torch.Tensor:
     """Zeros (2, …) with the shape and type of the network's inputs."""
     return torch.zeros(2, *_network_shape(config.learner.name, domain), dtype=domain.input_type)
 
@@ -226,76 +233,3 @@ def use_kernels(config: Config, learner: Learner, dtype: str) -> None:
     if config.train.kernels == "native":
         with suppress(KernelsUnavailable):
             native.use(learner.model, library(dtype))
-
-
-def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int | None:
-    """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`.
-
-    The step is run on tensors without values. None if the domain has no example for it, or if the user's network reads values. Raises
-    ConfigError if a parameter of the network does not reach the loss.
-    """
-    learner = learner_of(config, domain)
-    use_kernels(config, learner, "float32")
-    learner.constant_body = False  # the first step takes the most memory, because no features are cached yet
-    params = learner.initial_params()
-    batched = learner.batches_tasks(torch.device(device))
-    learner.task_batching = "vmap" if batched else "loop"
-    tasks = min(slots, learner.tasks_per_chunk) if batched else 1
-    like = floating(params)
-    scale = torch.finfo(getattr(torch, config.train.weights)).bits // 32
-    gradients = slots * sum(value.numel() * value.element_size() for value in params.values())
-    example = domain.example(tasks)
-    if example is None:
-        return None
-    try:
-        return scale * (predicted_bytes(learner, params, example.like(like)) + gradients)
-    except DistmetaError:
-        raise
-    except Exception:  # a user's forward may read values, which these tensors do not have
-        _step_once(config, learner, params, example.take([0] * tasks).like(like))
-        return None
-
-
-def _step_once(config: Config, learner: Learner, params: Params, example: Batch) -> None:
-    """Raises ConfigError if the meta-gradient of an example cannot be computed, for example if a second derivative is missing."""
-    try:
-        learner.slot_gradients(params, example)
-    except DistmetaError:
-        raise
-    except Exception as error:  # a user's network may raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"learner {config.learner.name} cannot differentiate model.name={config.model.name}: {type(error).__name__}: {reason}",
-            "choose learner.name=fomaml, or layers that have a second derivative",
-        ) from error
-
-
-def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
-    """Try the network on two inputs. Raises ConfigError if it breaks a rule of docs/extending.md."""
-    like, inputs = floating_parameter(learner.model), _two_inputs(config, domain)
-    inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
-    check_forward(config.model.name, learner.model, inputs, domain.outputs)
-    learner.check_network(inputs)
-    if config.model.name not in MODELS:
-        _check_carried(config, domain, learner, inputs)
-
-
-def _check_carried(config: Config, domain: Domain, learner: Learner, inputs: torch.Tensor) -> None:
-    """Raises ConfigError unless a second instance computes the same with the network's parameters and persistent buffers.
-
-    Workers and published models construct the network anew and load these values.
-    """
-    again = build_model(**model_settings(config, domain), allow_import=True).to(inputs.device, floating_parameter(learner.model).dtype)
-    fill(again, state(learner.model))
-    if inputs.is_floating_point():
-        inputs = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
-    outputs = []
-    for network in (learner.model, again):
-        set_training(network, False)
-        with torch.no_grad(), seeded(0), twice_differentiable():
-            outputs.append(network(inputs))
-    if not torch.allclose(outputs[0], outputs[1], rtol=0, atol=0, equal_nan=True):
-        raise ConfigError(
-            f"another instance of model.name={config.model.name} gives other outputs with the same parameters and buffers",
-            "register every value that its constructor draws as a parameter or a persistent buffer",
-        )

@@ -9,18 +9,18 @@ import torch
 
 from distmeta.assembly.build import (
     SOURCE,
-    check_outputs,
     learner_of,
     model_description,
     outer_of,
     published_learner,
     started_from,
-    worker_bytes,
 )
 from distmeta.assembly.domain import Domain, domain_of, metric_of
 from distmeta.assembly.received import followed
+from distmeta.assembly.trial import check_outputs, check_step, worker_bytes
 from distmeta.config import Config
 from distmeta.errors import ConfigError
+from distmeta.learners import LEARNERS
 from distmeta.learners.description import default_name
 from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params, fill, floating_parameter
@@ -82,6 +82,8 @@ class Run:
         self.domain.check()
         _ = self.metric
         check_outputs(self.config, self.domain, self.learner)
+        if self.config.model.name not in MODELS or self.config.learner.name not in LEARNERS:
+            check_step(self.config, self.domain, self.learner)
         workers, episodes = self.config.train.most, self.config.outer.meta_batch_size
         if workers > episodes:
             raise ConfigError(

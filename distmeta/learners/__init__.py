@@ -32,6 +32,10 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 
 
+_RESERVED = {"name": "", "allow_import": "", "seed": "; self.seed holds the run's", "bfloat16": "; self.bfloat16 holds the run's"}
+"""Arguments of `build_learner` that no setting may be named like, and what to read instead."""
+
+
 def learner_class(name: str, allow_import: bool = False) -> type[Learner]:
     """The learner `name`: one of LEARNERS or, with `allow_import` and only for a name from the user's config, an import path.
 
@@ -77,6 +81,11 @@ def check_settings(name: str, settings: dict[str, Any], allow_import: bool = Fal
     ConfigError naming the key, the value and the rule if a setting is unknown, invalid or missing.
     """
     takes = settings_of(learner_class(name, allow_import))
+    for key in sorted(takes.keys() & _RESERVED):
+        raise ConfigError(
+            f"the constructor of learner {name} takes {key!r}, which distmeta gives no learner",
+            f"name that argument otherwise{_RESERVED[key]}",
+        )
     for key in sorted(settings.keys() - takes.keys()):
         near = difflib.get_close_matches(key, takes, n=3) or sorted(takes)
         raise ConfigError(f"learner.{key} is not a setting of learner {name}", f"remove it, or choose from: {', '.join(near)}")

@@ -17,7 +17,7 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Supervised
 from distmeta.learners.params import Params, detached, leaves
 from distmeta.models.call import places
-from distmeta.models.head import is_head
+from distmeta.models.head import ends_in_head, is_head
 
 INNER_STEPS = 5  # default of learner.inner_steps
 
@@ -39,7 +39,7 @@ class FineTuning(Learner):
         inner_steps: Positive = INNER_STEPS,
         inner_steps_eval: Positive | None = None,
         inner_lr_decay: PositiveFloat = 1.0,
-        adapt: list[str] | None = None,
+        adapt: Annotated[list[str], Field(min_length=1)] | None = None,
         inner_optimizer: InnerOptimizerName = "sgd",
         inner_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
         inner_epsilon: PositiveFloat = 1e-8,
@@ -54,7 +54,7 @@ class FineTuning(Learner):
         self.inner_steps_eval = inner_steps if inner_steps_eval is None else inner_steps_eval
         self.optimizer = InnerOptimizer(inner_optimizer, inner_momentum, inner_epsilon)
         self.patterns = adapt
-        self._reads_rows: bool | None = None  # whether the head's inputs are rows of features; None until tried
+        self._ends_in_head: bool | None = None  # whether features flow as rows into the head, which gives the outputs; once it was tried
 
     @property
     def adapted(self) -> list[str]:
@@ -90,18 +90,18 @@ class FineTuning(Learner):
         held = places(self.model)
         if not all(is_head(self.model, place) for name in self.adapted for place in held[name]):
             return False
-        if self._reads_rows is None:
+        if self._ends_in_head is None:
             try:
                 with torch.no_grad():
                     forward(params, batch.support_images, method="features")
-                self._reads_rows = True
+                    self._ends_in_head = ends_in_head(self.model, lambda: forward(params, batch.support_images))
             except ConfigError:
-                self._reads_rows = False
-        return self._reads_rows
+                self._ends_in_head = False
+        return self._ends_in_head
 
     def outputs(self, adapted: Params, queries: Tensor) -> Tensor:
         forward = self.forward()
-        if forward.kept is None or not self._reads_rows:
+        if forward.kept is None or not self._ends_in_head:
             return super().outputs(adapted, queries)
         return Head(self.model, batched=False)(adapted, forward(adapted, queries[None], method="features"))[0]
 

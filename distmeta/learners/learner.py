@@ -169,6 +169,16 @@ class Learner(ABC):
         beside = {name: value for name, value in given.items() if name in params and value.shape == params[name].shape}
         return params | {name: torch.empty_like(params[name]).copy_(value) for name, value in beside.items()}, loaded
 
+    def check_names(self) -> None:
+        """Raises ConfigError if what the learner learns beside the network bears the name of one of the network's parameters."""
+        network = Learner.initial_params(self)
+        for name, value in self.initial_params().items():
+            if name in network and not (value.shape == network[name].shape and torch.equal(value, network[name])):
+                raise ConfigError(
+                    f"{name} is a parameter of the network, and what {type(self).__name__} learns beside it has that name, too",
+                    "rename the network's parameter",
+                )
+
     def whole(self, meta_params: Params) -> Params:
         """meta_params and everything else that a prediction uses: frozen parameters and the network's persistent buffers."""
         return constants(self.model, meta_params) | self.with_fixed(meta_params)
@@ -188,9 +198,21 @@ class Learner(ABC):
         for params, forward, chunk, places in self.chunks(meta_params, batch):
             computed = self.task_gradients(params, forward, chunk)
             gradients = computed.gradients | {name: params[name].detach() - seen for name, seen in forward.statistics.items()}
+            self._check_gradients(gradients, meta_params, len(chunk))
             flat = torch.cat([gradients[name].reshape(len(chunk), -1) for name in meta_params], dim=1)
             kept = slice(None) if places == list(range(len(chunk))) else places  # a slice copies nothing
             yield flat[kept], SlotMetrics(*(column[kept] for column in self._slot_metrics(computed)))
+
+    def _check_gradients(self, gradients: Params, meta_params: Params, tasks: int) -> None:
+        """Raises ConfigError if `task_gradients` gave no gradient of one of meta_params, or one of another shape."""
+        for name, value in meta_params.items():
+            found = tuple(gradients[name].shape) if name in gradients else None
+            if found != (tasks, *value.shape) and (tasks > 1 or found != tuple(value.shape)):  # one task's may be bare
+                gave = "no gradient" if found is None else f"a gradient {found}"
+                raise ConfigError(
+                    f"{type(self).__name__} gives {gave} for {name}; {(tasks, *value.shape)} is needed, a row for each task",
+                    "let task_gradients return one for each entry of self.trained(params)",
+                )
 
     def chunks(self, meta_params: Params, batch: Batch) -> Iterator["Chunk"]:
         """The batch's tasks in chunks of equal size, filled up by `Batch.chunks`."""

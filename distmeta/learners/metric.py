@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from distmeta.bounds import Positive, PositiveFloat
 from distmeta.data.episodes import EpisodeBatch, LabelledBatch
+from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, Method, frozen
 from distmeta.learners.inner import MetaGradients, gradients_of
 from distmeta.learners.learner import Learner
@@ -35,6 +36,11 @@ class MetricLearner(Learner):
 
     def initial_params(self) -> Params:
         return {name: value for name, value in super().initial_params().items() if not is_head(self.model, name)}
+
+    def check_names(self) -> None:
+        super().check_names()
+        if any(name == _CENTROIDS for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())):
+            raise ConfigError(f"the network's {_CENTROIDS} has the name of what {type(self).__name__} adapts", "rename it")
 
     @abstractmethod
     def logits(self, params: Params, features: Tensor, centroids: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from distmeta.models.construct import constructed, imported, seeded
 from distmeta.models.conv4 import Conv4
 from distmeta.models.convert import convert_dropout, convert_norms, convert_weight_norm
 from distmeta.models.head import HEAD, fit_head, has_head, head_of, name_head
+from distmeta.models.layout import in_fastest_layout, in_readable_layout
 from distmeta.models.lora import add_pairs
 from distmeta.models.lstm import LSTM
 from distmeta.models.mlp import MLP
@@ -58,9 +59,10 @@ def build_model(
     if it is a linear layer of another width than `outputs`, its batch norms are replaced as `norm` says, its dropout layers by ours.
     `lora` ({rank, alpha, modules}) puts low-rank pairs on layers and freezes the others.
 
-    With `seed` the values are the network's initial ones: drawn by torch's rules for a backbone of distmeta, otherwise as the constructor
-    leaves them. Without `seed` only the shapes are right. Image models have the memory layout in which convolutions are fastest. Raises
-    ConfigError naming the key, the value and the rule.
+    With `seed` the values are those that the network starts from: drawn by torch's rules for a backbone of distmeta, otherwise as the
+    constructor leaves them. Without it only the shapes count. Image models come in the memory layout that convolutions are fastest in, if
+    their forward can read it.
+    Raises ConfigError naming the key, the value and the rule.
     """
     make = MODELS[name] if name in MODELS else _imported(name, allow_import)
     arguments = _arguments(name, make, {"input_shape": tuple(input_shape), "outputs": outputs, "norm": norm}, own)
@@ -85,15 +87,9 @@ def build_model(
     if lora is not None:
         with seeded(seed):
             add_pairs(model, **lora)
-    return in_fastest_layout(model) if len(input_shape) == 3 else model
-
-
-def in_fastest_layout(model: nn.Module) -> nn.Module:
-    """`model` with the channels of its 2-D convolutions innermost in memory."""
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.to(memory_format=torch.channels_last)
-    return model
+    if len(input_shape) != 3:
+        return model
+    return in_fastest_layout(model) if name in MODELS else in_readable_layout(model, tuple(input_shape))
 
 
 def redraw(model: nn.Module, seed: int) -> nn.Module:
@@ -113,7 +109,7 @@ def _imported(name: str, allowed: bool) -> Any:
     if "." not in name or not allowed:
         raise ConfigError(f"model.name={name!r} is not a backbone of distmeta", f"choose one of {', '.join(MODELS)}")
     network = imported("model.name", name)
-    if not callable(network) or (isinstance(network, type) and not issubclass(network, nn.Module)):
+    if not callable(network) or isinstance(network, nn.Module) or (isinstance(network, type) and not issubclass(network, nn.Module)):
         raise ConfigError(
             f"model.name={name!r} is neither a subclass of torch.nn.Module nor a function that returns a module",
             "give the path of one, my_package.my_module.Net",

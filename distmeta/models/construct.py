@@ -77,14 +77,20 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
         raise ConfigError(
             f"model.name={name!r} cannot be built from {given}: {error!r}", "fix the constructor, or change model.*"
         ) from error
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model._orig_mod  # what torch.compile wraps, which has no second derivative
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model.name={name!r} makes a {type(model).__name__}, not a torch.nn.Module", "give the path of a class or function that does"
         )
-    for key, value in (*model.named_parameters(), *model.named_buffers()):
+    try:
+        held = (*model.named_parameters(), *model.named_buffers())
+    except TypeError:  # torch keeps modules in sets
+        raise ConfigError(f"model.name={name!r} holds a module that has no hash", "declare it with @dataclass(eq=False)") from None
+    for key, value in held:
         if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise ConfigError(f"model.name={name!r} has a lazy layer: {key} has no shape yet", "give the layer its input size")
-        kind = _unusual(value)
+        kind = unusual(value)
         if kind:
             raise ConfigError(f"{key} of model.name={name!r} is a {kind} tensor, which is not supported", "keep its values as real numbers")
     if not any(value.is_floating_point() for value in model.parameters()):
@@ -92,8 +98,8 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
     return model
 
 
-def _unusual(value: torch.Tensor) -> str:
-    """The kind of tensor `value`, if it is not a plain tensor of real numbers."""
+def unusual(value: torch.Tensor) -> str:
+    """Which kind of tensor `value` is, if not a plain one of real numbers."""
     kinds = {
         "meta": value.is_meta,
         "sparse": value.layout is not torch.strided,

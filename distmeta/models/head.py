@@ -1,6 +1,8 @@
 """The last layer of a network: its name, its width, and its inputs (the features)."""
 
 import difflib
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -72,3 +74,13 @@ def features(model: nn.Module, inputs: Tensor) -> Tensor:
             "set model.head to the layer that maps features (M, D) to outputs, or choose a learner that adapts the whole network",
         )
     return held[0]
+
+
+def ends_in_head(model: nn.Module, call: Callable[[], Any]) -> bool:
+    """Whether the network, which `call` calls once, calls its head once and returns what that gives, and nothing made of it."""
+    given: list[Any] = []
+    returned: list[Any] = []
+    watched = head_of(model).register_forward_hook(lambda _module, _inputs, outputs: given.append(outputs))
+    with watched, model.register_forward_hook(lambda _module, _inputs, outputs: returned.append(outputs)):
+        call()
+    return len(given) == len(returned) == 1 and given[0] is returned[0]

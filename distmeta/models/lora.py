@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from distmeta.errors import ConfigError
-from distmeta.models.head import is_head
+from distmeta.models.call import places as tensor_places
+from distmeta.models.head import head_of, is_head
 from distmeta.models.patterns import matching
 
 _ORIGINAL = re.compile(r"(?P<layer>.+)\.parametrizations\.(?P<weight>\w+)\.original")  # suffix of a weight with one parametrization
@@ -44,8 +45,11 @@ def add_pairs(model: nn.Module, rank: int, alpha: float, modules: Sequence[str])
     head.
 
     Of nn.MultiheadAttention the pattern matches the layer itself (its joint input projection) and its `out_proj`.
-    Raises ConfigError if a pattern matches no such layer, or the layer is the head.
+    Raises ConfigError if a pattern matches no such layer, the layer is the head, or its weight is another layer's, too, or has a
+    parametrization already: such a pair could not be merged into the weight.
     """
+    head_of(model)
+    uses = {place: shared for shared in tensor_places(model).values() for place in shared}
     places = {name: place for name, module in model.named_modules() if (place := _place(module)) and not is_head(model, f"{name}.")}
     chosen = matching(modules, places, "model.lora.modules", "linear or convolution layer before the head")
     for parameter_name, parameter in model.named_parameters():
@@ -53,6 +57,11 @@ def add_pairs(model: nn.Module, rank: int, alpha: float, modules: Sequence[str])
     for name in chosen:
         module, place = model.get_submodule(name), places[name]
         weight = getattr(module, place)
+        if parametrize.is_parametrized(module, place):
+            raise ConfigError(f"model.lora: {name}.{place} has a parametrization already", "leave that layer out of model.lora.modules")
+        shared = [other for other in uses[f"{name}.{place}" if name else place] if other != f"{name}.{place}"]
+        if shared:
+            raise ConfigError(f"model.lora: {name}.{place} is {shared[0]}, too", "leave that layer out of model.lora.modules")
         if rank > min(len(weight), weight[0].numel()):
             raise ConfigError(
                 f"model.lora.rank={rank} is more than the weight of {name} has, {min(len(weight), weight[0].numel())}",
@@ -75,10 +84,17 @@ def merge(model: nn.Module) -> None:
             continue
         parametrizations = module.parametrizations
         assert isinstance(parametrizations, nn.ModuleDict)
+        _of_its_own_class(module)
         for place in list(parametrizations):
             if isinstance(parametrizations[place][0], LowRank):  # type: ignore[index]
                 with torch.no_grad():
                     parametrize.remove_parametrizations(module, place, leave_parametrized=True)
+
+
+def _of_its_own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class that no other has: torch removes the weight from the class, which copies of a module share."""
+    kind = type(module)
+    module.__class__ = type(kind.__name__, kind.__bases__, {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")})
 
 
 def merged(tensors: Mapping[str, Tensor], lora: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,5 +15,8 @@ def matching(patterns: Sequence[str], names: Iterable[str], key: str, what: str 
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise ConfigError(f"{key}={pattern!r} matches no {what} of the network", f"similar names: {', '.join(near)}")
+            raise ConfigError(
+                f"{key}={pattern!r} matches no {what} of the network",
+                f"similar names: {', '.join(near)}" if near else f"leave it out: the network has no {what}",
+            )
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

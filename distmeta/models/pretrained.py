@@ -10,6 +10,7 @@ from safetensors.torch import load as deserialised
 from torch import Tensor, nn
 
 from distmeta.errors import ConfigError, DataError
+from distmeta.models.construct import unusual
 from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head
 from distmeta.models.norm import FrozenBatchNorm
@@ -44,6 +45,10 @@ def read_weights(path: Path, origin: str) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise DataError(f"{origin} holds a {type(content).__name__} without named tensors", "save network.state_dict() instead")
+    for name, value in tensors.items():
+        kind = unusual(value)
+        if kind:
+            raise DataError(f"{name} in {origin} is a {kind} tensor, which is not supported", "save its values as real numbers")
     return tensors
 
 
@@ -90,7 +95,10 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
             "set init_prefix to the prefix of the names, or model.* as in the network that was saved",
         )
     taken = {name: value for name, value in places.items() if value is not None and value.shape == held[name].shape}
-    broken = [name for name, value in taken.items() if value.is_floating_point() and not value.isfinite().all()]
+    whole = [name for name, value in taken.items() if held[name].is_floating_point() and not value.is_floating_point()]
+    if whole:
+        raise ConfigError(f"init_from={origin} holds integers where numbers are needed: {_listed(whole)}", "export it without quantisation")
+    broken = [name for name, value in taken.items() if value.is_floating_point() and not value.to(held[name].dtype).isfinite().all()]
     if broken:
         raise ConfigError(f"init_from={origin} holds values that are not finite (NaN or infinity): {_listed(broken)}", "export it again")
     with torch.no_grad():

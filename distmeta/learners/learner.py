@@ -152,7 +152,8 @@ class Learner(ABC):
 
     def trained(self, params: Params) -> Params:
         """The `params` that have a meta-gradient: all except running statistics and parameters that only adapt."""
-        return {name: value for name, value in params.items() if name not in self.statistics and name not in self._fixed}
+        left_out = self.statistics.keys() | self._fixed
+        return {name: value for name, value in params.items() if name not in left_out}
 
     def initial_params(self) -> Params:
         """meta_params at step 0: the network's present parameters and running statistics, and the learner's other learned values."""

@@ -28,6 +28,8 @@ _NAMED = (
 _SECRETS = (
     # user:password@ in a URL is removed whole, even if the password contains a slash or an at sign. A port is not a password.
     (re.compile(r"(://)(?:[^\s/?#'\"]{1,500}|[^\s/@:?#'\"]{1,200}:(?!\d+(?:/|$))[^\s@'\"]{0,500})@"), r"\1"),
+    # A URL that was taken for a path has one slash left; models:/NAME@ALIAS holds no password.
+    (re.compile(r"(\w:/)[^\s/@:?#'\"]{1,200}:(?!\d+(?:/|$))[^\s@'\"]{0,500}@"), r"\1"),
     *((re.compile(f"({before})(?:{secret})", re.IGNORECASE), r"\1***") for before, secret in _NAMED),
     *((re.compile(looks), "***") for looks in _KNOWN_BY_LOOKS),
 )

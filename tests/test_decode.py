@@ -114,12 +114,13 @@ def test_16_bits_are_read_by_their_full_range() -> None:
         ((grey() * 4095).astype(np.uint16), (0, 4095)),
         ((grey() * 20_000 - 10_000).astype(np.int16), (-10_000, 10_000)),
         ((grey() * 3000 - 1000).astype(np.int32), (-1000, 2000)),
+        ((grey() * 255 - 128).round().astype(np.int8), (-128, 127)),
         ((grey() * 4_000_000_000).astype(np.uint32), (0, 4e9)),
         (grey().astype(np.float32), (0, 1)),
         ((grey() * 2 - 1).astype(np.float32), (-1, 1)),
         (np.asarray(picture()).astype(np.uint16), (0, 255)),
     ],
-    ids=["8 in 16", "12 in 16", "signed 16", "signed 32", "unsigned 32", "float", "float -1..1", "8 in 16 bits of colour"],
+    ids=["8 in 16", "12 in 16", "signed 16", "signed 32", "signed 8", "unsigned 32", "float", "float -1..1", "8 in 16 bits of colour"],
 )
 def test_values_without_a_range_of_their_own_need_one(values: NDArray[np.generic], value_range: tuple[float, float]) -> None:
     content = tiff(values)
@@ -162,7 +163,16 @@ def test_8_bit_files_are_the_same_with_a_value_range() -> None:
         assert decode_file(content, 3, "x") == decode_file(content, 3, "x", (0.0, 1.0))
 
 
-@pytest.mark.parametrize("text", ["1", "1,1", "2,1", "a,b", "nan,1", "0,inf", "", "0,1,2"])
+@pytest.mark.parametrize("white", [1023, 4095, 65535])
+def test_a_value_range_of_a_pgm_is_of_its_own_values(white: int) -> None:
+    values = (grey() * 1000).astype(">u2")
+    content = b"P5 48 48 %d\n" % white + values.tobytes()
+    assert np.abs(np.asarray(decode_file(content, 1, "x", (0, 1000)).picture) - 255 * grey()).max() <= 1
+    opened = pixels_of(Image.open(io.BytesIO(content)), GREY.model_copy(update={"value_range": (0, 1000)}), "x")
+    assert (opened == decode(content, GREY.model_copy(update={"value_range": (0, 1000)}), "x")).all()
+
+
+@pytest.mark.parametrize("text", ["1", "1,1", "2,1", "a,b", "nan,1", "0,inf", "", "0,1,2", "-1.7e308,1.7e308", "0,1e-320"])
 def test_a_value_range_is_two_numbers(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not two numbers, black and then white\nwrite --value-range 0,255"):
         parse_value_range(text)

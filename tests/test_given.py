@@ -18,6 +18,7 @@ import torch
 from conftest import patterns, png
 from fastapi.testclient import TestClient
 from mlflow.pyfunc import scoring_server
+from PIL import Image
 from registered import DESCRIPTION, WAY, finished_run, publish
 from safetensors.torch import load_file, save_file
 
@@ -279,6 +280,43 @@ def test_arrays_that_are_not_pixels_are_refused(model: Model) -> None:
     for images in ([[[1, 2], [3]]] * 3, [object()] * 3, np.zeros((3, 16, 16), bool), np.full((3, 16, 16), "a")):
         with pytest.raises(DataError, match=r"is needed|is not an array"):
             model.adapt(images, LABELS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((16, 16, 3), np.uint8),
+        np.zeros((16, 16, 4), np.uint8),
+        np.zeros((16, 16, 1), np.uint8),
+        torch.zeros(16, 16, 3, dtype=torch.uint8),
+        torch.tensor(1.0),
+        Image.new("L", (16, 16)),
+        Path("x.png"),
+        "x.png",
+        b"x",
+        {0: "x.png"},
+        None,
+        5,
+        iter(()),
+    ],
+    ids=repr,
+)
+def test_one_picture_is_not_taken_for_many(images: Any, model: Model) -> None:
+    adapted = model.adapt(SUPPORT, LABELS)
+    for ask in (adapted.predict, lambda given: model.adapt(given, LABELS)):
+        with pytest.raises(DataError, match=r"a list of pictures is needed\ngive one picture as a list"):
+            ask(images)
+
+
+def test_a_picture_without_pixels_is_refused(model: Model) -> None:
+    with pytest.raises(DataError, match="image 0 has no pixels: 0 x 5"):
+        model.adapt(SUPPORT, LABELS).predict([Image.new("L", (0, 5))])
+
+
+@pytest.mark.parametrize("steps", [1.5, "2", [1], float("nan")])
+def test_inner_steps_are_a_whole_number(steps: Any, model: Model) -> None:
+    with pytest.raises(DataError, match="inner steps; a whole number is needed"):
+        model.adapt(SUPPORT, LABELS, inner_steps=steps)
 
 
 def test_what_diverges_is_not_answered_by_nan(model: Model) -> None:

@@ -17,6 +17,7 @@ CARRIERS = [
     "http://me:p/{}@host/x",
     "http://me:p@{}@host/x",
     "s3://KEY:{}@bucket/data",
+    "http:/user:{}@host/a.png cannot be read",
     "https://host/shards?sig={}&se=2026",
     "https://host/s?X-Amz-Signature={}",
     "https://host/s?a=1&X-Amz-Credential={}&b=2",

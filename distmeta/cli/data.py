@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from distmeta.cli.options import Json, MaxPixels, ValueRange, import_from_here
+from distmeta.cli.options import Json, MaxPixels, ValueRange, import_from_here, on_this_machine
 from distmeta.show import counted, print_json, say, show_table
 
 _LISTED = 20  # skipped images named one by one; --json names all
@@ -21,7 +21,7 @@ def pack(
             "function, my_package.my_source, which is called with SOURCE and yields (split, class, category, image bytes).",
         ),
     ] = ...,  # type: ignore[assignment]
-    out: Annotated[Path, typer.Option(help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(callback=on_this_machine, help="New folder for shards and manifest.")] = ...,  # type: ignore[assignment]
     splits: Annotated[
         Path | None,
         typer.Option(
@@ -164,9 +164,12 @@ def inspect(
     shards: Annotated[str, typer.Argument(help="Folder or URL of a packed dataset.")],
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split that --export and --episode draw from.")] = "test",
     export: Annotated[
-        Path | None, typer.Option(help="Write one episode as image folders: support/CLASS/*.png and query/CLASS/*.png.")
+        Path | None,
+        typer.Option(callback=on_this_machine, help="Write one episode as image folders: support/CLASS/*.png and query/CLASS/*.png."),
     ] = None,
-    episode: Annotated[Path | None, typer.Option(help="Draw the same episode as a picture, such as episode.png.")] = None,
+    episode: Annotated[
+        Path | None, typer.Option(callback=on_this_machine, help="Draw the same episode as a picture, such as episode.png.")
+    ] = None,
     way: Annotated[int, typer.Option(min=2, help="Classes in the episode.")] = 5,
     shot: Annotated[int, typer.Option(min=1, help="Support images per class.")] = 1,
     queries: Annotated[int, typer.Option(min=1, help="Query images per class.")] = 3,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distmeta.cli.options import Address, Json, MaxPixels, Network, OwnLearner, TrackingUri, ValueRange, own_classes
+from distmeta.cli.options import Address, Json, MaxPixels, Network, OwnLearner, TrackingUri, ValueRange, on_this_machine, own_classes
 from distmeta.errors import ConfigError, DataError, DistmetaError
 from distmeta.show import counted, prediction_notes, print_json, say, show_classes, show_table, show_test, write_predictions
 
@@ -35,7 +35,9 @@ def predict(
     reject_below: Annotated[
         float, typer.Option(min=0, max=1, metavar="P", help="Mark answers whose probability is below P as rejected.")
     ] = 0.0,
-    explain: Annotated[Path | None, typer.Option(help="Draw support images, queries and predictions into this PNG.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option(callback=on_this_machine, help="Draw support images, queries and predictions into this PNG.")
+    ] = None,
     value_range: ValueRange = None,
     max_pixels: MaxPixels = 100_000_000,
     network: Network = None,
@@ -137,13 +139,18 @@ def rollout(
     out: Annotated[
         Path,
         typer.Option(
+            callback=on_this_machine,
             help="PNG file for a picture of the paths (of the returns, if the environment has no paths), "
-            "or GIF file for the first trajectory after the last inner step."
+            "or GIF file for the first trajectory after the last inner step.",
         ),
     ] = Path("rollout.png"),
     save: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="New folder for the adapted policy, as an MLflow model from observations to actions."),
+        typer.Option(
+            callback=on_this_machine,
+            metavar="FOLDER",
+            help="New folder for the adapted policy, as an MLflow model from observations to actions.",
+        ),
     ] = None,
     network: Network = None,
     learner: OwnLearner = None,

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,13 @@ def parse_seeds(text: str) -> list[int]:
         remedy = f"give --set seed={seeds[0]} instead" if len(seeds) == 1 else "name each seed once"
         raise ConfigError(f"--seeds {text}: two or more different seeds are needed", remedy)
     return seeds
+
+
+def on_this_machine(path: Path | None) -> Path | None:
+    """Where a verb writes to. Raises ConfigError for a URL, which would become a folder of its name here."""
+    if path is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise ConfigError(f"{path} is a URL; this verb writes to a path on this machine", f"give a path, such as {path.name}, and copy it")
+    return path
 
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a key, such as outer.lr=0.002. Can be repeated.")]

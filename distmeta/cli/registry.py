@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from distmeta.cli.options import Json, MaxPixels, Network, OwnLearner, TrackingUri, ValueRange, own_classes
+from distmeta.masking import printable
 from distmeta.show import print_json, say, show_table, summary
 
 
@@ -163,4 +164,4 @@ def compare(
         return
     means = [quantity(comparison[side], None, comparison["scale"], comparison["digits"] + 1, comparison["unit"]) for side in ("a", "b")]
     show_table(["model", comparison["figure"]], [[a, means[0]], [b, means[1]]])
-    print(verdict(comparison))
+    print(printable(verdict(comparison)))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from distmeta.cli.options import Json, TrackingUri
-from distmeta.masking import printable
+from distmeta.masking import printable, printable_lines
 from distmeta.show import print_json
 
 
@@ -65,7 +65,7 @@ def table(
     uri = resolve(tracking_uri)
     tested = [outcome for run in runs for outcome in outcomes(run, uri)]
     made = tabulate(tested, _listed(by), _listed(columns), figure)
-    print_json(as_dict(made)) if as_json else print(written(made, form))
+    print_json(as_dict(made)) if as_json else print(printable_lines(written(made, form)))
 
 
 def _listed(text: str) -> list[str]:

@@ -75,7 +75,7 @@ def parse_value_range(text: str | None) -> ValueRange | None:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         low = high = math.nan
-    if not -math.inf < low < high < math.inf:  # nor NaN
+    if not (0 < high - low < math.inf and 255 / (high - low) < math.inf):  # nor NaN
         raise ConfigError(f"--value-range {text} is not two numbers, black and then white", "write --value-range 0,255")
     return low, high
 
@@ -131,12 +131,13 @@ def decode_file(content: bytes, channels: int, origin: str, value_range: ValueRa
         check_pixels(image.size, max_pixels, origin)
         has_more = bool(getattr(image, "is_animated", False))
         has_16_bit_colours = _has_16_bit_colours(image)
+        value_range = as_pillow_scales(image, value_range)
         image.load()
         if has_16_bit_colours:
             picture, peak = _eight_bit_colours(image, content, origin, value_range)
         else:
             picture, peak = eight_bits(image, origin, value_range)
-        scaled = value_range is not None and (has_16_bit_colours or image.mode in ("I", "F") or image.mode.startswith("I;"))
+        scaled = value_range is not None and (has_16_bit_colours or not _has_8_bits(image))
         return Decoded(flattened(upright(picture, image), channels), peak, has_more, scaled)
     except DataError:
         raise
@@ -227,7 +228,7 @@ def upright(picture: Image.Image, image: Image.Image) -> Image.Image:
 
 def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) -> tuple[Image.Image, int | None]:
     """A loaded picture converted to 8 bits per value, and its `peak` as in `Decoded`. Raises DataError as `decode_file`."""
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+    if _has_8_bits(image):
         return image, None
     values = _values(image)
     if not np.isfinite(values).all():
@@ -235,7 +236,7 @@ def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) 
     if value_range is not None:
         return _scaled(values, value_range), None
     # a PGM's header states the value of white, and Pillow scales by it
-    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+    if image.mode in ("F", "L") or (image.mode == "I" and image.format != "PPM"):
         kind = "float" if image.mode == "F" else "signed or 32-bit"
         extent = f"{values.min():.6g} to {values.max():.6g}"
         raise DataError(
@@ -243,6 +244,22 @@ def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) 
             "give --value-range LOW,HIGH, such as --value-range 0,1, or save the image with 8 bits",
         )
     return Image.fromarray((values // 257).astype(np.uint8)), int(values.max())
+
+
+def as_pillow_scales(image: Image.Image, value_range: ValueRange | None) -> ValueRange | None:
+    """`value_range` for a picture that is not loaded yet: Pillow is about to scale a PGM's values from its own range to the full one."""
+    tile = getattr(image, "tile", None)
+    if value_range is None or not tile or image.mode != "I" or image.format != "PPM":
+        return value_range
+    white = tile[0].args[-1] if isinstance(tile[0].args, tuple) else _FULL_RANGE
+    return value_range[0] * _FULL_RANGE / white, value_range[1] * _FULL_RANGE / white
+
+
+def _has_8_bits(image: Image.Image) -> bool:
+    """Whether a picture's values are 0 to 255 as they are. Pillow takes a TIFF's signed bytes for unsigned ones."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return False
+    return image.mode != "L" or 2 not in getattr(image, "tag_v2", {}).get(TiffImagePlugin.SAMPLEFORMAT, (1,))
 
 
 def _has_16_bit_colours(image: ImageFile.ImageFile) -> bool:
@@ -283,13 +300,15 @@ def _lower_bytes(content: bytes, origin: str) -> NDArray[np.uint8]:
 
 
 def _values(image: Image.Image) -> NDArray[Any]:
-    """A picture's values as the file defines them, in two cases that Pillow does not handle: unsigned 32 bits, and 16 bits with 0 as
-    white.
+    """A picture's values as the file defines them, in three cases that Pillow does not handle: signed bytes, unsigned 32 bits, and 16 bits
+    with 0 as white.
     """
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     sample_format = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     if image.mode == "I" and tags.get(TiffImagePlugin.BITSPERSAMPLE) == (32,) and sample_format == (1,):
         return values.view(np.uint32)
+    if image.mode == "L":
+        return values.view(np.int8)
     if image.mode.startswith("I;") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
         return _FULL_RANGE - values
     return values

@@ -14,6 +14,7 @@ from torch import Tensor
 from distmeta.data.decode import (
     MAX_PIXELS,
     ValueRange,
+    as_pillow_scales,
     check_bright,
     check_pixels,
     decode_file,
@@ -130,9 +131,12 @@ def decode(image: bytes, preprocessing: Preprocessing, origin: str, max_pixels: 
 def pixels_of(picture: Image.Image, preprocessing: Preprocessing, origin: str) -> Pixels:
     """A picture of any size and mode → uint8 pixels (C, H, W) as specified by `preprocessing`. Raises DataError as `decode`."""
     check_pixels(picture.size, MAX_PIXELS, origin)
+    if 0 in picture.size:
+        raise DataError(f"{origin} has no pixels: {picture.width} x {picture.height}", "replace or remove that image")
     try:
+        value_range = as_pillow_scales(picture, preprocessing.value_range)
         picture.load()
-        narrowed, peak = eight_bits(picture, origin, preprocessing.value_range)
+        narrowed, peak = eight_bits(picture, origin, value_range)
         check_bright(peak, origin)
         whole = flattened(upright(narrowed, picture), preprocessing.channels)
     except DataError:

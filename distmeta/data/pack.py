@@ -1,6 +1,7 @@
 """Images of a source → episode-ready WebDataset shards and their manifest: in constant memory, resumable, with reproducible bytes."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -152,7 +153,7 @@ def _work_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error}", "choose a folder that you can write to") from None
     try:
-        if out.exists():
+        if os.path.lexists(out):  # also a link that leads nowhere
             raise DataError(f"{out} exists already; pack writes a new folder", "choose another --out, or remove that folder first")
         yield folder
         (folder / "whole").rename(out)

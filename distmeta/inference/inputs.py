@@ -1,7 +1,7 @@
 """What is given to a model: pictures of any kind → network input, and labels of any kind → class names."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,18 @@ Pictures = Sequence[Picture] | NDArray[np.uint8] | Tensor
 """Pictures of any sizes; or, as a tensor of floats (M, C, H, W), network input as an EpisodeStream gives it."""
 
 _KINDS = (str, int, float, bool)
+
+
+def check_several(images: Any) -> None:
+    """Raises DataError for what is one picture, whose rows would be taken for pictures, or no sequence."""
+    shape = getattr(images, "shape", None)
+    if shape is not None and not (isinstance(images, Tensor) and images.is_floating_point()):
+        one = len(shape) == 3 and shape[2] in (1, 3, 4)  # (H, W, C)
+    else:
+        one = isinstance(images, str | bytes | Path | Image.Image | Mapping)
+    if one or not hasattr(images, "__getitem__") or shape == ():
+        given = type(images).__name__ if shape is None else f"an array {tuple(shape)}"
+        raise DataError(f"images is {given}; a list of pictures is needed", "give one picture as a list: [picture]")
 
 
 def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor, first: int = 0) -> Tensor:

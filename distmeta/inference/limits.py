@@ -1,7 +1,8 @@
 """How much one request may ask for, so that nobody keeps a server busy for ever. Each limit is an environment variable of the server."""
 
 import os
-from typing import NamedTuple
+from numbers import Integral
+from typing import Any, NamedTuple
 
 from distmeta.errors import ConfigError, DataError
 
@@ -18,11 +19,12 @@ class Limits(NamedTuple):
     pixels: int = 1_000_000_000
     bytes: int = 256 << 20
 
-    def check(self, name: str, value: int) -> None:
-        """Raises DataError if `value` is more than the limit `name`."""
-        limit = getattr(self, name)
+    def check(self, name: str, value: Any) -> None:
+        """Raises DataError if `value` is no whole number, or more than the limit `name`."""
+        limit, what = getattr(self, name), name.replace("_", " ")
+        if not isinstance(value, Integral):
+            raise DataError(f"{value!r:.60} {what}; a whole number is needed", "give a whole number")
         if value > limit:
-            what = name.replace("_", " ")
             raise DataError(f"{value:,} {what}; at most {limit:,} are allowed", _REMEDY.format(variable=variable(name)))
 
 

@@ -26,7 +26,7 @@ from distmeta.data.images import Preprocessing
 from distmeta.errors import ConfigError, DataError
 from distmeta.files import of_kind, parse_json, read_bytes
 from distmeta.inference.inputs import Picture as Picture  # the code of models published before imports it from here
-from distmeta.inference.inputs import Pictures, class_labels, network_input
+from distmeta.inference.inputs import Pictures, check_several, class_labels, network_input
 from distmeta.inference.limits import limits
 from distmeta.inference.temperature import nearest_temperature
 from distmeta.learners import build_learner
@@ -94,6 +94,7 @@ class Model(NamedTuple):
         are not as many as the model takes, adapting gives values that are not finite, or `inner_steps` is above the limit in `Limits`;
         ConfigError for other inner_steps than the learner can make.
         """
+        check_several(images)
         names = class_labels(labels)
         if len(names) != len(images):
             raise DataError(f"{len(images)} images but {len(names)} labels", "give a label for each image")
@@ -162,6 +163,7 @@ class Adapted(nn.Module):
     @torch.no_grad()
     def predict(self, images: Pictures) -> Tensor:
         """Class probabilities (M, N) of M images. Those of one image do not depend on the others, bit for bit. Raises DataError."""
+        check_several(images)
         tensors = self.tensors()
         like = floating(tensors)
         rows = [torch.zeros(0, len(self.classes), dtype=like.dtype, device=like.device)]
@@ -196,7 +198,7 @@ class Adapted(nn.Module):
                 save_file(tensors, Path(scratch) / WEIGHTS_FILE, {_ABOUT: about})
                 os.replace(Path(scratch) / WEIGHTS_FILE, folder / WEIGHTS_FILE)
             (folder / _OLD_ABOUT).unlink(missing_ok=True)
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:  # ValueError: a null character in the name
             raise DataError(f"{folder} cannot be written: {error}", "give a folder you may write to") from None
 
     @staticmethod

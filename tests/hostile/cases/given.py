@@ -89,6 +89,7 @@ def _cases() -> Iterator[Case]:
     yield Case("adapt: 0 steps", partial(_adapt, lambda: SUPPORT, inner_steps=0), "inner", (1, 2))
     yield Case("adapt: nothing", partial(_adapt, list, []), "0 class")
     yield Case("save over a file", lambda: Path("file").write_text("mine") and _save("file"), "file cannot be written")
+    yield Case("save where no name can be", lambda: _save("a\0b"), "cannot be written")
     yield Case("save inside a file", lambda: Path("file").write_text("mine") and _save("file/x"), "cannot be written")
     for steps, code in (("0", 2), ("-1", 2), ("x", 2), ("1000000000000", 1), ("9" * 5000, (1, 2))):
         yield Case(f"predict --steps {steps[:20]}", lambda steps=steps: (*PREDICT, "--steps", steps), "steps", code, real=steps == "0")

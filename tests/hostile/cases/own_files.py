@@ -99,7 +99,27 @@ def _load_checkpoint() -> None:
     RunFolder("run").checkpoint(30).written_on()
 
 
+def _escapes() -> None:
+    """A result whose measurement has names that a terminal would obey."""
+    path = Path("run/result.json")
+    result = json.loads(path.read_text())
+    names = {
+        "name": "\x1b[31mx",
+        "unit": "\x1b[2J",
+        "scale": 1.0,
+        "digits": 1,
+        "more_is_better": True,
+        "axis": None,
+        "columns": ["\x1b[1m", "b"],
+    }
+    figures = {"selected": 1, "headline": 0, "values": [0.5, 0.5], "ci95": [0.1, 0.1], "episodes": 50, "chance": None, "notes": ["\x1b[0m"]}
+    result["test"]["measurement"] = names | figures
+    path.write_text(json.dumps(result))
+
+
 def _cases() -> Iterator[Case]:
+    for ask in (("table", "run"), ("table", "run", "--format", "csv"), ("table", "run", "--format", "latex"), ("status", "run")):
+        yield Case(f"{' '.join(ask)} with names that are escapes", _after(_escapes, *ask), r"\\x1b", 0)
     asks = {path: {verb: (verb, "run") for verb in verbs} for path, verbs in RUN.items()} | OTHERS
     for path, of_path in asks.items():
         for name, damage in DAMAGES.items():

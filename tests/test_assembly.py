@@ -237,7 +237,7 @@ sys.modules.setdefault("networks_of_a_user", sys.modules[__name__])
         ({"model": {"filter": 3}}, r"model.filter is not an argument of conv4\nits arguments: filters, downsample"),
         ({"model": {"filters": 0}}, r"model.filters=0"),
         ({"model": {"name": "resnet"}}, r"model.name='resnet' is not a backbone of distmeta\nchoose one of conv4"),
-        ({"learner": {"name": "protonet", "inner_lr": 0.1}}, r"learner.inner_lr is not a setting of learner protonet\nleave it out"),
+        ({"learner": {"name": "protonet", "inner_lr": 0.1}}, r"learner.inner_lr is not a setting of learner protonet\nremove it"),
         ({"learner": {"name": "maml", "inner_batch": 3}}, r"learner.inner_batch is not a setting of learner maml"),
         ({"model": {"name": "networks_of_a_user.Narrow"}}, r"networks_of_a_user.Narrow gives \(2, 5\) for 2 inputs; \(2, 3\) is needed"),
         ({"model": {"name": "networks_of_a_user.Deaf"}}, r"does not take inputs of shape \(2, 1, 16, 16\)"),

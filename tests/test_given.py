@@ -299,7 +299,7 @@ def test_arrays_that_are_not_pixels_are_refused(model: Model) -> None:
         5,
         iter(()),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_one_picture_is_not_taken_for_many(images: Any, model: Model) -> None:
     adapted = model.adapt(SUPPORT, LABELS)

@@ -67,7 +67,7 @@ def test_what_it_yields_is_packed_like_any_other_source(function: str, source: P
         (f"{__name__}.absent", 2, f"--dataset {__name__}.absent cannot be imported: AttributeError"),
         ("broken_source.photos", 2, "--dataset broken_source.photos cannot be imported: ZeroDivisionError"),
         (".photos", 2, "--dataset .photos cannot be imported: ValueError"),
-        ("photos", 2, "--dataset photos is none of glyphs, omniglot, mini-imagenet, tiered-imagenet, folder"),
+        ("photos", 2, "--dataset photos is not one of glyphs, omniglot, mini-imagenet, tiered-imagenet, folder"),
         (f"{__name__}.number", 2, f"--dataset {__name__}.number is a int, not a function that yields images"),
         (f"{__name__}.nothing", 1, f"{__name__}.nothing failed after 0 items: TypeError(\"'NoneType' object is not iterable"),
         (f"{__name__}.wants_a_path", 1, f"{__name__}.wants_a_path failed after 0 items: TypeError("),

@@ -148,7 +148,7 @@ def test_a_run_says_what_it_waits_for_and_who_holds_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(places, "own_job", lambda: "01")
     monkeypatch.setattr(places, "jobs", lambda: [{"JobID": "02", "DriverPid": 7, "DriverIPAddress": "host"}])
     phases = iter([STARTING, STARTING, STARTING, "training", "training"])
-    chronicle: Any = SimpleNamespace(follow=lambda: {"phase": next(phases), "step": 0})
+    chronicle: Any = SimpleNamespace(follow=lambda: {"phase": next(phases), "step": 0}, keep_logs=lambda: None)
 
     def watch(fit: Any, look: Any, stop: Any) -> None:
         for groups in ([], [group("01", placed=False), group("02", placed=True)], [group("01", placed=True)], []):

@@ -146,7 +146,7 @@ def begun(from_config: Config) -> None:
     [
         ({"data": {"domain": "reinforcement", "shot": 1}}, r"data.shot=1: a baseline needs more"),
         ({"data": {"domain": "reinforcement", "settings": {"options": {"horizon": 0}}}}, r"horizon=0"),
-        ({"data": {"domain": "reinforcement", "settings": {"environment": "chess"}}}, r"environment 'chess' is not"),
+        ({"data": {"domain": "reinforcement", "settings": {"environment": "chess"}}}, r"environment 'chess' does not exist"),
         ({"data": {"domain": "reinforcement", "settings": {"discout": 1}}}, r"data.settings.discout"),
         ({"data": {"domain": "reinforcement", "shot": 4, "class_rotations": True}}, r"has no images"),
         ({"model": {"name": "mlp", "norm": "batch"}}, r"is batch normalisation"),

@@ -276,8 +276,8 @@ def followed(content: dict[str, Any], message: str, remedy: str) -> None:
     elif "set a smaller model.lora.rank" in remedy:
         changed(content, "model.lora.rank", 1)
     else:
-        keys = re.findall(key, remedy.partition("out")[0]) or about[:1]
-        assert "leave " in remedy or "its arguments" in remedy, remedy
+        keys = re.findall(key, re.split(", or | out", remedy)[0]) or about[:1]
+        assert remedy.startswith(("leave ", "remove ")) or "its arguments" in remedy, remedy
         for each in keys:
             changed(content, each, None)
 

@@ -179,7 +179,8 @@ def test_pretrain_publish_meta_train_from_the_registry(home: Path, packed: Path,
         assert beside["models:/base/2"]["difference"] == pytest.approx(difference)
         model = load_model(f"sqlite:///{home / 'mlflow.db'}", result["model"])
         *_, found = evaluate(model, EpisodeSource(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0), 5, address)
-        assert found["baseline"] == "random initialisation, without the pretrained weights"
+        assert found is not None
+        assert found.figures["baseline"] == "random initialisation, without the pretrained weights"
     wide = short(config(home, packed, "wide"), model={"filters": 9}).model_copy(update={"init_from": "models:/base@champion"})
     with pytest.raises(
         ConfigError, match=r"this network has blocks.0.conv.weight \(9, 1, 3, 3\); init_from=models:/base@champion has \(8, 1"
@@ -252,7 +253,9 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
         address,
         ["own_network.Net"],
     )
-    assert list(found)[-1] == result["test"]
+    *_, last = found
+    assert last is not None
+    assert last.figures == result["test"]
 
 
 def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:

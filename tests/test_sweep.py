@@ -384,8 +384,8 @@ def pbt(folder: Path, shards: Path | str = "x", space: dict[str, Any] | None = N
     ("key", "values", "message"),
     [
         ("model.filters", [4, 8], "cannot search model.filters: a checkpoint cannot be resumed with a different value"),
-        ("outer.optimizer", ["adam", "sgd"], "changes outer.optimizer while"),
-        ("learner.name", ["maml", "fomaml"], "changes learner.name while"),
+        ("outer.optimizer", ["adam", "sgd"], "cannot search outer.optimizer"),
+        ("learner.name", ["maml", "fomaml"], "cannot search learner.name"),
         ("learner.inner_lr", [0.1, 0.3], "changes learner.inner_lr .* with learner.name=meta-sgd its value lies in the weights"),
     ],
 )

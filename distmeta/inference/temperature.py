@@ -32,8 +32,8 @@ def rejection_note(fitted: Temperature | None, lowest: float) -> str:
     """What it costs to reject answers whose probability is below `lowest`, as far as that is known."""
     if fitted is None:
         return "what --reject-below costs is unknown: no temperature was fitted for this model and these inner steps"
-    coverage, accuracy = accepted(fitted, lowest)
-    right = "none is left" if accuracy is None else f"{100 * accuracy:.1f} % of these are right"
+    coverage, part_right = accepted(fitted, lowest)
+    right = "none is left" if part_right is None else f"{100 * part_right:.1f} % of these are right"
     everything = f"without a limit {100 * (fitted['accuracy'][0] or 0):.1f} % of all are"
     return f"on the validation episodes {100 * coverage:.1f} % of queries reach {lowest:g}, and {right}; {everything}"
 

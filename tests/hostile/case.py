@@ -25,6 +25,8 @@ class Case(NamedTuple):
     """What standard input holds."""
     real: bool = False
     """Whether the real command is asked as well."""
+    verbatim: bool = False
+    """Whether the answer, which goes to a file, holds names as they are: csv is for programs."""
     seldom: bool = False
     """Whether it is one of many of its kind, and runs only among the slow tests."""
 

@@ -162,7 +162,7 @@ def _folders() -> Iterator[Case]:
         ("too large", lambda: None, (*PACK, "--image-size", "100000"), "--image-size", 2),
         ("quality of a png", lambda: None, (*PACK, "--format", "png", "--quality", "90"), "--quality is JPEG's", 2),
         ("another dataset's option", lambda: None, (*PACK, "--omniglot-split", "alphabets"), "--omniglot-split has no meaning", 2),
-        ("an unknown dataset", lambda: None, _asked("imagenet"), "imagenet is none of", 2),
+        ("an unknown dataset", lambda: None, _asked("imagenet"), "imagenet is not one of", 2),
         ("a source that is not there", lambda: None, _asked("no_such.source"), "no_such.source cannot be imported", 2),
         ("a source that is no function", lambda: None, _asked("os.sep"), "os.sep is a str, not a function", 2),
         ("a source that raises", lambda: None, _asked("os.listdir", "nowhere"), "os.listdir failed after 0 items", 1),

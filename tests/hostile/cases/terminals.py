@@ -29,7 +29,8 @@ def _cases() -> Iterator[Case]:
     for name, path in NAMES.items():
         for form in ("table", "csv", "jsonl"):
             act = _renamed(path)
-            yield Case(f"predict {form} of a name with {name}", _after(act, *PREDICT, "--format", form), ".", 0, real=name == "no text")
+            asked = _after(act, *PREDICT, "--format", form)
+            yield Case(f"predict {form} of a name with {name}", asked, ".", 0, real=name == "no text", verbatim=form == "csv")
     c_locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     yield Case(
         "pack an emoji in a C locale",

@@ -89,14 +89,15 @@ def test_a_third_derivative_is_refused(mapped: bool) -> None:
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.floats(-3, 3), st.sampled_from([0.0, 1e-3, 1.0, 30.0]), st.booleans())
 def test_running_tells_the_statistics_it_used(n: int, c: int, side: int, mean: float, scale: float, mapped: bool) -> None:
-    """batch_mean and the biased batch_var are those of the images, tasks batched or not, and no forward changes a buffer."""
+    """The mean and the biased variance are those of the images, tasks batched or not, and no forward changes a buffer."""
     images = mean + scale * torch.randn(TASKS, n, c, side, side, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
     norm = RunningBatchNorm2d(c).double()
     before = {name: value.clone() for name, value in norm.state_dict().items()}
 
     def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+        norm.seen = []
         norm(x)
-        return norm.batch_mean, norm.batch_var
+        return norm.seen[0].mean, norm.seen[0].var
 
     found = torch.vmap(statistics)(images) if mapped else statistics(images[0])
     images = images if mapped else images[0]

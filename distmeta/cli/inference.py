@@ -103,10 +103,9 @@ def _adapted(
     passed_over: "LeftOut",
 ) -> "tuple[Adapted, Support, FileReader]":
     """The registered model adapted to `support`, or the one that is adapted already; what it was shown, and what reads images for it."""
-    from distmeta.inference.predict import FileReader, Support, adapt_to_folder
+    from distmeta.inference.predict import FileReader, Support
     from distmeta.registry.adapted import load_adapted
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.registry.versions import load_model
 
     adapted = load_adapted(resolve(tracking_uri), model, own)
     if adapted is not None:
@@ -118,6 +117,24 @@ def _adapted(
         raise ConfigError(
             f"{model} adapts to labelled images, but --support is missing", "give a folder with one folder of images per class"
         )
+    return adapt(tracking_uri, model, own, support, steps, value_range, max_pixels, passed_over)
+
+
+def adapt(
+    tracking_uri: str | None,
+    model: str,
+    own: "Collection[str]",
+    support: Path,
+    steps: int | None,
+    value_range: "ValueRangeGiven | None",
+    max_pixels: int,
+    passed_over: "LeftOut | None" = None,
+) -> "tuple[Adapted, Support, FileReader]":
+    """The registered model adapted to the folder `support`, what it was shown, and what reads images for it."""
+    from distmeta.inference.predict import FileReader, adapt_to_folder
+    from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import load_model
+
     loaded = load_model(resolve(tracking_uri), model, own)
     loaded = loaded.with_value_range(value_range) if value_range else loaded
     reader = FileReader(loaded.preprocessing, max_pixels)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from distmeta.cli.inference import adapt
 from distmeta.cli.options import Json, MaxPixels, Network, OwnLearner, TrackingUri, ValueRange, own_classes
 from distmeta.masking import printable
 from distmeta.show import print_json, say, show_table, summary
@@ -89,16 +90,13 @@ def publish_adapted(
     Example: distmeta publish-adapted --model models:/photos-5way-5shot@champion --support new/support --name pets
     """
     from distmeta.data.decode import parse_value_range
-    from distmeta.inference.predict import FileReader, adapt_to_folder
     from distmeta.registry.adapted import publish_adapted as register
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.registry.versions import check_model_name, load_model
+    from distmeta.registry.versions import check_model_name
 
     check_model_name(name)
     chosen, own = parse_value_range(value_range), own_classes(network, learner)
-    loaded = load_model(resolve(tracking_uri), model, own)
-    loaded = loaded.with_value_range(chosen) if chosen else loaded
-    adapted, _ = adapt_to_folder(loaded, support, steps, FileReader(loaded.preprocessing, max_pixels))
+    adapted, _, _ = adapt(tracking_uri, model, own, support, steps, chosen, max_pixels)
     if onnx is not None:
         adapted.export_onnx(onnx)
         say(f"wrote {onnx}")

@@ -35,14 +35,6 @@ def pooled(parts: Sequence[Statistics]) -> Statistics:
     return Statistics(values, mean, var)
 
 
-def variance(inverse_std: Tensor, eps: float) -> Tensor:
-    """The variance (C,) whose 1/√(variance + eps) is given.
-
-    No pass over the images: exact to rounding in variance + eps, and a norm needs only this sum.
-    """
-    return (inverse_std**-2 - eps).clamp_min(0)
-
-
 def as_images(inputs: Tensor) -> Tensor:
     """(N, C, …) as images (N, C, H, W): a vector becomes an image of one pixel, a sequence an image of one column."""
     return inputs if inputs.dim() == 4 else inputs.reshape(*inputs.shape[:2], -1, 1)
@@ -101,23 +93,16 @@ class BatchNorm2d(nn.Module):
     def tell(self, values: int, mean: Tensor, inverse_std: Tensor) -> None:
         """Record what images, of so many values a channel, were normalised by."""
         if self.seen is not None:
-            self.seen.append(Statistics(values, mean, variance(inverse_std, self.eps)))
+            self.seen.append(Statistics(values, mean, _variance(inverse_std, self.eps)))
 
 
 class RunningBatchNorm2d(BatchNorm2d):
     """Batch norm that exposes the statistics it used, for a training loop that averages them into `running_mean` and `running_var`.
 
-    Each forward in training mode leaves the mean and the biased variance of its images, (C,) each and without gradient, in `batch_mean`
-    and `batch_var`; inside `torch.vmap` they must be read inside the mapped function. The module itself never changes its buffers.
+    The module itself never changes its buffers.
     """
 
-    batch_mean: Tensor
-    batch_var: Tensor
     persistent = True
-
-    def tell(self, values: int, mean: Tensor, inverse_std: Tensor) -> None:
-        super().tell(values, mean, inverse_std)
-        self.batch_mean, self.batch_var = mean, variance(inverse_std, self.eps)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -191,6 +176,14 @@ def make_norm(name: str, channels: int, epsilon: float = 1e-5) -> nn.Module:
 def has_bias(norm: str) -> bool:
     """Whether a layer before the norm of that name needs a bias."""
     return norm == "none"
+
+
+def _variance(inverse_std: Tensor, eps: float) -> Tensor:
+    """The variance (C,) whose 1/√(variance + eps) is given.
+
+    No pass over the images: exact to rounding in variance + eps, and a norm needs only this sum.
+    """
+    return (inverse_std**-2 - eps).clamp_min(0)
 
 
 class _Normalise(torch.autograd.Function):

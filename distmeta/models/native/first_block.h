@@ -42,18 +42,22 @@ template <int C> static void convolve_two_rows(const real* padded, int i, const 
   });
 }
 
-// relu(γ x̂ + β) of the convolution's maxima, for every image.
-template <int C> static void convolve_and_pool(Sizes s, Images x, const real* filters, const Norm& norm, Pooled to) {
+// Calls body with two rows of the convolution, (2, W, out), and the place of their row in pooled arrays, for all rows of every image.
+template <int C, class Body> static void with_two_rows(Sizes s, Images x, const real* filters, Body body) {
   Buffer<real> padded(bordered_size<C>(s.H, s.W)), y((size_t)2 * s.W * s.out);
   const size_t pooled_row = (size_t)(s.W / 2) * s.out;
   for (int n = 0; n < s.N; n++) {
     pad_image<C>(x, n, padded, s.H, s.W);
     for (int i = 0; i < s.H / 2; i++) {
-      const size_t at = n * s.pooled() * s.out + i * pooled_row;
       convolve_two_rows<C>(padded, 2 * i, filters, y, s.W, s.out);
-      pool(y, norm, {to.output + at, to.y + at, to.where + at}, 2, s.W, s.out);
+      body((const real*)y, n * s.pooled() * s.out + i * pooled_row);
     }
   }
+}
+
+// relu(γ x̂ + β) of the convolution's maxima, for every image.
+template <int C> static void convolve_and_pool(Sizes s, Images x, const real* filters, const Norm& norm, Pooled to) {
+  with_two_rows<C>(s, x, filters, [&](const real* y, size_t at) { pool(y, norm, further(to, at), 2, s.W, s.out); });
 }
 
 // In evaluation mode, without a gradient.
@@ -148,7 +152,7 @@ static void first_second(Sizes s, Images x, const real* hw, const real* u, const
                          real* by_grad_output, real* by_w, real* by_gamma) {
   constexpr int SIZE = Patch<C>::SIZE;
   const Gram<C> M(gram);
-  Buffer<real> filters((size_t)SIZE * s.out), others((size_t)SIZE * s.out), padded(bordered_size<C>(s.H, s.W)), h((size_t)2 * s.W * s.out);
+  Buffer<real> filters((size_t)SIZE * s.out), others((size_t)SIZE * s.out);
   Buffer<double> sum(s.out), sum_h(s.out), Mw((size_t)s.out * SIZE), Mh((size_t)s.out * SIZE);
   by_patch<C>(w, filters, s.out);
   by_patch<C>(hw, others, s.out);
@@ -169,14 +173,6 @@ static void first_second(Sizes s, Images x, const real* hw, const real* u, const
     for (int k = 0; k < SIZE; k++)
       by_w[o * SIZE + k] = one.y_on_h() * Mh[o * SIZE + k] + one.y_on_g() * S[o * SIZE + k] + one.y_on_y() * Mw[o * SIZE + k] + one.y_constant() * M.sum(k);
   }
-  const size_t pooled_row = (size_t)(s.W / 2) * s.out;
-  for (int n = 0; n < s.N; n++) {
-    pad_image<C>(x, n, padded, s.H, s.W);
-    for (int i = 0; i < s.H / 2; i++) {
-      const size_t at = n * s.pooled() * s.out + i * pooled_row;
-      convolve_two_rows<C>(padded, 2 * i, others, h, s.W, s.out);
-      take_at_maxima(h, from.where + at, by_grad_output + at, 2, s.W, s.out);
-    }
-  }
+  with_two_rows<C>(s, x, others, [&](const real* h, size_t at) { take_at_maxima(h, from.where + at, by_grad_output + at, 2, s.W, s.out); });
   second_at_maxima(by_grad_output, from, second, s.N * s.pooled(), s.out);
 }

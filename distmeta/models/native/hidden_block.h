@@ -4,9 +4,6 @@
 #include "pool.h"
 #include "winograd.h"
 
-static Pooled of_image(Pooled all, size_t values) { return {all.output + values, all.y + values, all.where + values}; }
-static ConstPooled of_image(ConstPooled all, size_t values) { return {all.output + values, all.y + values, all.where + values}; }
-
 // Σ (y - origin) and Σ (y - origin)² over one image. An origin near y keeps the digits that the square of a large mean would cost.
 static void add_moments(const real* y, const real* origin, size_t pixels, int C, Sums& sum, Sums& squares) {
   for (size_t first = 0; first < pixels; first += STRETCH)
@@ -42,7 +39,7 @@ static void hidden_forward(Sizes s, const real* x, const real* w, const real* ga
     const double shifted = sum[c] / s.count(), mu = origin[c] + shifted;
     mean[c] = mu; r[c] = norm.set(c, mu, squares[c] / s.count() - shifted * shifted, eps, gamma[c], beta[c]);
   }
-  for (int n = 0; n < s.N; n++) pool(y + n * s.pixels() * s.out, norm, of_image(to, n * s.pooled() * s.out), s.H, s.W, s.out);
+  for (int n = 0; n < s.N; n++) pool(y + n * s.pixels() * s.out, norm, further(to, n * s.pooled() * s.out), s.H, s.W, s.out);
 }
 
 // In evaluation mode, without a gradient: nothing but the output is kept.
@@ -83,7 +80,7 @@ static void hidden_backward(Sizes s, const real* grad_output, const real* grad_o
         for (int c = 0; c < s.out; c += LANES) {
           const size_t at = image + ((size_t)i * s.W + j) * s.out + c;
           Lanes value = fused(load(gradient.on_y + c), load(y + at), load(gradient.constant + c));
-          value = fused(load(gradient.on_g + c), spread(grad_output + values, of_image(from, values), i, j, c, s.H, s.W, s.out), value);
+          value = fused(load(gradient.on_g + c), spread(grad_output + values, further(from, values), i, j, c, s.H, s.W, s.out), value);
           if (grad_of_y) value = value + load(grad_of_y + at);
           if (grad_y) store(grad_y + at, value);
           store(padded_gradient + (i + 1) * row + (size_t)(j + 1) * s.out + c, value);
@@ -141,7 +138,7 @@ static void hidden_second(Sizes s, const real* hx, const real* hw, const real* u
           const size_t at = image + ((size_t)i * s.W + j) * s.out + c;
           Lanes value = fused(load(second.y_on_y + c), load(y + at), load(second.y_constant + c));
           value = fused(load(second.y_on_h + c), load(by_y + at), value);
-          Lanes g = spread(grad_output + values, of_image(from, values), i, j, c, s.H, s.W, s.out);
+          Lanes g = spread(grad_output + values, further(from, values), i, j, c, s.H, s.W, s.out);
           store(by_y + at, fused(load(second.y_on_g + c), g, value));
         }
   }

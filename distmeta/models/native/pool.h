@@ -8,6 +8,10 @@
 struct Pooled { real *output, *y; uint8_t* where; };
 struct ConstPooled { const real *output, *y; const uint8_t* where; };
 
+// What lies so many values further on: an image or a row.
+static Pooled further(Pooled all, size_t values) { return {all.output + values, all.y + values, all.where + values}; }
+static ConstPooled further(ConstPooled all, size_t values) { return {all.output + values, all.y + values, all.where + values}; }
+
 static INLINE Lanes relu(Lanes a) { return select(a <= zero(), zero(), a); }
 
 // The gradient of γ x̂ + β from that of the output at the same place.

@@ -14,7 +14,7 @@ from distmeta.data.episodes import Batch
 from distmeta.errors import ConfigError
 from distmeta.learners.forward import Forward, Network
 from distmeta.learners.objective import Cost, Objective
-from distmeta.learners.params import Params, detached, leaves
+from distmeta.learners.params import Params, leaves
 
 Rate = Callable[[Params, str, int], float | Tensor]
 InnerOptimizerName = Literal["sgd", "momentum", "adam"]
@@ -140,21 +140,24 @@ def checkpointed(loop: InnerLoop, params: Params, wanted: Sequence[str], batch: 
     """The same result as `unrolled`, with the graph of only one inner step: memory grows by the size of φ per step, not by the activations.
 
     On the way back, v = ∂L/∂φ_(k+1) becomes ∂L/∂φ_k = v - H_k(α v) by differentiating inner step k once more: one Hessian-vector product.
-    The whole step is differentiated, so the optimiser's state has cotangents like φ.
+    The whole step is differentiated, so the optimiser's state has cotangents like φ. The last step is the first on the way back, so its
+    graph is kept and not computed again.
     """
-    visited = [detached(loop.start(params))]
+    visited = [leaves(loop.start(params))]
+    moved: Params = {}
     for step in range(loop.steps):
-        visited.append(detached(loop.step(params, leaves(visited[-1]), batch, step, create_graph=False)))
+        moved = loop.step(params, visited[-1], batch, step, create_graph=step == loop.steps - 1)
+        visited.append(leaves(moved))
     others = {name: params[name] for name in wanted if name not in visited[0]}
     total = {name: torch.zeros_like(value) for name, value in others.items()}
     meta_losses: Tensor | float = 0.0
     cotangents: list[Tensor] = []
     last_scores = None
     for step in range(loop.steps, -1, -1):
-        fast, weight = leaves(visited.pop()), loop.loss_weights[step]
-        ends: list[Tensor] = []
-        if cotangents:
-            ends += loop.step(params, fast, batch, step, create_graph=True).values()
+        fast, weight = visited.pop(), loop.loss_weights[step]
+        if step < loop.steps - 1:
+            moved = loop.step(params, fast, batch, step, create_graph=True)
+        ends = list(moved.values()) if cotangents else []
         if weight:
             losses, scores = loop.query(params, fast, batch, step)
             meta_losses = meta_losses + weight * losses.detach()

@@ -126,7 +126,7 @@ class Classification(Domain):
         if isinstance(stream, LabelledStream):
             return "labelled images"
         class_ids = stream.training_episode(step, slot).class_ids
-        return "classes " + ", ".join(self.dataset.manifest.classes[class_id].name for class_id in class_ids)
+        return "classes " + ", ".join(self.dataset.shown(class_id) for class_id in class_ids)
 
     def sections(self, learner: Learner, trained: Params, random_init: Params) -> list[Section]:
         """Report sections: test episodes adapted step by step, their pictures, and which categories are confused."""

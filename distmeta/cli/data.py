@@ -70,6 +70,9 @@ def pack(
     allow_copies: Annotated[
         bool, typer.Option("--allow-copies", help="Pack although the same picture is in several splits. Copies are counted.")
     ] = False,
+    names: Annotated[
+        Path | None, typer.Option(help="CSV file with rows class,name: names that people see instead of the classes' own.")
+    ] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Processes that encode (default: one per CPU).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order in shards and of splits drawn at random.")] = 0,
     as_json: Json = False,
@@ -78,6 +81,7 @@ def pack(
 
     Example: distmeta pack --dataset omniglot downloads/omniglot --out data/omniglot
     """
+    from distmeta.data.class_names import shown
     from distmeta.data.datasets import PackRequest, open_source, pack_options
     from distmeta.data.pack import pack as write
     from distmeta.data.pack import summary_of
@@ -105,6 +109,7 @@ def pack(
         value_range=value_range,
         max_pixels=max_pixels,
         allow_copies=allow_copies,
+        names=names,
         seed=seed,
     )
     opened = open_source(request, say)
@@ -118,7 +123,10 @@ def pack(
         say(f"skipped {len(skipped)} images that do not decode")
     if several:
         say(f"{several} files are animated or have several pages; the first picture of each was packed")
-    copies = manifest.copies.sentences([info.name for info in manifest.classes]) if manifest.copies else []
+    if names is not None:
+        found = sum(info.name in manifest.names for info in manifest.classes)
+        say(f"{names} names {found} of {len(manifest.classes)} classes")
+    copies = manifest.copies.sentences([shown(info.name, manifest.names) for info in manifest.classes]) if manifest.copies else []
     for sentence in copies:
         say(sentence)
     say(f"packed {manifest.dataset} into {out}")
@@ -150,7 +158,7 @@ def verify(
     say(f"{len(dataset.manifest.shards)} shards, {len(bad)} findings")
     classes = dataset.manifest.classes
     copies = None if quick else seen.copies([info.split for info in classes]).copies
-    sentences = copies.sentences([info.name for info in classes]) if copies else []
+    sentences = copies.sentences([dataset.shown(class_id) for class_id in range(len(classes))]) if copies else []
     for sentence in sentences:
         say(sentence)
     if as_json:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from distmeta.data.class_names import read_names
 from distmeta.data.decode import MAX_PIXELS, parse_value_range
 from distmeta.data.episodes import Task
 from distmeta.data.pack import PackOptions
@@ -43,6 +44,7 @@ class PackRequest(NamedTuple):
     value_range: str | None = None
     max_pixels: int = MAX_PIXELS
     allow_copies: bool = False
+    names: Path | None = None
     seed: int = 0
 
 
@@ -145,6 +147,7 @@ def pack_options(request: PackRequest, source: Source) -> PackOptions:
         image_format=image_format,
         resize=request.resize,
         images_per_class=request.images_per_class or IMAGES_PER_CLASS,
+        names=read_names(request.names) if request.names else {},
         seed=request.seed,
         source={
             **source.facts,

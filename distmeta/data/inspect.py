@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,7 +78,7 @@ def pair_overview(dataset: Dataset) -> list[list[str]]:
         if all(len(set(shard.class_ids.tolist())) == classes for shard in dataset.shards(split)):
             continue
         meetings = pairs(dataset, split)
-        names = " and ".join(dataset.manifest.classes[class_id].name for class_id in meetings.rarest)
+        names = " and ".join(dataset.shown(class_id) for class_id in meetings.rarest)
         numbers = [str(meetings.total), f"{meetings.mean:.1f}", f"{meetings.variation:.3f}", str(meetings.never)]
         rows.append([split, *numbers, f"{names}: {meetings.fewest} shards"])
     return rows
@@ -95,15 +96,27 @@ def export_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: P
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            whole = Path(scratch) / "episode"
+            whole, folders = Path(scratch) / "episode", _folder_names(dataset, episode.class_ids.tolist())
             for class_id, members in zip(episode.class_ids.tolist(), episode.members.tolist(), strict=True):
                 for position, member in enumerate(members):
-                    folder = whole / ("support" if position < task.shot else "query") / f"class-{class_id:04d}"
+                    folder = whole / ("support" if position < task.shot else "query") / folders[class_id]
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / f"{member:06d}.{dataset.manifest.image_format}").write_bytes(shard.image(member))
             whole.rename(out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}", "choose a folder that you can write to") from None
+
+
+def _folder_names(dataset: Dataset, class_ids: list[int]) -> dict[int, str]:
+    """Folders named like the classes, with harmless characters only; a class_id is added where two would have one name."""
+    names = {
+        class_id: "".join(letter if letter.isalnum() or letter in " -_()" else "-" for letter in dataset.shown(class_id))[:80].strip(" -")
+        for class_id in class_ids
+    }
+    counts = Counter(name.lower() for name in names.values())
+    return {
+        class_id: name if name and counts[name.lower()] == 1 else f"{name or 'class'}-{class_id:04d}" for class_id, name in names.items()
+    }
 
 
 _TILE = 84  # side of a drawn image (pixels)
@@ -120,7 +133,7 @@ def draw_episode(dataset: Dataset, split: Split, task: Task, seed: int, out: Pat
     Raises DataError if `out` cannot be written as a picture, ConfigError if the split cannot serve `task`.
     """
     shard, episode = _episode(dataset, split, task, seed)
-    names = [_shortened(drawable(dataset.manifest.classes[class_id].name)) for class_id in episode.class_ids.tolist()]
+    names = [_shortened(drawable(dataset.shown(class_id))) for class_id in episode.class_ids.tolist()]
     step = _TILE + _GAP
     left = 2 * _MARGIN + math.ceil(max(opened(name.font, 14).getlength(name.text) for name in names))
     query_left = left + task.shot * step - _GAP + _BETWEEN

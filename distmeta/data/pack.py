@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain
@@ -38,8 +38,8 @@ class PackOptions(NamedTuple):
     """How a dataset is packed. `images_per_class`: minimum images of each class in a shard. `quality`: JPEG quality (1 to 100).
     `classes_per_shard`: classes in a training shard (None: as many as keep it at SHARD_BYTES). `task`: the task that every shard must
     serve. `max_bad_fraction`: share of images that may fail to decode. `value_range`: values of black and white in files without 8 bits.
-    `max_pixels`: maximum pixels of an image. `allow_copies`: whether splits may share a picture. `source`: the description of the images in
-    the manifest.
+    `max_pixels`: maximum pixels of an image. `allow_copies`: whether splits may share a picture. `names`: class → the name that people see.
+    `source`: the description of the images in the manifest.
     """
 
     dataset: str
@@ -57,6 +57,7 @@ class PackOptions(NamedTuple):
     value_range: ValueRange | None = None
     max_pixels: int = MAX_PIXELS
     allow_copies: bool = True
+    names: Mapping[str, str] = {}
 
     @property
     def encoding(self) -> Encoding:
@@ -233,6 +234,7 @@ def _manifest(
         preprocessing=preprocessing,
         classes=infos,
         shards=shards,
+        names=dict(options.names),
         copies=copies,
     )
     return manifest.model_copy(update={"fingerprint": manifest.digest()})

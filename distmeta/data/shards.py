@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from distmeta.data.cache import ShardCache
+from distmeta.data.class_names import shown
 from distmeta.data.copies import Copies
 from distmeta.data.episodes import Task
 from distmeta.data.fetch import Content, Fetcher
@@ -94,7 +95,7 @@ class ShardInfo(_Strict):
 
 class Manifest(_Strict):
     """Everything about a packed dataset except its pixels. `integers` tells other readers the encoding of the shards' three arrays.
-    `copies` is None in datasets packed before copies were counted.
+    `names` are the user's names of classes, for people. `copies` is None in datasets packed before copies were counted.
     """
 
     format_version: int = FORMAT_VERSION
@@ -107,6 +108,7 @@ class Manifest(_Strict):
     preprocessing: Preprocessing
     classes: list[ClassInfo]
     shards: list[ShardInfo]
+    names: dict[Name, Name] = {}
     copies: Copies | None = None
 
     @model_validator(mode="after")
@@ -132,7 +134,7 @@ class Manifest(_Strict):
 
     def digest(self) -> str:
         """SHA-256 over all fields that define the dataset, including the shards' SHA-256, but not the counts of copies."""
-        identity = self.model_dump(exclude={"fingerprint", "copies"})
+        identity = self.model_dump(exclude={"fingerprint", "copies", "names"})
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -192,7 +194,12 @@ class Dataset:
         return ids
 
     def class_ids(self, split: Split) -> list[int]:
+        """The class_ids of the split's classes. Classes of different splits are disjoint."""
         return self._class_ids[split]
+
+    def shown(self, class_id: int) -> str:
+        """A class's name for people."""
+        return shown(self.manifest.classes[class_id].name, self.manifest.names)
 
     def preprocessing(self, image_size: int | None = None) -> Preprocessing:
         """How its images become network input. `image_size` replaces the packed size."""
@@ -200,6 +207,7 @@ class Dataset:
         return packed.model_copy(update={"image_size": image_size or packed.image_size})
 
     def shards(self, split: Split) -> list[ShardInfo]:
+        """The split's shards, in the order of the manifest."""
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def window_width(self, split: Split) -> int:
@@ -268,6 +276,7 @@ class Dataset:
         return DataError(f"shard {self.path(info)} is missing", "copy it again or pack the dataset again")
 
     def path(self, info: ShardInfo) -> str:
+        """The path or URL of a shard."""
         return self._location.path(info.name)
 
 

@@ -1,4 +1,4 @@
-"""What a report shows that a run did not measure: test episodes adapted step by step, and who was taken for whom."""
+"""The study of a report: test episodes adapted step by step, and errors between categories."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from distmeta.data.class_names import shown
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.stream import EpisodeStream
 from distmeta.learners.learner import Learner
@@ -17,7 +18,7 @@ _QUERIES_PICTURED = 2  # of each class
 
 
 class Pictured(NamedTuple):
-    """One query of an episode: image (C, H, W) as the network saw it, its class, the class said and its probability."""
+    """One query of an episode: its image (C, H, W) as network input, its class, the predicted class and its probability."""
 
     image: Tensor
     truth: str
@@ -36,7 +37,7 @@ class Study(NamedTuple):
     """Test episodes 0, 1, … adapted by the meta-trained network and by the same one at its random initialisation.
 
     trained, random_init: inductive accuracy (episodes, steps + 1) after 0, 1, … inner steps; confused[(a, b)]: queries of category a, in
-    episodes that hold another class, of category b; (how many of them were taken for that class, how many there were).
+    episodes with another class of category b: (number predicted as that class, number of queries).
     """
 
     trained: Tensor
@@ -72,7 +73,7 @@ def study(learner: Learner, meta_params: Params, random_init: Params, stream: Ep
 
 
 def _adapted(learner: Learner, params: Params, stream: EpisodeStream, episodes: int) -> Iterator[tuple[EpisodeBatch, list[Tensor]]]:
-    """Each of the first `episodes` evaluation episodes, with what `_by_step` finds in it."""
+    """Each of the first `episodes` evaluation episodes, with its result of `_by_step`."""
     parameter = floating(params)
     with learner.keeping_features(params):
         for batch in stream.evaluation(list(range(episodes))):
@@ -94,8 +95,9 @@ def _accuracies(probabilities: list[Tensor], episode: EpisodeBatch) -> Tensor:
 
 def _names(stream: EpisodeStream, index: int) -> tuple[list[str], list[str]]:
     """Names and categories of the episode's classes, by label."""
-    classes = [stream.dataset.manifest.classes[class_id] for class_id in stream.evaluation_episode(index).class_ids.tolist()]
-    return [info.name for info in classes], [info.category for info in classes]
+    dataset, ids = stream.dataset, stream.evaluation_episode(index).class_ids.tolist()
+    categories = [dataset.manifest.classes[class_id].category for class_id in ids]
+    return [dataset.shown(class_id) for class_id in ids], [shown(category, dataset.manifest.names) for category in categories]
 
 
 def _count(said: Tensor, truth: Tensor, categories: list[str], taken: Counter, chances: Counter) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of the command line: lines, tables, progress."""
+"""The output of the command line for people: lines, tables, progress."""
 
 import csv
 import json
@@ -7,9 +7,10 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from rich.cells import cell_len
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -54,17 +55,37 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show_table(columns: list[str], rows: list[list[str]]) -> None:
-    """A table of text on standard output."""
-    table = Table(*columns)
+def show_table(columns: list[str], rows: list[list[str]], file: TextIO | None = None) -> None:
+    """A table of text on `file` (default: standard output). On a terminal too narrow for its words, a list: no header or address is cut."""
+    file = file or sys.stdout
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = _widths(list(zip(columns, *rows, strict=True)), console(file).width)
+    if widths is None:
+        print("\n\n".join("\n".join(f"{name}: {cell}" for name, cell in zip(columns, row, strict=True) if cell) for row in rows), file=file)
+        return
+    table = Table()
+    for name, width in zip(columns, widths, strict=True):
+        table.add_column(name, width=width, overflow="fold")
     for row in rows:
-        table.add_row(*map(printable, row))
-    print_table(table)
+        table.add_row(*row)
+    console(file).print(table)
 
 
-def print_table(table: Table) -> None:
-    """The same for a table made elsewhere."""
-    console(sys.stdout).print(table)
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """The widths of a table's columns that cut no word, in `room` terminal columns; None if the words need more.
+
+    Beyond their longest words, the columns that need least get their whole width first.
+    """
+    widths = [max(cell_len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    missing = [max(map(cell_len, column)) - width for column, width in zip(columns, widths, strict=True)]
+    room -= 1 + 3 * len(columns) + sum(widths)  # each column has a border and two spaces
+    if room < 0:
+        return None
+    for position, column in enumerate(sorted(range(len(columns)), key=missing.__getitem__)):
+        added = min(missing[column], room // (len(columns) - position))
+        widths[column] += added
+        room -= added
+    return widths
 
 
 def write_predictions(predictions: "Iterable[Prediction]", form: str, keep: bool) -> "list[Prediction]":
@@ -106,15 +127,11 @@ def show_classes(score: "Score", classes: "Iterable[str]") -> None:
     """The counts of each class, on standard error: what its labelled queries were taken for, or how many queries it was given to."""
     rows = score.by_class(classes)
     if score.labelled:
-        table = Table("class", "queries", "right", "predicted", "taken for")
-        for row in rows:
-            taken = ", ".join(f"{name} {count}" for name, count in row.taken_for)
-            table.add_row(printable(row.name), str(row.labelled), str(row.right), str(row.predicted), printable(taken))
+        taken = [", ".join(f"{name} {count}" for name, count in row.taken_for) for row in rows]
+        cells = [[row.name, str(row.labelled), str(row.right), str(row.predicted), names] for row, names in zip(rows, taken, strict=True)]
+        show_table(["class", "queries", "right", "predicted", "taken for"], cells, sys.stderr)
     else:
-        table = Table("class", "predicted")
-        for row in rows:
-            table.add_row(printable(row.name), str(row.predicted))
-    console(sys.stderr).print(table)
+        show_table(["class", "predicted"], [[row.name, str(row.predicted)] for row in rows], sys.stderr)
 
 
 def prediction_notes(score: "Score", reader: "FileReader", support: "Support", left_out: "LeftOut") -> Iterator[str]:

@@ -2,15 +2,20 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.table import Table
 
-from distmeta.show import write_predictions
+from distmeta import terminal
+from distmeta.show import show_table, write_predictions
 from distmeta.terminal import console, lasting
 
 PREPARED = "import sys, pathlib; from distmeta import terminal; terminal.prepare()\n"
@@ -105,6 +110,22 @@ def test_a_file_name_that_is_not_text_does_not_end_the_list(monkeypatch: pytest.
             write_predictions(answers, "csv", keep=False)
             sys.stdout.flush()
         assert [line.split(b",")[0] for line in (tmp_path / encoding).read_bytes().splitlines()[1:]] == written
+
+
+WORDS = st.lists(st.text("abcdefg", min_size=1, max_size=30), min_size=0, max_size=4).map(" ".join)
+
+
+@given(st.integers(1, 6).flatmap(lambda columns: st.lists(st.lists(WORDS, min_size=columns, max_size=columns), min_size=2, max_size=4)))
+def test_no_word_is_cut_at_80_columns(cells: list[list[str]]) -> None:
+    """Headers and model addresses can be read and copied whole: a table that is too wide becomes a list."""
+    columns = [name or "x" for name in cells[0]]
+    with redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(terminal, "_WIDTH", 80)
+        show_table(columns, cells[1:])
+    printed = set(re.split(r"[\s│┃:]+", out.getvalue()))
+    filled = {name for name, *values in zip(columns, *cells[1:], strict=True) if any(values)}
+    assert printed >= {word for text in (*filled, *(cell for row in cells[1:] for cell in row)) for word in text.split()}
+    assert all(len(line) <= 80 for line in out.getvalue().splitlines() if line[:1] in ("│", "┃", "┏"))
 
 
 def test_data_is_printed_as_it_is() -> None:

@@ -11,7 +11,6 @@ from distmeta.cli.options import Address, Json, OtherHardware, Seeds, Sets, Trac
 from distmeta.show import (
     next_commands,
     print_json,
-    print_table,
     say,
     show_advance,
     show_advance_over_seeds,
@@ -76,7 +75,7 @@ def train(
     """
     from distmeta.config import load_config
 
-    import_from_here()  # for a network of the user's own, given by import path
+    import_from_here()  # because a network may be given by import path
     settings = load_config(config, sets)
     data = settings.data.shards
     say(f"training {config}" + (f"; reading {data}" if data else ""))  # before Ray and MLflow are imported: that takes seconds
@@ -113,18 +112,18 @@ def sweep(
     """
     from distmeta.config import load_config
 
-    import_from_here()  # for a network of the user's own, given by import path
+    import_from_here()  # because a network may be given by import path
     settings = load_config(config, sets)
     say(f"sweeping {config}")
     from distmeta.sweep.driver import sweep as search
-    from distmeta.sweep.view import trial_table
+    from distmeta.sweep.view import trial_cells
 
     result = search(settings, resume, address, allow_other_hardware)
     if as_json:
         print_json(result)
         return
     assert settings.sweep is not None
-    print_table(trial_table(result["trials"], settings.sweep))
+    show_table(*trial_cells(result["trials"], settings.sweep))
     best = result["best"]
     say(f"best: trial {best['number']}; its config is {result['best_config']}, pictures are beside it")
     if settings.sweep.baseline and best["number"] == 0:

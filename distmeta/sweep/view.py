@@ -23,6 +23,9 @@ from distmeta.training.measurement import Measurement
 from distmeta.training.run_folder import RunFolder
 
 _COLORS = {"finished": "#0b6e4f", "stopped": "#c98a1b", "failed": "#b3261e", "running": "#5b6770"}
+_MARKERS = {"finished": "o", "stopped": "s", "failed": "X", "running": "^"}  # states differ without colours, too
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}  # of text on lines
+_HATCHES = {"finished": None, "stopped": "//", "failed": "xx", "running": ".."}
 
 
 def parameters(trial: Trial, sweep_folder: RunFolder) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class TrialTable(Display[Live]):
                 if row["state"] == "running":
                     row["reason"] = waiting.get(trial.number, "")
         if self.console.is_terminal:
-            self.live.update(trial_table(list(self._rows.values()), self._settings), refresh=True)
+            self.live.update(_live_table(list(self._rows.values()), self._settings), refresh=True)
             return
         if self.line_due() is not None:
             self.say(self._count())
@@ -78,15 +81,23 @@ class TrialTable(Display[Live]):
         return f"{len(states)} of {self._settings.total} trials begun: {counts}{best}{''.join(waiting)}"
 
 
-def trial_table(rows: list[dict[str, Any]], settings: SweepConfig) -> Table:
-    """One line for each trial, in the order given."""
+def trial_cells(rows: list[dict[str, Any]], settings: SweepConfig) -> tuple[list[str], list[list[str]]]:
+    """The headers and cells of a table with one line for each trial, in the order given."""
     keys = list(settings.space)
-    table = Table("trial", *keys, "steps", "best validation", "s", "state", "reason")
+    cells = []
     for row in rows:
         values = [_number(row["params"].get(key, "")) for key in keys]
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        ending = Text(row["state"], _COLORS[row["state"]]), Text(row["reason"])
-        table.add_row(str(row["number"]), *values, str(row["steps"]), _score(row), seconds, *ending)
+        cells.append([str(row["number"]), *values, str(row["steps"]), _score(row), seconds, row["state"], row["reason"]])
+    return ["trial", *keys, "steps", "best validation", "s", "state", "reason"], cells
+
+
+def _live_table(rows: list[dict[str, Any]], settings: SweepConfig) -> Table:
+    """The same while the sweep runs, with the states in colours."""
+    headers, cells = trial_cells(rows, settings)
+    table = Table(*headers)
+    for *values, state, reason in cells:
+        table.add_row(*values, Text(state, _COLORS[state]), Text(reason))
     return table
 
 
@@ -164,7 +175,9 @@ def _style(axes: Axes) -> None:
 
 def _legend(figure: Figure, states: set[str]) -> None:
     handles = [
-        matplotlib.lines.Line2D([], [], marker="o", ls="", color=_COLORS[state], label=state) for state in _COLORS if state in states
+        matplotlib.lines.Line2D([], [], marker=_MARKERS[state], ls="", color=_COLORS[state], label=state)
+        for state in _COLORS
+        if state in states
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
 
@@ -177,8 +190,8 @@ def _by_parameter(rows: list[dict[str, Any]], settings: SweepConfig, measurement
     for key, axes in zip(keys, panels, strict=True):
         axis = _Axis(key, rows, settings)
         for row in axis.rows:
-            axes.scatter(axis.at(row), measurement.drawn(row["score"]), s=42, color=_COLORS[row["state"]], edgecolor="white", zorder=3)
-            at = (axis.at(row), measurement.drawn(row["score"]))
+            at, look = (axis.at(row), measurement.drawn(row["score"])), {"color": _COLORS[row["state"]], "marker": _MARKERS[row["state"]]}
+            axes.scatter(*at, s=42, edgecolor="white", zorder=3, **look)
             axes.annotate(str(row["number"]), at, (5, 4), textcoords="offset points", fontsize=7, alpha=0.7)
         if axis.log:
             axes.set_xscale("log")
@@ -202,16 +215,17 @@ def _parallel(rows: list[dict[str, Any]], settings: SweepConfig, measurement: Me
     scores = np.array([row["score"] for row in rows])
     low, high = scores.min(), scores.max()
     least, most = sorted(measurement.drawn(score) for score in (low, max(high, low + 1e-9)))
-    brightest = "viridis" if measurement.more_is_better else "viridis_r"
-    color = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(least, most), brightest)
+    darkest_is_best = "cividis_r" if measurement.more_is_better else "cividis"
+    color = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(least, most), darkest_is_best)
     axis = {key: _Axis(key, rows, settings) for key in keys}
     for row in sorted(rows, key=lambda row: row["score"]):
         if all(row["params"].get(key) is not None for key in keys):
             places = [axis[key].share(row) for key in keys] + [(row["score"] - low) / max(high - low, 1e-9)]
             axes.plot(places, color=color.to_rgba(np.array(measurement.drawn(row["score"]))), lw=1.8, alpha=0.9)
+            axes.annotate(str(row["number"]), (len(keys), places[-1]), (4, -3), textcoords="offset points", fontsize=7, alpha=0.7)
     for position, key in enumerate(keys):
         for place, label in axis[key].marks():
-            axes.annotate(label, (position, place), (-5, 0), textcoords="offset points", ha="right", va="center", fontsize=8)
+            axes.annotate(label, (position, place), (-5, 0), textcoords="offset points", ha="right", va="center", fontsize=8, bbox=_BEHIND)
     axes.set_xticks(range(len(keys) + 1), [*keys, "best validation"])
     axes.set_yticks([])
     axes.set_xlim(-0.45, len(keys) + 0.3)
@@ -230,14 +244,16 @@ def _over_time(trials: list[Trial], sweep_folder: RunFolder, measurement: Measur
     for trial in trials:
         color = _COLORS[trial.state]
         if trial.began is not None and trial.ended is not None:
-            bars.barh(trial.number, (trial.ended - trial.began) / 60, left=(trial.began - start) / 60, color=color, height=0.75)
+            look = {"color": color, "edgecolor": "white", "hatch": _HATCHES[trial.state], "height": 0.75}
+            bars.barh(trial.number, (trial.ended - trial.began) / 60, left=(trial.began - start) / 60, **look)
         curve = [(point.step, measurement.drawn(point.score)) for point in trial.curve(sweep_folder) if math.isfinite(point.score)]
         if curve:
-            curves.plot(*zip(*curve, strict=True), color=color, lw=1.4, marker="o", ms=3)
+            curves.plot(*zip(*curve, strict=True), color=color, lw=1.4, marker=_MARKERS[trial.state], ms=4)
             curves.annotate(str(trial.number), curve[-1], (4, -3), textcoords="offset points", fontsize=7, color=color)
     bars.set(xlabel="minutes since the sweep began", ylabel="trial")
     bars.invert_yaxis()
     bars.yaxis.get_major_locator().set_params(integer=True)
+    curves.xaxis.get_major_locator().set_params(integer=True)
     curves.set(xlabel="step", ylabel=f"validation, {measurement.label}")
     for axes in (bars, curves):
         _style(axes)

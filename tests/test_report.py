@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -143,15 +144,52 @@ def test_its_curves_are_those_of_the_evaluation(run: RunFolder, packed: Path, da
     assert sum(taken for taken, _ in found.confused.values()) == round((1 - found.trained[:, -1].mean().item()) * asked)
 
 
-def test_learners_without_inner_steps_have_a_report_too(uri: str, packed: Path, tmp_path: Path) -> None:
-    page = Page(report(run_of(tmp_path / "run", uri, packed, PROTONET)).read_text())
+def test_learners_without_inner_steps_have_a_report_without_an_adaptation_plot(uri: str, packed: Path, tmp_path: Path) -> None:
+    page = Page(report(run_of(tmp_path / "run", uri, packed, PROTONET), shards=str(packed)).read_text())
     assert "protonet with conv4" in page.text
+    assert "Errors between categories" in page.text
+    assert "Adaptation" not in page.text
+
+
+def test_it_says_how_to_use_the_model(written: Path, run: RunFolder, uri: str, packed: Path, tmp_path: Path) -> None:
+    """A run without a registered version is addressed by its run id; afterwards the page names the version, and links to MLflow."""
+    run_id = run.read_mlflow()["run_id"]
+    before = Page(written.read_text())
+    assert f"distmeta predict --model runs:/{run_id}/model --support" in before.text
+    assert f"{datetime.now(UTC):%B %Y} · maml with conv4" in before.text
+    registered = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    registered.write_mlflow(run.read_mlflow() | {"model": "models:/m/7", "page": "http://mlflow/#/runs/1 (after: mlflow ui)"})
+    text = report(registered).read_text()
+    assert "distmeta predict --model models:/m/7 --support" in Page(text).text
+    assert '<a href="http://mlflow/#/runs/1">' in text
+    registered.write_mlflow(run.read_mlflow() | {"page": "javascript:alert(1)"})
+    assert "<a href" not in report(registered).read_text()
+    assert re.search(r"<details>.*shards: .*</details>", text, re.DOTALL), "the config is folded"
+
+
+def test_the_headline_names_both_figures(uri: str, packed: Path, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", uri, packed)
+    assert re.search(
+        r"on new tasks is [\d.]+ % transductive and [\d.]+ % inductive; without meta-training", Page(report(run).read_text()).text
+    )
+
+
+def test_the_confusion_plot_has_a_key(written: Path) -> None:
+    for label in ("share of queries", "predicted category", "true category"):
+        assert f">{label}</text>" in written.read_text()
+
+
+def test_curves_differ_without_colours() -> None:
+    svg = lines([Curve(str(number), [0, 1], [number, number], [0.1, 0.1]) for number in range(5)], "x", "y")
+    dashes = [re.search(r"stroke-dasharray: ([^;]*);", path) for path in re.findall(r'<path d="M[^>]*style="fill: none; [^>]*>', svg)]
+    styles = {dash[1] if dash else "" for dash in dashes}
+    assert len(styles) >= 5
 
 
 def test_without_its_dataset_it_says_so(run: RunFolder, uri: str, packed: Path, tmp_path: Path) -> None:
     copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     page = Page(report(copy, shards=str(tmp_path / "gone")).read_text())
-    assert f"No test episodes were looked at for this report: {tmp_path / 'gone'} is not a packed dataset" in page.text
+    assert f"This report shows no test episodes: {tmp_path / 'gone'} is not a packed dataset" in page.text
     assert "61.2 ± 1.1 %" in page.text
     (copy.path / "result.json").unlink()
     with pytest.raises(RunError, match="holds no finished run"):
@@ -184,10 +222,12 @@ def test_the_report_of_a_registered_model(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    with pytest.raises(RegistryError, match=r"the run of models:/reported@champion lies in .*run, which is not here, and MLflow has no"):
+    with pytest.raises(
+        RegistryError, match=r"the run of models:/reported@champion is in .*run, which is not on this machine, and MLflow has no"
+    ):
         report_of_model(uri, published.uri)
     log_files(uri, RunFolder(tmp_path / "moved").read_mlflow()["run_id"], [tmp_path / "moved" / "report.html"])
-    with pytest.raises(ConfigError, match="which is not here: --shards cannot be looked at"):
+    with pytest.raises(ConfigError, match="which is not on this machine: --shards cannot be looked at"):
         report_of_model(uri, published.uri, shards=str(packed))
     assert list(here.iterdir()) == []
     code, out, err = call(monkeypatch, capsys, "report", published.uri, "--tracking-uri", uri, "--json")
@@ -219,8 +259,11 @@ def test_curves_of_a_regression_have_one_order_everywhere(tmp_path: Path, capsys
     assert curves[3] == Curve("models:/m/2", [0, 1, 2], [4, 3, 2], [2.5, 1.5, 0.5])
     svg = lines(curves, "inner steps", "squared error")
     assert [name for name in names if f">{name}<" in svg] == names
-    draw_adaptation(test, "a run", tmp_path / "adaptation.png")
-    assert Image.open(tmp_path / "adaptation.png").size == (840, 540)
+    long = "models:/" + "few-shot-sinusoids-of-five-points-" * 6 + "/1"
+    draw_adaptation(test | {"beside": test["beside"] | {long: test["beside"]["models:/m/1"]}}, "a run", tmp_path / "adaptation.png")
+    picture = np.asarray(Image.open(tmp_path / "adaptation.png").convert("L"))
+    assert picture.shape[1] == 840
+    assert (picture[:, [0, -1]] == 255).all(), "the legend leaves the figure"
     on = {"way": 1, "shot": 5, "queries": 20, "inner_steps": 11, "seed": 0, "norm": "none"}
     show_test(test | on)
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines() if "±" in line]

@@ -18,7 +18,7 @@ def report(run_folder: RunFolder, shards: str | None = None, own: Config | None 
     """Write the run's report and return its path. Raises RunError.
 
     Test episodes are analysed only if the user gives `shards` (the dataset's present location) or `own` (the config of the run). Otherwise
-    the report says so, and shows what the run itself measured.
+    the report gives the reason, and shows what the run itself measured.
     """
     with understood(run_folder):
         try:
@@ -32,7 +32,7 @@ def report(run_folder: RunFolder, shards: str | None = None, own: Config | None 
 
 def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Config | None = None) -> tuple[Path, bool]:
     """The same for the run that a registered model came from, if its folder is on this machine; else the report that MLflow keeps
-    since the run ended, copied into the working folder. Returns the file, and whether it was written anew.
+    since the run ended, copied into the working folder. Returns the file, and whether it was written now.
 
     Raises RegistryError if there is neither, ConfigError if there are `shards` to look at but no run folder.
     """
@@ -40,7 +40,7 @@ def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Co
     run_id, location = run_of(uri, version)
     if "://" not in location and _is_run(RunFolder(location), run_id):  # a location read from MLflow is only looked up on this machine
         return report(RunFolder(location), shards, own), True
-    where = f"the run of {model_uri} lies in {location}, which is not here"
+    where = f"the run of {model_uri} is in {location}, which is not on this machine"
     if shards is not None:
         raise ConfigError(f"{where}: --shards cannot be looked at with it", "remove --shards to get the report written when the run ended")
     page = fetch_file(uri, run_id, REPORT)

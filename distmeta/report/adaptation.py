@@ -1,12 +1,13 @@
 """The adaptation curves of a run: how its score on new tasks changes with the inner steps."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from distmeta.report.figures import Curve
+from distmeta.report.figures import COLORS, DASHES, Curve, legend_below, wrapped
 from distmeta.training.measurement import Measurement, baseline_name, baseline_of, measurement_of
 
 
@@ -25,15 +26,15 @@ def _curve(name: str, measurement: Measurement) -> Curve:
 def draw_adaptation(test: dict[str, Any], title: str, path: Path) -> None:
     """Draw these curves, with 95% bands, into a PNG."""
     measurement = measurement_of(test)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, steps, means, ci95 in adaptation_curves(test):
-        (line,) = axes.plot(steps, means, marker="o", markersize=4, label=name)
+    for (name, steps, means, ci95), color, dash in zip(adaptation_curves(test), cycle(COLORS), cycle(DASHES), strict=False):
+        axes.plot(steps, means, marker="o", markersize=4, color=color, linestyle=dash, label=wrapped(name))
         middle, half = np.asarray(means), np.asarray(ci95)
-        axes.fill_between(steps, middle - half, middle + half, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.fill_between(steps, middle - half, middle + half, color=color, alpha=0.2, linewidth=0)
     axes.set(xlabel=measurement.axis, ylabel=measurement.label, title=title)
     if not measurement.more_is_better:
         axes.set_ylim(0, None)
-    figure.legend(loc="outside lower center", ncols=3)
+    legend_below(figure)
     with path.open("wb") as file:
         figure.savefig(file, format="png", dpi=120)

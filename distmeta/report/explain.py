@@ -1,4 +1,4 @@
-"""One picture of a prediction: what the model was shown, what it was asked, what it said."""
+"""One picture of a prediction: support images, queries and answers."""
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence

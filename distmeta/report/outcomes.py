@@ -1,4 +1,4 @@
-"""Tests of finished runs and published models, wherever they are kept, in one form that can be tabulated."""
+"""Tests of finished runs and published models from any location, in one form for tables."""
 
 import json
 import re
@@ -19,14 +19,15 @@ from distmeta.training.model_folder import ModelFolder, Rows
 from distmeta.training.over_seeds import scores_of
 from distmeta.training.run_folder import RunFolder
 
-_SETTING = ("way", "shot", "queries", "inner_steps", "norm")  # of a test, that tests may be ordered by
-_EPISODES = ("way", "shot", "queries", "episodes", "seed")  # what decides a test's episodes, beside the dataset
+_SETTING = ("way", "shot", "queries", "inner_steps", "norm")  # keys of a test by which tests can be ordered
+_EPISODES = ("way", "shot", "queries", "episodes", "seed")  # keys that determine a test's episodes, besides the dataset
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained network's test. `facts` is what it may be ordered by (learner, dataset, shot, …), `on` decides its episodes, `scores`
-    (episodes, columns) is NaN where a figure was not finite; `training_seed` is None if it is not known."""
+    """One trained network's test. `facts` are the values that it can be ordered by (learner, dataset, shot, …), `on` determines its
+    episodes. `scores` (episodes, columns) is NaN if a score was not finite; `training_seed` is None if unknown.
+    """
 
     origin: str
     facts: dict[str, Any]
@@ -38,8 +39,8 @@ class Outcome:
 
 
 def outcomes(origin: str, uri: str) -> Iterator[Outcome]:
-    """The tests that `origin` stands for: a run folder's or its URL's, those of all seeds in it, the one that a sweep's winner made, a
-    registered model's (models:/NAME/VERSION, models:/NAME@ALIAS, runs:/RUN_ID/model), or those of all its versions (models:/NAME).
+    """The tests of `origin`: a run folder or its URL (of one run, several seeds, or a sweep's winner), a registered model
+    (models:/NAME/VERSION, models:/NAME@ALIAS, runs:/RUN_ID/model), or all its versions (models:/NAME).
 
     Raises RunError, RegistryError.
     """
@@ -66,7 +67,7 @@ def _addresses(origin: str, uri: str) -> list[str]:
 
 
 def _runs(folder: RunFolder) -> Iterator[RunFolder]:
-    """The run folders with a test that `folder` stands for."""
+    """The run folders with a test inside `folder`."""
     if folder.holds_seeds:
         yield from (folder.of_seed(seed) for seed in folder.read_seeds()["seeds"] if folder.of_seed(seed).has_ended)
     elif folder.trials_folder.exists():
@@ -107,5 +108,5 @@ def _outcome(origin: str, name: str, description: dict[str, Any], by_episode: Ro
 
 
 def _scalar(value: Any) -> Any:
-    """`value` as tests may be ordered by it: lists (learner.adapt) and mappings (model.lora) as text."""
+    """`value` in a form that tests can be ordered by: lists (learner.adapt) and mappings (model.lora) become text."""
     return json.dumps(value) if isinstance(value, list | dict) else value

@@ -1,8 +1,8 @@
-"""A run's report: one HTML file that needs nothing beside it, from what the run folder holds and what a study of its model found."""
+"""A run's report: one self-contained HTML file, made from the run folder and a study of its model."""
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 from markupsafe import Markup
@@ -48,7 +48,8 @@ def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: st
         "summary": _summary(result["test"]),
         "cards": _cards(result["test"]),
         "card": model_card(best | {"test": result["test"]} | {key: result[key] for key in ("calibration",) if key in result}),
-        "facts": _page(run_folder) + _facts(records, best, run_folder.restarts(), _losses(run_folder)),
+        "use": _use(run_folder, best),
+        "facts": _facts(records, best, run_folder.restarts(), _losses(run_folder)),
         "learning": list(_learning(records)),
         "sections": [section for section in (_adaptation(result["test"]), confidence(result["test"]), *sections) if section],
         "why_not": why_not,
@@ -64,7 +65,7 @@ def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: st
 
 
 def _summary(test: dict[str, Any]) -> str:
-    """Whether the run was good, in a sentence."""
+    """Whether the run was good, in a sentence: the figure that papers quote, and beside it the one that models are chosen by."""
     ours, theirs = measurement_of(test), baseline_of(test)
     column, other = ours.headline, theirs.headline
     after = f"After {ours.columns[column]} {ours.axis}, its" if ours.axis else "Its"
@@ -73,10 +74,10 @@ def _summary(test: dict[str, Any]) -> str:
     noise = ((ours.ci95[column] or 0) ** 2 + (theirs.ci95[other] or 0) ** 2) ** 0.5
     if not gain > noise:
         return f"Meta-training shows no gain over the same network without it: {ours.name} {ours.text(column)}{guessing}."
-    return (
-        f"{after} {ours.name} on new tasks is {ours.text(column, interval=False)}; without meta-training it is "
-        f"{theirs.text(other, interval=False)}{guessing}."
-    )
+    value = ours.text(column, interval=False)
+    if ours.axis is None and ours.selected != column:
+        value += f" {ours.columns[column]} and {ours.text(ours.selected, interval=False)} {ours.columns[ours.selected]}"
+    return f"{after} {ours.name} on new tasks is {value}; without meta-training it is {theirs.text(other, interval=False)}{guessing}."
 
 
 def _cards(test: dict[str, Any]) -> list[tuple[str, str]]:
@@ -89,10 +90,33 @@ def _cards(test: dict[str, Any]) -> list[tuple[str, str]]:
     return [*cards, (theirs.text(theirs.headline), untrained)]
 
 
-def _page(run_folder: RunFolder) -> list[tuple[str, str]]:
-    """Where MLflow shows the run."""
-    page = run_folder.read_mlflow().get("page") if run_folder.has_mlflow_run else None
-    return [("MLflow run", page)] if page else []
+class _Use(NamedTuple):
+    """How a reader gets the model: its address in the registry, the run's page in MLflow, the day of the report, and what to type.
+
+    `link` is the page's URL, empty if it is not one of http. The rest of `page` says how to start a server.
+    """
+
+    address: str
+    page: str
+    link: str
+    written: str
+    commands: list[str]
+
+
+def _use(run_folder: RunFolder, best: dict[str, Any]) -> _Use:
+    """`runs:/RUN_ID/model` is the model's address before it has a version. Both are empty if the run has no MLflow run."""
+    record = run_folder.read_mlflow() if run_folder.has_mlflow_run else {}
+    address = record.get("model") or (f"runs:/{record['run_id']}/model" if record else "")
+    commands = (
+        [f"distmeta predict --model {address} --support SUPPORT_FOLDER --query QUERY_FOLDER"] if address and _reads_images(best) else []
+    )
+    page = record.get("page", "")
+    link = page.split()[0] if page.startswith(("http://", "https://")) else ""
+    return _Use(address, page.removeprefix(link), link, f"{datetime.now(UTC):%d %B %Y}", commands)
+
+
+def _reads_images(best: dict[str, Any]) -> bool:
+    return best.get("preprocessing") is not None
 
 
 def _losses(run_folder: RunFolder) -> list[Event]:
@@ -100,8 +124,8 @@ def _losses(run_folder: RunFolder) -> list[Event]:
 
 
 def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[int], losses: Sequence[Event]) -> list[tuple[str, str]]:
-    """What happened on the way, as name and value."""
-    workers: list[tuple[int, int]] = []  # since which step how many
+    """Facts about the training, as name and value."""
+    workers: list[tuple[int, int]] = []  # (first step, number of workers)
     for record in records:
         count = len(set(record.get("ranks", [])))
         if count and (not workers or workers[-1][1] != count):
@@ -173,4 +197,4 @@ def _time(records: Sequence[Record]) -> Plot | None:
         return None
     means = {key: sum(part.get(key, 0) for part in parts) / len(parts) for key in _PARTS}
     plot = bars(list(_PARTS.values()), [1000 * value for value in means.values()], "milliseconds a step")
-    return Plot(Markup(plot), "Where a step's time went on worker 0, on average.")
+    return Plot(Markup(plot), "Average time of a step on worker 0, by activity.")

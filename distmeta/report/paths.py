@@ -1,4 +1,4 @@
-"""Pictures of policies: where they walk in a plane before and after they adapt, and what is seen of other environments."""
+"""Pictures of policies: their paths in a plane before and after adaptation, and frames or returns of other environments."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A study of test episodes as parts of a report: adaptation, the episodes themselves, and who was taken for whom."""
+"""A study of test episodes as sections of a report: adaptation, the episodes, and errors between categories."""
 
 import base64
 import io
@@ -17,20 +17,20 @@ _CATEGORIES_SHOWN = 30
 
 
 def sections_of(study: Study, way: int) -> list[Section]:
-    """The parts of the page that show `study`, of episodes with `way` classes."""
+    """The sections of the page that show `study`, of episodes with `way` classes. Learners without inner steps have no adaptation plot."""
     rows = [row for number, episode in enumerate(study.pictured, 1) for row in _rows(number, episode, study)]
-    seen = "The first test episodes: what the network was shown, and what it said of queries by themselves."
+    seen = "The first test episodes: their support images, and predictions for queries that are classified one by one."
     return [
-        Section("Adaptation", "", [_adaptation(study, way)]),
+        *([Section("Adaptation", "", [_adaptation(study, way)])] if study.trained.shape[1] > 1 else []),
         Section("Episodes", seen, rows=rows),
-        Section("Confusion", "", [_confusion(study.confused)]),
+        Section("Errors between categories", "", [_confusion(study.confused)]),
     ]
 
 
 def _adaptation(study: Study, way: int) -> Plot:
     curves = [_curve("meta-trained", study.trained), _curve("not meta-trained", study.random_init)]
     text = (
-        f"Inductive accuracy on the queries of the first {len(study.trained)} test episodes; at 0 steps a network is not adapted. "
+        f"Inductive accuracy on the queries of the first {len(study.trained)} test episodes; at 0 steps the network is not adapted. "
         "Bands are 95 % intervals."
     )
     return Plot(Markup(lines(curves, "inner steps", "query accuracy (%)", "o", floor=100 / way)), text)
@@ -53,10 +53,10 @@ def _confusion(confused: dict[tuple[str, str], tuple[int, int]]) -> Plot:
             values[names.index(a), names.index(b)] = taken / chances
     shown = f" The {len(names)} most frequent of {len(weight)} categories." if len(names) < len(weight) else ""
     text = (
-        "How often a query of the row's category was taken for another class of the episode, of the column's category: a part of the "
-        f"occasions.{shown} Empty where there was no occasion."
+        "Each cell is the share of queries of the row's category that were predicted as another class of the episode, of the column's "
+        f"category. Empty cells: no episode had both.{shown}"
     )
-    return Plot(Markup(matrix([_short(name) for name in names], values, "taken for", "category")), text)
+    return Plot(Markup(matrix([_short(name) for name in names], values, "predicted category", "true category", "share of queries")), text)
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a report is made of, beside its figures: titled parts with plots and pictures, which a domain may add to."""
+"""The sections of a report: titled parts with plots and pictures. A domain may add its own."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 
 class Plot(NamedTuple):
-    """An SVG and what it shows, in a sentence."""
+    """An SVG and a sentence on its contents."""
 
     svg: Markup
     caption: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page: its title, a sentence on what is seen, and plots, then rows of pictures."""
+    """A part of the page: title, introduction, plots, then rows of pictures."""
 
     title: str
     text: str

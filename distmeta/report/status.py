@@ -1,4 +1,4 @@
-"""The state of a run, of the runs of several seeds or of a sweep, from its folder alone: it can be asked for from anywhere."""
+"""The state of a run, of several seeds or of a sweep. It is read from the folder alone, so it is available on any machine."""
 
 import time
 from collections import Counter
@@ -12,7 +12,7 @@ from distmeta.training.measurement import measurement_of
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import understood
 
-_QUIET_S = 120.0  # after which a driver on another machine that has written no status is said to be silent
+_QUIET_S = 120.0  # seconds without a status after which a driver on another machine is called silent
 _EVENTS_SHOWN = 8
 _LOOK_EVERY_S = 2.0
 
@@ -20,7 +20,7 @@ _LOOK_EVERY_S = 2.0
 def status(folder: RunFolder) -> dict[str, Any]:
     """What `distmeta status --json` prints. Raises RunError if the folder holds no run.
 
-    `state`: finished (with its test), running, silent (its driver on another machine writes no more), stopped (it can be resumed).
+    `state`: finished (with its test), running, silent (its driver on another machine has stopped writing), stopped (it can be resumed).
     """
     with understood(folder):
         config = folder.read_config()
@@ -47,7 +47,7 @@ def watched(folder: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def _lasting(answer: dict[str, Any]) -> dict[str, Any]:
-    """Without what changes by itself."""
+    """The status without values that change by themselves."""
     runs = {name: _lasting(run) for name, run in answer.get("runs", {}).items()}
     return {key: value for key, value in answer.items() if key != "seen_s_ago"} | {"runs": runs}
 
@@ -83,13 +83,13 @@ def _of_run(folder: RunFolder, steps: int, state: str | None = None) -> dict[str
 
 def _state(folder: RunFolder, seen: dict[str, Any]) -> str:
     held = holds(folder.path)
-    if held is None:  # by another machine's process, which may have gone with its machine
+    if held is None:  # held by another machine's process, which may be lost with its machine
         return "running" if seen and time.time() - seen["time"] < _QUIET_S else "silent"
     return "running" if held else "stopped"
 
 
 def _of_trial(folder: RunFolder, record: dict[str, Any]) -> dict[str, Any]:
-    """A trial's run, in the state that the sweep recorded; it trains as long as the sweep does, whose lease covers it."""
+    """A trial's run, in the state that the sweep recorded. It trains only while the sweep does, under the sweep's lease."""
     run, ended = folder.trial(record["number"]), record["state"] != "running"
     if not run.holds_run:
         return _absent(run)
@@ -110,7 +110,7 @@ def _of_several(folder: RunFolder, kind: str, runs: dict[str, dict[str, Any]]) -
 
 
 def lines(answer: dict[str, Any]) -> list[str]:
-    """A status for people."""
+    """A status as text."""
     if answer["kind"] != "run":
         counts = Counter(run["state"] for run in answer["runs"].values())
         counted = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none begun"

@@ -1,4 +1,4 @@
-"""Tests in a table: a mean with its intervals in each cell, and in each column which cells cannot be told from the best."""
+"""Tests in a table: a mean with its intervals in each cell, and in each column the cells that cannot be separated from the best."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Basis = Literal["seeds", "episodes"]
 class Cell:
     """Runs that differ in their training seed alone: `scores` (seeds, episodes) of one figure, `seeds` in the same order.
 
-    `bold`: no test tells it from the best of its column, or it is the best.
+    `bold`: it is the best of its column, or no test separates it from the best.
     """
 
     row: tuple[Any, ...]
@@ -38,7 +38,7 @@ class Cell:
         return mean_and_ci95(self.scores.mean(1))[0]
 
     def ci95(self, basis: Basis) -> float | None:
-        """The half-width of the mean's 95% interval: over training seeds, or over episodes for these very networks."""
+        """The half-width of the mean's 95% interval: over training seeds, or over episodes for these networks."""
         return mean_and_ci95(self.means(basis), FEWEST_SEEDS if basis == "seeds" else FEWEST)[1]
 
     def means(self, basis: Basis) -> NDArray[np.float64]:
@@ -49,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two cells of a column: the mean of a - b with the half-width of its 95% interval, its p, and that p adjusted by Holm."""
+    """Two cells of a column: the mean of a - b with the half-width of its 95% interval, its p-value, and the p-value adjusted by Holm."""
 
     column: tuple[Any, ...]
     a: tuple[Any, ...]
@@ -66,8 +66,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """`by` and `columns` name the facts that rows and columns are made of; `basis` is what the tests of `pairs` are over; `untested`
-    are columns whose cells were not tested on the same episodes, where nothing is compared."""
+    """`by` and `columns` name the facts of rows and columns. The tests of `pairs` are over `basis` (seeds or episodes). `untested` are
+    columns that are not compared, because their cells were tested on different episodes.
+    """
 
     by: tuple[str, ...]
     columns: tuple[str, ...]
@@ -148,7 +149,7 @@ def _cell(row: tuple[Any, ...], column: tuple[Any, ...], group: list[Outcome], f
         if differing:
             values = f"{first.facts[differing[0]]} and {other.facts.get(differing[0])}"
             message = f"{first.origin} and {other.origin} share a cell, but differ in {differing[0]}: {values}"
-            raise ConfigError(message, f"tell them apart: --by or --columns with {differing[0]}, or --by run")
+            raise ConfigError(message, f"separate them: --by or --columns with {differing[0]}, or --by run")
         if other.on != first.on:
             message = f"{first.origin} and {other.origin} share a cell, but were not tested on the same episodes"
             raise ConfigError(message, "evaluate both with the same data.eval.*, or tell them apart: --by run")
@@ -177,7 +178,7 @@ def _basis(cells: Sequence[Cell]) -> Basis:
 
 
 def _compared(table: ResultTable) -> ResultTable:
-    """With all pairs of each column compared, and the cells that cannot be told from its best in bold."""
+    """Compare all pairs of each column, and mark the cells that cannot be separated from the best as bold."""
     untested = [name for name in table.column_names if len({cell.on for cell in table.cells if cell.column == name}) > 1]
     pairs = []
     for a, b in combinations(table.cells, 2):

@@ -1,4 +1,4 @@
-"""A table of tests for people, for papers and for programs."""
+"""A table of tests as text, Markdown, LaTeX, CSV or JSON."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ _LATEX = {"\\": r"\textbackslash{}", **{character: f"\\{character}" for characte
 
 
 def caption(table: ResultTable) -> str:
-    """What the figures are and what bold means, in sentences."""
+    """Sentences on the figures and on the meaning of bold."""
     shown, several = table.measurement, any(len(cell.seeds) > 1 for cell in table.cells)
     unit = f" ({shown.unit})" if shown.unit else ""
     episodes = sorted({cell.scores.shape[1] for cell in table.cells})
@@ -61,7 +61,7 @@ def written(table: ResultTable, form: Form) -> str:
 
 
 def grid(table: ResultTable, shown: Callable[[ResultTable, Cell], str]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table; a column of published figures stands after each column that has any."""
+    """Head and rows of the table; a column of published figures follows each column that has any."""
     head, names = [", ".join(table.by)], table.column_names
     has_published = {name for name in names if any(cell.published for cell in table.cells if cell.column == name)}
     for name in names:
@@ -103,7 +103,7 @@ def _name(values: tuple[Any, ...]) -> str:
 
 
 def _text(table: ResultTable) -> str:
-    """Columns that line up, a star at what is bold; below, each best cell's differences to the others."""
+    """Aligned columns, with a star for bold; below, each best cell's differences to the others."""
     head, rows = grid(table, lambda table, cell: figure(table, cell) + (" *" if cell.bold else "  "))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
@@ -137,7 +137,7 @@ def _escaped(text: str) -> str:
 
 
 def _csv(table: ResultTable) -> str:
-    """A line for each cell, its figures as they are shown (such as in %) but not rounded."""
+    """A line for each cell, with figures in the printed unit (such as %) but not rounded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*table.by, *table.columns, "figure", "unit", "mean", *_CI95.values(), "seeds", "episodes", "bold", "published"])
@@ -157,7 +157,7 @@ def _scaled(table: ResultTable, value: float | None) -> float | str:
 
 
 def as_dict(table: ResultTable) -> dict[str, Any]:
-    """What `distmeta table --json` prints: figures as they are stored."""
+    """What `distmeta table --json` prints: figures as stored."""
     cells = [
         {
             "row": dict(zip(table.by, cell.row, strict=True)),

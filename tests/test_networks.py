@@ -541,7 +541,7 @@ def test_the_packages_that_a_network_needs_are_named() -> None:
 
 def test_workers_with_other_frozen_weights_are_refused() -> None:
     check_frozen(["a", "a", "b"], 1)
-    with pytest.raises(RunError, match=r"worker 2 holds other frozen weights than worker 0\nbegin again in a new run_folder"):
+    with pytest.raises(RunError, match=r"worker 2 holds other frozen weights than worker 0\nstart again in a new run_folder"):
         check_frozen(["a", "a", "b"], 2)
 
 

@@ -195,5 +195,7 @@ def test_workers_whose_frozen_weights_differ_do_not_train_together(
     write_config(packed, tmp_path, model={"name": "twisted.Net"}, learner={"name": "fomaml"})
     code, _, err = call(monkeypatch, capsys, "train", "own.yaml", "--address", address)
     assert code == 1
-    assert re.search(r"worker 1 holds other frozen weights than worker 0\n +begin again in a new run_folder, which all workers read\n", err)
+    assert re.search(
+        r"worker 1 holds other frozen weights than worker 0\n +start again in a new run_folder that all workers can read\n", err
+    )
     assert RunFolder(tmp_path / "runs" / "own").newest_checkpoint() is None

@@ -89,7 +89,7 @@ def test_a_policy_of_the_users_own_environment_is_built_only_in_one_that_is_name
     options = {"id": "CartPole-v1", "horizon": 5}
     data = {"domain": "reinforcement", "shot": 4, "settings": {"environment": "gymnasium", "options": options}}
     uri, store = publish(home, "pole", data=data), f"sqlite:///{home / 'mlflow.db'}"
-    with pytest.raises(ConfigError, match="not imported unasked"):
+    with pytest.raises(ConfigError, match="imported only if you name it"):
         load_policy(store, uri)
     adapted = load_policy(store, uri, environment=build_environment("gymnasium", **options)).adapt(trajectories=3)
     actions = adapted(torch.zeros(2, 4))

@@ -341,4 +341,4 @@ def test_who_could_not_write_does_not_matter(number: int, of: Any, tmp_path: Pat
         assert re.match(rf"training failed.*: \[Errno {number}\] no\nsee .*log.txt; --resume continues from its beginning", str(found))
     else:
         assert isinstance(found, RunError)
-        assert re.match(rf"the run cannot be written: \[Errno {number}\] no\nmake room, .*continues from its beginning", str(found))
+        assert re.match(rf"the run cannot be written: \[Errno {number}\] no\nfree space or .*continues from its beginning", str(found))

@@ -198,7 +198,7 @@ def test_a_warning_is_said_whenever_it_changes() -> None:
         for found in (None, "silent", "silent", "saturated", None, None):
             display.show(status | {"warning": found})
     said = [line for line in terminal.getvalue().splitlines() if not line.startswith("training")]
-    assert said == ["silent", "saturated", "the last warning no longer holds"]
+    assert said == ["silent", "saturated", "the last warning no longer applies"]
 
 
 def test_the_remedies_for_silent_neurons_work() -> None:

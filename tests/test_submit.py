@@ -42,7 +42,7 @@ def config(**changes: Any) -> Config:
     [
         (
             {"run_folder": "runs/x"},
-            r"run_folder=runs/x is relative: in a job it would lie in a folder that goes with the job\ngive an absolute",
+            r"run_folder=runs/x is relative: in a job it would be in a folder that is removed with the job\ngive an absolute",
         ),
         ({"data": {"shards": "data/omniglot"}}, "data.shards=data/omniglot is relative"),
         ({"data": {"shards": "s3://b/omniglot", "cache": {"folder": "cache"}}}, "data.cache.folder=cache is relative"),
@@ -249,7 +249,7 @@ def test_the_package_travels_with_its_metadata_and_nothing_of_the_environment(tm
 
 
 def test_data_and_large_files_are_never_shipped(packed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds a packed dataset; data is read from where it lies"):
+    with pytest.raises(ConfigError, match="holds a packed dataset; data is read from its location"):
         pack_job(tmp_path, None, [packed.parent])
     large, small = tmp_path / "large.bin", tmp_path / "small.bin"
     small.write_bytes(b"x" * 2_000_000)

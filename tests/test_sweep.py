@@ -386,7 +386,7 @@ def pbt(folder: Path, shards: Path | str = "x", space: dict[str, Any] | None = N
         ("model.filters", [4, 8], "cannot search model.filters: a checkpoint cannot be resumed with a different value"),
         ("outer.optimizer", ["adam", "sgd"], "cannot search outer.optimizer"),
         ("learner.name", ["maml", "fomaml"], "cannot search learner.name"),
-        ("learner.inner_lr", [0.1, 0.3], "changes learner.inner_lr .* with learner.name=meta-sgd its value lies in the weights"),
+        ("learner.inner_lr", [0.1, 0.3], "changes learner.inner_lr .* with learner.name=meta-sgd its value is part of the weights"),
     ],
 )
 def test_what_a_checkpoint_holds_is_not_changed_on_the_way(key: str, values: list[Any], message: str, packed: Path, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from distmeta.models.convert import set_training
 
 
 def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int | None:
-    """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`, found by running it without values.
+    """Predicted peak memory in bytes of the tensors of a worker's step with `slots` slots on `device`.
 
-    None if the domain has no example to run it with, or the network of the user's own asks for values.
+    The step is run on tensors without values. None if the domain has no example for it, or if the user's network reads values.
 
     Raises ConfigError if a parameter of the network does not reach the loss.
     """
@@ -43,7 +43,7 @@ def worker_bytes(config: Config, domain: Domain, device: str, slots: int) -> int
 
 
 def check_step(config: Config, domain: Domain, learner: Learner) -> None:
-    """Raises ConfigError unless the learner can take a meta-gradient of an example and, if it is the user's own, adapt to one."""
+    """Raises ConfigError unless the learner can compute the meta-gradient of an example and, if the learner is the user's, adapt to one."""
     example = domain.example(1)
     if example is None:
         return
@@ -60,7 +60,7 @@ def _check_adapts(name: str, learner: Learner, params: Params, episode: EpisodeB
         outputs = learner.predict(learner.adapt(params, episode), episode.query_images[0]).inductive
     except DistmetaError:
         raise
-    except Exception as error:  # whatever the user's own learner raises
+    except Exception as error:  # a user's learner may raise anything
         raise ConfigError(f"learner {name} cannot adapt to an episode: {type(error).__name__}: {_told(error)}", _REMEDY) from error
     if outputs.dim() != 2 or len(outputs) != episode.query_images.shape[1]:
         raise ConfigError(f"learner {name} gives outputs {tuple(outputs.shape)} for {episode.query_images.shape[1]} queries", _REMEDY)
@@ -70,13 +70,13 @@ _REMEDY = "fix its adaptation; docs/extending.md says what it returns"
 
 
 def _step_bytes(config: Config, learner: Learner, params: Params, batch: Batch) -> int | None:
-    """What `predicted_bytes` finds, or None where a forward asks for values; raises ConfigError as `_step_once`."""
-    keeps, learner.constant_body = learner.constant_body, False  # what takes most is the first step, where no features are kept yet
+    """The result of `predicted_bytes`, or None if a forward reads values. Raises ConfigError like `_step_once`."""
+    keeps, learner.constant_body = learner.constant_body, False  # the first step takes the most memory, because no features are cached yet
     try:
         return predicted_bytes(learner, params, batch)
     except DistmetaError:
         raise
-    except Exception:  # a forward of the user's own may ask for values, which these tensors lack
+    except Exception:  # a user's forward may read values, which these tensors do not have
         _step_once(config, learner, params, batch)
         return None
     finally:

@@ -88,7 +88,7 @@ def jobs(
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Jobs for people: local times, and a job's command where it is not one of ours."""
+    """Jobs for people: local times, and the command of a job that distmeta did not submit."""
     cells = []
     for row in rows:
         began, until = row["began"], row["ended"] or time.time()

@@ -71,7 +71,7 @@ class Location:
         except ImportError as error:
             package = _PACKAGES.get(url.partition("://")[0], "fsspec[full]")
             raise DataError(f"{url} cannot be read: {' '.join(str(error).split())}", f"pip install '{package}'") from None
-        except Exception as error:  # every file system has exceptions of its own, and some connect at once
+        except Exception as error:  # each fsspec file system raises different exceptions, and some connect at once
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(f"{url} cannot be read: {reason}", "give a folder, or a URL of http, https, s3 or gs") from None
 
@@ -155,7 +155,7 @@ class Location:
             return retrying(action, _named(self._root, name))
         except FileNotFoundError:
             raise
-        except Exception as error:  # every file system has exceptions of its own
+        except Exception as error:  # each fsspec file system raises different exceptions
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise
             reason = _reason(error, self.reading)

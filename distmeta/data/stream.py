@@ -98,6 +98,7 @@ class EpisodeStream:
         return compose(self.task, self._members(self.window(step, slot)), self.seed, f"{self.split} episode", step, slot)
 
     def evaluation_episode(self, index: int) -> Episode:
+        """The classes and members of evaluation episode `index`, without images."""
         members = self._members(self._evaluation_window(index))
         return compose(self.task, members, self.seed, f"{self.split} evaluation episode", index)
 

@@ -1,1 +1,1 @@
-"""A published model in use: adapt it, predict, evaluate. Knows neither Ray nor MLflow."""
+"""A published model in use: adapt it, predict, evaluate. Imports neither Ray nor MLflow."""

@@ -1,4 +1,4 @@
-"""A policy that is adapted and only acts: observations → actions. This is what an adapted policy's MLflow model brings along as code."""
+"""An adapted policy that only acts: observations → actions. This module is part of the code stored in an adapted policy's MLflow model."""
 
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +19,9 @@ _Size = Annotated[int, Field(ge=1, le=10**6)]
 
 
 class ActorDescription(TypedDict):
-    """What an actor is stored with, beside its weights. `kind` says whether actions are vectors of `size` or one of `size` choices."""
+    """The description stored with an actor's weights. `kind` says whether actions are vectors of `size` components or one of `size`
+    choices.
+    """
 
     model: Built
     observation_size: _Size
@@ -30,7 +32,7 @@ class ActorDescription(TypedDict):
 
 
 class Actor(NamedTuple):
-    """`policy` under one set of parameters: those of the network that `forward` computes, and the policy's own."""
+    """`policy` with one set of parameters: those of the network that `forward` computes, and the policy's other parameters."""
 
     forward: Forward
     policy: Policy
@@ -38,17 +40,16 @@ class Actor(NamedTuple):
 
     @torch.no_grad()
     def __call__(self, observations: Tensor) -> Tensor:
-        """The likeliest actions (M, size), or (M,) integers, for observations (M, O). One action does not depend on the others."""
+        """The most probable actions (M, size), or integers (M,), for observations (M, O). An action does not depend on the other
+        observations.
+        """
         given = observations.to(floating(self.params))
         outputs = one_by_one(lambda one: self.forward(self.params, one[None])[0], given)
         return self.policy.act(self.params, outputs[None], None)[0]
 
 
 def build_actor(description: ActorDescription, params: Params) -> Actor:
-    """The actor that `description` describes. Its network's class is imported if it is the user's own.
-
-    Raises what `build_model` raises.
-    """
+    """The actor for `description`. If its network is a user's class, the class is imported. Raises the same errors as `build_model`."""
     settings: dict[str, Any] = dict(description["model"])
     network = build_model(**settings, allow_import="." in settings["name"])
     fill(network, params)

@@ -9,9 +9,9 @@ from distmeta.inference.model import Model
 
 
 def evaluation_stream(model: Model, shards: str, split: Split, way: int | None, shot: int | None, queries: int, seed: int) -> EpisodeStream:
-    """Episodes of a packed dataset, with images as `model` reads them; `way` and `shot` are those it was trained for, if None.
+    """Episodes of a packed dataset, with images in the model's form; `way` and `shot` default to those it was trained for.
 
-    Raises DataError or ConfigError if the dataset cannot serve them, or holds other images than the model reads.
+    Raises DataError or ConfigError if the dataset cannot serve them, or if its images do not match the model.
     """
     trained_for = model.description["task"]
     task = Task(way or trained_for["way"], shot or trained_for["shot"], queries)

@@ -1,4 +1,4 @@
-"""What is given to a model: pictures of any kind → network input, and labels of any kind → class names."""
+"""Converts a model's arguments: pictures of any kind → network input, and labels of any kind → class names."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,7 +37,7 @@ def check_several(images: Any) -> None:
 def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor, first: int = 0) -> Tensor:
     """(M, C, H, W) in the type and on the device of `like`.
 
-    Raises DataError naming an image that cannot be understood; images are counted from `first`.
+    Raises DataError naming an image that cannot be converted; images are numbered from `first`.
     """
     if isinstance(images, Tensor) and images.is_floating_point():
         return _checked(images, preprocessing, like, first)
@@ -52,7 +52,7 @@ def _checked(images: Tensor, preprocessing: Preprocessing, like: Tensor, first: 
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         number = first + int(finite.int().argmin())
-        raise DataError(f"image {number} holds values that are not finite (NaN or infinity)", "look at what made it")
+        raise DataError(f"image {number} holds values that are not finite (NaN or infinity)", "check how it was computed")
     return channels_last(images.to(like))
 
 
@@ -79,9 +79,9 @@ def _picture(image: Any, origin: str) -> Image.Image:
 
 
 def class_labels(labels: Iterable[Any]) -> list[Any]:
-    """Labels as plain Python values of one kind: text, integers, floats or booleans. NumPy's, torch's and pandas' own are understood.
+    """Labels as plain Python values of one kind: text, integers, floats or booleans. Values of NumPy, torch and pandas are converted.
 
-    Raises DataError naming the first label that is missing, of another kind, or not of the same kind as the first.
+    Raises DataError naming the first label that is missing, or of another kind than the first.
     """
     plain = [_plain(label) for label in labels]
     for number, label in enumerate(plain):
@@ -96,14 +96,14 @@ def class_labels(labels: Iterable[Any]) -> list[Any]:
 
 
 def _plain(label: Any) -> Any:
-    """A number or text of NumPy or torch as Python's own."""
+    """A number or text of NumPy or torch as a Python value."""
     if isinstance(label, np.generic | np.ndarray | Tensor) and math.prod(label.shape) == 1:
         label = label.item()
     return str(label) if isinstance(label, str) else label  # also NumPy's and other subclasses of text
 
 
 def is_missing(label: Any) -> bool:
-    """Whether a label says that there is none: None, NaN, pandas' NA and NaT, or empty text."""
+    """Whether a label is missing: None, NaN, pandas' NA and NaT, or empty text."""
     if label is None or type(label).__name__ in ("NAType", "NaTType"):
         return True
     return label == "" if isinstance(label, str) else isinstance(label, float) and math.isnan(label)

@@ -1,4 +1,4 @@
-"""How much one request may ask for, so that nobody keeps a server busy for ever. Each limit is an environment variable of the server."""
+"""Limits of one request, so that a request cannot occupy a server without end. Each limit is an environment variable of the server."""
 
 import os
 from numbers import Integral
@@ -10,8 +10,7 @@ _REMEDY = "ask for less, or set the environment variable {variable} where the mo
 
 
 class Limits(NamedTuple):
-    """At most so many inner steps of one adaptation, with so many trajectories each; images, their pixels in total and their bytes in
-    total of one request."""
+    """Maximum inner steps of an adaptation and trajectories per step; maximum images, total pixels and total bytes of a request."""
 
     inner_steps: int = 1000
     trajectories: int = 10_000
@@ -20,7 +19,7 @@ class Limits(NamedTuple):
     bytes: int = 256 << 20
 
     def check(self, name: str, value: Any) -> None:
-        """Raises DataError if `value` is no whole number, or more than the limit `name`."""
+        """Raises DataError if `value` is not a whole number, or exceeds the limit `name`."""
         limit, what = getattr(self, name), name.replace("_", " ")
         if not isinstance(value, Integral):
             raise DataError(f"{value!r:.60} {what}; a whole number is needed", "give a whole number")
@@ -34,7 +33,7 @@ def variable(name: str) -> str:
 
 
 def limits() -> Limits:
-    """Those of the environment. Raises ConfigError if one of the variables is not a positive whole number."""
+    """The limits from environment variables. Raises ConfigError if one of them is not a positive whole number."""
     given = {name: os.environ[variable(name)] for name in Limits._fields if variable(name) in os.environ}
     for name, text in given.items():
         if not (text.isascii() and text.isdigit() and 0 < len(text) < 19 and int(text) > 0):

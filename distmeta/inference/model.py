@@ -1,6 +1,6 @@
 """A meta-trained model in use: adapt it to labelled images, classify others.
 
-This is what a published model brings along as code, so it knows torch and images but neither MLflow nor the shards it was trained on.
+This module is part of the code stored in a published model, so it imports neither MLflow nor the reader of shards.
 """
 
 import copy
@@ -25,7 +25,7 @@ from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.images import Preprocessing
 from distmeta.errors import ConfigError, DataError
 from distmeta.files import of_kind, parse_json, read_bytes
-from distmeta.inference.inputs import Picture as Picture  # the code of models published before imports it from here
+from distmeta.inference.inputs import Picture as Picture  # the code of earlier published models imports it from here
 from distmeta.inference.inputs import Pictures, check_several, class_labels, network_input
 from distmeta.inference.limits import limits
 from distmeta.inference.temperature import nearest_temperature
@@ -40,10 +40,10 @@ from distmeta.models.head import is_head, set_head
 from distmeta.models.lora import merge, without_pairs
 
 WEIGHTS_FILE, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
-_OLD_ABOUT = "adapted.json"  # where these were before
+_OLD_ABOUT = "adapted.json"  # their earlier location
 
 
-_TIMES, _HEAD = 2, 10_000_000  # a network may hold so many times the values of its weights, and a head that they do not store
+_TIMES, _HEAD = 2, 10_000_000  # limits: values of a network per stored value, and values of a head that is not stored
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -55,7 +55,7 @@ class _About(TypedDict):
 
 
 class Model(NamedTuple):
-    """A meta-trained model, ready to adapt. `description` is what was published beside its weights."""
+    """A meta-trained model, ready to adapt. `description` is the description published with its weights."""
 
     uri: str
     description: dict[str, Any]
@@ -72,12 +72,12 @@ class Model(NamedTuple):
         return None if self.learner.any_way else self.description["task"]["way"]
 
     def with_value_range(self, value_range: ValueRange) -> "Model":
-        """The same model, for which other values are black and white in images that do not have 8 bits."""
+        """The same model with other values of black and white for images that do not have 8 bits."""
         preprocessing = self.description["preprocessing"] | {"value_range": value_range}
         return self._replace(description=self.description | {"preprocessing": preprocessing})
 
     def check_classes(self, count: int, origin: str) -> None:
-        """Raises DataError unless the model can tell `count` classes apart; `origin` says where they were found."""
+        """Raises DataError unless the model can distinguish `count` classes; `origin` is their place, for the message."""
         if self.way is not None and count != self.way:
             learner = self.description["learner"]["name"]
             raise DataError(
@@ -85,7 +85,7 @@ class Model(NamedTuple):
                 f"give {self.way} classes, or train with data.way={count}; protonet and meta-baseline take any number",
             )
         if count < 2:
-            raise DataError(f"{origin} has {count} class; at least two are needed", "give images of the other classes, too")
+            raise DataError(f"{origin} has {count} class; at least two are needed", "also give images of the other classes")
 
     def adapt(self, images: Pictures, labels: Iterable[Any], inner_steps: int | None = None) -> "Adapted":
         """The network adapted to M labelled images, by `inner_steps` (default: those it was evaluated with).
@@ -100,7 +100,7 @@ class Model(NamedTuple):
             raise DataError(f"{len(images)} images but {len(names)} labels", "give a label for each image")
         classes = sorted(set(names))
         self.check_classes(len(classes), "the support set")
-        learner = copy.deepcopy(self.learner)  # its network becomes the adapted one; threads may adapt side by side
+        learner = copy.deepcopy(self.learner)  # the copy becomes the adapted network, so several threads may adapt at once
         if inner_steps is not None:
             limits().check("inner_steps", inner_steps)
             learner.check_steps(self.meta_params, inner_steps)
@@ -150,7 +150,7 @@ class Adapted(nn.Module):
         self.eval()
 
     def tensors(self) -> Params:
-        """What `Learner.adapt` returned, by name."""
+        """The result of `Learner.adapt`, by name."""
         return state(self.network) | {name: self.get_buffer(name) for name in self._beside}
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -184,9 +184,8 @@ class Adapted(nn.Module):
         return floating(self.tensors())
 
     def save(self, folder: Path | str) -> None:
-        """Write the adapted network into `folder`, made if absent: one safetensors file, which also holds classes and description as JSON.
-
-        What `folder` held before is replaced by all of it or not at all. Raises DataError if it cannot be written.
+        """Write the adapted network into `folder` (created if needed): one safetensors file, which also holds classes and description as
+        JSON. An earlier model in `folder` is replaced atomically. Raises DataError if it cannot be written.
         """
         folder = Path(folder)
         tensors = {name: value.detach().contiguous() for name, value in self.tensors().items()}
@@ -199,7 +198,7 @@ class Adapted(nn.Module):
                 os.replace(Path(scratch) / WEIGHTS_FILE, folder / WEIGHTS_FILE)
             (folder / _OLD_ABOUT).unlink(missing_ok=True)
         except (OSError, ValueError, SafetensorError) as error:  # ValueError: a null character in the name
-            raise DataError(f"{folder} cannot be written: {error}", "give a folder you may write to") from None
+            raise DataError(f"{folder} cannot be written: {error}", "give a folder that you can write to") from None
 
     @staticmethod
     def load(folder: Path | str, own: Collection[str] | None = ()) -> "Adapted":
@@ -268,12 +267,12 @@ def finite(probabilities: Tensor) -> Tensor:
     """`probabilities` (M, N). Raises DataError naming the image whose are not finite."""
     if not probabilities.isfinite().all():
         number = int(probabilities.isfinite().all(1).int().argmin())
-        raise DataError(f"the network's answer to image {number} is not finite (NaN)", "look at that image, and adapt the model again")
+        raise DataError(f"the network's answer to image {number} is not finite (NaN)", "check that image, and adapt the model again")
     return probabilities
 
 
 def named_classes(description: dict[str, Any]) -> set[str]:
-    """The names of a model's network and learner, of which some may be classes of the user's own."""
+    """The names of a model's network and learner; some may be import paths of the user's classes."""
     return {description[part]["name"] for part in ("model", "learner")}
 
 
@@ -291,8 +290,8 @@ def _filled(network: nn.Module, tensors: Params) -> nn.Module:
 def build(description: dict[str, Any], weights: Params, own: Collection[str] = (), objective: Objective | None = None) -> Learner:
     """The learner that `description` names, around its network with the values of `weights`, on their device and in their type.
 
-    Nothing that came from a registry is imported for its name alone, only what `own` names: import paths that the user gave.
-    Raises what the constructors raise.
+    A class named by a registry is imported only if `own`, the user's import paths, names it too. Raises the same errors as the
+    constructors.
     """
     if not any(value.is_floating_point() for value in weights.values()):
         raise ValueError("the weights hold no numbers")

@@ -24,11 +24,11 @@ from distmeta.learners.policy_gradient import PolicyGradient, policy_gradient
 from distmeta.learners.trajectories import Trajectories
 from distmeta.yaml12 import load
 
-TRAJECTORIES = 20  # before the first inner step and after each, unless told otherwise
+TRAJECTORIES = 20  # default number of trajectories, before the first inner step and after each
 
 
 class PolicyModel(NamedTuple):
-    """A meta-trained policy, ready to adapt. `description` is what was published beside its weights."""
+    """A meta-trained policy, ready to adapt. `description` is the description published with its weights."""
 
     uri: str
     description: dict[str, Any]
@@ -45,9 +45,9 @@ class PolicyModel(NamedTuple):
     ) -> "AdaptedPolicy":
         """The policy adapted to a task by acting in it. Default: a task drawn from `seed`, in the environment that it was trained in.
 
-        Each of `inner_steps` (those it was evaluated with, if None) learns from so many `trajectories`; as many more show what came of
-        it. The same arguments give the same policy. Raises ConfigError if environment, task or steps do not fit; DataError if `inner_steps`
-        or `trajectories` are above the limits in `Limits`.
+        Each of `inner_steps` (default: those of its evaluation) learns from `trajectories` trajectories. The same number after the last
+        step measure the result. The same arguments give the same policy. Raises ConfigError if environment, task or steps do not fit;
+        DataError if `inner_steps` or `trajectories` are above the limits in `Limits`.
         """
         learner = copy.deepcopy(self.learner)
         limits().check("trajectories", trajectories)
@@ -94,7 +94,7 @@ class PolicyModel(NamedTuple):
 class AdaptedPolicy(NamedTuple):
     """A policy adapted to one task. `played` holds its trajectories after 0, 1, … inner steps, `task` the task's components.
 
-    `starts` (P, N, S) are what the trajectories' first states come from.
+    `starts` (P, N, S) are the random numbers of the trajectories' first states.
     """
 
     description: dict[str, Any]
@@ -111,7 +111,7 @@ class AdaptedPolicy(NamedTuple):
         return [trajectories.returns.mean().item() for trajectories in self.played]
 
     def frames(self) -> list[NDArray[np.uint8]]:
-        """Pictures of the first trajectory after the last inner step. Raises ConfigError if the environment cannot be seen, DataError."""
+        """Pictures of the first trajectory after the last inner step. Raises ConfigError if the environment cannot be drawn, DataError."""
         actions = self.played[-1].actions[0, 0].cpu().numpy()
         frames = self.environment.frames(np.array(self.task), self.starts[-1, 0].double().cpu().numpy(), actions)
         if frames is None:
@@ -119,13 +119,15 @@ class AdaptedPolicy(NamedTuple):
         return frames
 
     def __call__(self, observations: Tensor) -> Tensor:
-        """The likeliest actions (M, size), or (M,) integers, for observations (M, O). One action does not depend on the others."""
+        """The most probable actions (M, size), or integers (M,), for observations (M, O). An action does not depend on the other
+        observations.
+        """
         objective = self.learner.objective
         assert isinstance(objective, PolicyGradient)
         return Actor(self.learner.forward(), objective.policy, self.params)(observations)
 
     def as_actor(self) -> tuple[ActorDescription, Params]:
-        """What `build_actor` makes the same policy of, without its environment."""
+        """The description from which `build_actor` rebuilds the policy without its environment."""
         actions = self.environment.actions
         kind, size = ("continuous", actions.size) if isinstance(actions, Continuous) else ("discrete", actions.number)
         description = ActorDescription(
@@ -142,14 +144,13 @@ class AdaptedPolicy(NamedTuple):
 def build_policy(
     uri: str, description: dict[str, Any], weights: Params, own: Collection[str] = (), environment: Environment | None = None
 ) -> PolicyModel:
-    """The model that `description` describes, in `environment` (default: the one it was trained in, if that is one of ours).
-
-    Raises what `build` raises, and ConfigError if the environment is not one of ours: what came from a registry imports nothing.
+    """The model for `description`, in `environment` (default: the one it was trained in, if distmeta has it). Raises the same errors as
+    `build`, and ConfigError for other environments, because a name from a registry is never imported.
     """
     settings = dict(description["domain"]["settings"])
     name, options = settings.pop("environment"), settings.pop("options")
     if environment is None and name == "gymnasium":
-        raise ConfigError(f"{uri} was trained in {options.get('id')}, which is not imported unasked", "name the environment yourself")
+        raise ConfigError(f"{uri} was trained in {options.get('id')}, which is imported only if you name it", "name it with --env")
     objective = policy_gradient(environment or build_environment(name, **options), **settings)
     if environment is not None:
         _check_fits(environment, objective, description["model"], weights, uri)

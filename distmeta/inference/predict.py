@@ -19,16 +19,16 @@ from distmeta.inference.model import Adapted, Model
 
 
 class FileReader:
-    """Image files as a model sees them. `several` counts those that are animated or have several pages; the first picture is read."""
+    """Reads image files as model input. `several` counts those that are animated or have several pages; the first picture is read."""
 
     def __init__(self, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> None:
         self.several = 0
-        self._scaled_means: list[float] = []  # of the files that were read by the value range
+        self._scaled_means: list[float] = []  # sums over the files that were read by the value range
         self._preprocessing = preprocessing
         self._max_pixels = max_pixels
 
     def read(self, path: Path) -> tuple[NDArray[np.uint8], bytes]:
-        """Pixels (H, W, C) of the model's size, and a digest of the file's bytes. Raises DataError if it is not a whole image."""
+        """Pixels (H, W, C) of the model's size, and a digest of the file's bytes. Raises DataError if the file is not a complete image."""
         content, wanted = read_file(path, self._max_pixels), self._preprocessing
         decoded = decode_file(content, wanted.channels, str(path), wanted.value_range, self._max_pixels)
         check_bright(decoded.peak, str(path))
@@ -39,13 +39,13 @@ class FileReader:
         return pixels, blake2b(content, digest_size=16).digest()
 
     def check_value_range(self) -> None:
-        """Raises DataError if what was read so far by the model's value range is nearly black or nearly white as a whole."""
+        """Raises DataError if all images read so far by the model's value range are nearly black or nearly white together."""
         if self._preprocessing.value_range is not None and self._scaled_means:
             check_value_range(sum(self._scaled_means) / len(self._scaled_means), self._preprocessing.value_range)
 
 
 class Support(NamedTuple):
-    """The labelled images that a network was adapted to: class name → files, and each file by its place and by its content's digest.
+    """The labelled images that a network was adapted to: class name → files, and each file by its path and by its content's digest.
 
     `copies` are pairs of files with the same content.
     """
@@ -67,9 +67,8 @@ def support_set(folder: Path, left_out: LeftOut | None = None) -> dict[str, list
 
 
 def query_files(query: Path, listed: TextIO, left_out: LeftOut | None = None) -> Iterator[Path]:
-    """Images to classify: all under a folder, sorted; one file; or, for `-`, the paths that `listed` gives line by line.
-
-    `left_out` hears of what a folder holds besides images. Raises DataError if there is no image.
+    """Images to classify: all under a folder, sorted; one file; or, for `-`, the paths in `listed`, one per line. Other files of a folder
+    are counted in `left_out`. Raises DataError if there is no image.
     """
     left_out = left_out if left_out is not None else LeftOut()
     if str(query) == "-":
@@ -84,7 +83,7 @@ def query_files(query: Path, listed: TextIO, left_out: LeftOut | None = None) ->
 
 
 class Prediction(NamedTuple):
-    """For one query: its most probable class, all probabilities, and the class whose folder it lies in, if that is one of them.
+    """For one query: its most probable class, all probabilities, and the true class if the query's folder is named like one.
 
     `rejected`: the probability is below the lowest that the user accepts.
     """
@@ -98,7 +97,7 @@ class Prediction(NamedTuple):
 
     @property
     def right(self) -> bool | None:
-        """Whether the class is the true one; None where that is unknown."""
+        """Whether the class is the true one, or None if unknown."""
         return None if self.truth is None else self.label == self.truth
 
     def as_dict(self) -> dict[str, Any]:
@@ -170,7 +169,7 @@ def predict_files(
 def _images(
     files: Iterable[Path], support: Support, bad: Callable[[DataError], None], reader: FileReader
 ) -> Iterator[tuple[Path, NDArray[np.uint8]]]:
-    """Each file that is a whole image, with its pixels (H, W, C)."""
+    """Each file that is a complete image, with its pixels (H, W, C)."""
     apart = "keep queries apart from the support folder"
     for path in files:
         if _place(path) in support.places:
@@ -187,10 +186,10 @@ def _images(
 
 
 def _place(path: Path) -> Path:
-    """Where a file is; the path itself if it leads nowhere, which reading it will say."""
+    """The real path of a file, or the path itself if it cannot be resolved; reading it then raises."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError, ValueError):  # a link to itself, a null in the name
+    except (OSError, RuntimeError, ValueError):  # a link to itself, or a null in the name
         return path
 
 
@@ -241,6 +240,6 @@ class Score:
         return sorted(rows, key=lambda row: (row.right / row.labelled if row.labelled else 2.0, row.name))
 
     def accuracy(self) -> tuple[float, float, float]:
-        """Of the labelled queries (there must be some), the part that was right, and its 95% interval (Wilson 1927, as scipy gives it)."""
+        """The accuracy over the labelled queries (at least one), and its 95% interval (Wilson 1927, by scipy)."""
         interval = binomtest(self.right, self.labelled).proportion_ci(method="wilson")
         return self.right / self.labelled, float(interval.low), float(interval.high)

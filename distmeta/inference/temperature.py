@@ -1,4 +1,4 @@
-"""Which temperature a model's probabilities are computed at: the one that was fitted for the most similar tasks."""
+"""Chooses the temperature of a model's probabilities: the one that was fitted for the most similar tasks."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from distmeta.learners.description import Temperature
 
 
 def nearest_temperature(description: dict[str, Any], way: int, shot: float, inner_steps: int) -> Temperature | None:
-    """Of those that `description` holds for so many inner steps, the one whose way and shot are nearest on a logarithmic scale, if any."""
+    """The temperature in `description` for `inner_steps` whose way and shot are nearest on a logarithmic scale, or None."""
 
     def distance(fitted: Temperature) -> float:
         return abs(math.log(fitted["way"] / way)) + abs(math.log(fitted["shot"] / shot))
@@ -17,7 +17,7 @@ def nearest_temperature(description: dict[str, Any], way: int, shot: float, inne
 
 
 def calibration_note(fitted: Temperature | None, way: int, shot: float | None) -> str:
-    """What is to be said of probabilities that were computed with `fitted` for tasks of this way and shot (None: unknown)."""
+    """A note for people on probabilities that were computed with `fitted` for tasks of this way and shot (None: unknown)."""
     if fitted is None:
         return "probabilities are uncalibrated: no temperature was fitted for this model and these inner steps"
     task = f"{fitted['way']}-way {fitted['shot']}-shot"

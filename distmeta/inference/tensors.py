@@ -1,4 +1,4 @@
-"""A meta-trained model whose inputs are not images (vectors, sequences, token ids): adapt it to examples, ask it for others."""
+"""A meta-trained model whose inputs are not images (vectors, sequences, token ids): adapt it to examples, then predict others."""
 
 import copy
 from collections.abc import Collection, Iterator
@@ -31,8 +31,8 @@ class TensorModel(NamedTuple):
         """The network adapted to M examples, by `inner_steps` (default: those it was evaluated with).
 
         inputs (M, …) as the domain gives them; targets (M, N) real numbers in regression, (M,) class numbers from 0 in classification.
-        Raises DataError if they do not fit together or the network does not read them, or adapting diverges; ConfigError for other
-        inner_steps than the learner can make.
+        Raises DataError if they do not match, the network does not accept them, or adapting diverges; ConfigError for inner_steps that the
+        learner does not support.
         """
         _check(inputs, "input")
         if not isinstance(targets, Tensor) or targets.shape[:1] != inputs.shape[:1] or not len(inputs):
@@ -47,7 +47,7 @@ class TensorModel(NamedTuple):
         episode = EpisodeBatch.of_support(inputs, targets).like(floating(self.meta_params))
         with _reading(inputs):
             adapted = learner.adapt(self.meta_params, episode)
-            with torch.no_grad():  # what adapts without the network has not read them yet
+            with torch.no_grad():  # a learner that adapts without the network has not read them yet
                 learner.outputs(adapted, episode.support_images[0, :1])
         problem = unusable(adapted)
         if problem:
@@ -56,7 +56,7 @@ class TensorModel(NamedTuple):
 
 
 class AdaptedTensors(NamedTuple):
-    """A network adapted to one task; `params` is all that it computes with."""
+    """A network adapted to one task, with all its parameters in `params`."""
 
     learner: Learner
     params: Params
@@ -65,8 +65,8 @@ class AdaptedTensors(NamedTuple):
     def predict(self, inputs: Tensor) -> Tensor:
         """The network's outputs (M, N) for inputs (M, …): values, or logits of classes.
 
-        Those of one input do not depend on the others, bit for bit. Raises DataError if the network does not read the inputs, or an input
-        or its outputs hold a value that is not finite.
+        Outputs for one input do not depend on the others, bit for bit. Raises DataError if the network does not read the inputs, or an
+        input or its outputs hold a value that is not finite.
         """
         _check(inputs, "input")
         like = floating(self.params)
@@ -80,9 +80,10 @@ class AdaptedTensors(NamedTuple):
 def build_tensor_model(
     uri: str, description: dict[str, Any], weights: Params, own: Collection[str] = (), objective: Objective | None = None
 ) -> TensorModel:
-    """The model that `description` describes; `objective` is that of its domain (default: squared error, for our own functions).
+    """The model for `description`; `objective` is that of its domain (default: squared error, for distmeta's functions).
 
-    Raises what `build` raises, and ConfigError without an objective for a domain of the user's own: nothing is imported for its name.
+    Raises the same errors as `build`, and ConfigError if the domain is the user's and `objective` is missing, because its name alone is
+    never imported.
     """
     if objective is None and description["dataset"] not in FAMILIES:
         raise ConfigError(f"{uri} was trained on {description['dataset']}, a domain of your own", "give objective=, that of the domain")
@@ -100,7 +101,7 @@ def _check(values: Tensor, what: str) -> None:
 
 @contextmanager
 def _reading(inputs: Tensor) -> Iterator[None]:
-    """Raises DataError for whatever torch says when a network does not read `inputs`."""
+    """Convert torch's errors about `inputs` that the network does not accept into DataError."""
     try:
         yield
     except (RuntimeError, IndexError, TypeError, ValueError) as error:

@@ -27,10 +27,10 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Temperature(TypedDict):
-    """What logits are divided by before the softmax, fitted on so many validation episodes of this way and shot.
+    """A divisor of logits before the softmax, fitted on `episodes` validation episodes of this way and shot.
 
-    `coverage[p]` is the part of their queries whose probability then is at least p %, and `accuracy[p]` the part of these that is right
-    (None if there are none).
+    `coverage[p]` is the fraction of their queries whose probability is then at least p %. `accuracy[p]` is the fraction of these that is
+    right (None without any).
     """
 
     way: _Size

@@ -99,7 +99,7 @@ class InnerLoop(NamedTuple):
 
 
 def gradients_of(losses: Tensor, wanted: Params, create_graph: bool = False) -> Params:
-    """Each task's gradient of its own loss, by name. Raises ConfigError naming a parameter that the loss does not depend on."""
+    """The gradient of each task's loss, by name. Raises ConfigError naming a parameter that the loss does not depend on."""
     derivatives = torch.autograd.grad(losses.sum(), list(wanted.values()), create_graph=create_graph, allow_unused=True)
     for name, gradient in zip(wanted, derivatives, strict=True):
         if gradient is None:

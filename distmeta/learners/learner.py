@@ -262,6 +262,7 @@ class Learner(ABC):
 
     @torch.no_grad()
     def with_statistics(self, adapted: Params, inputs: Tensor) -> Params:
+        """`adapted` with the batch statistics of `inputs`, by which predictions are normalised."""
         return adapted | support_statistics(self.forward(), adapted, inputs)
 
     @torch.no_grad()

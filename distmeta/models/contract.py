@@ -72,10 +72,10 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
 
 
 def check_function(name: str, model: nn.Module, inputs: Tensor) -> None:
-    """Raises ConfigError unless `model`, a network of the user's own, is a function of its parameters, inputs (M, …) and torch's generator.
+    """Raises ConfigError unless `model`, a user's network, is a function of its parameters, inputs (M, …) and torch's generator.
 
-    That is: it leaves inputs and parameters as they are, gives the same when it is called again, draws nothing in evaluation, where each
-    row depends on its own input alone, and has the right gradient when it is called with other parameters than its own.
+    The forward must not change inputs or parameters, and a second call must return the same. In evaluation it must draw nothing, and each
+    row must depend on its own input alone. Its gradient must be right when it is called with other parameters.
     """
     subject = f"the forward of model.name={name}"
     if inputs.is_floating_point():

@@ -15,7 +15,7 @@ def in_fastest_layout(model: nn.Module) -> nn.Module:
 
 
 def in_readable_layout(model: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    """The same for a network of the user's own, for inputs (C, H, W), unless its forward needs the channels outermost.
+    """The same for a user's network for inputs (C, H, W), unless its forward needs the channels outermost.
 
     `images.view(len(images), -1)` does. Such a network is also given its inputs in that order, by a hook.
     """
@@ -33,7 +33,7 @@ def _needs_channels_outermost(model: nn.Module, input_shape: tuple[int, ...]) ->
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             model(images)
-    except Exception as error:  # other errors of the user's own forward are found, and told, when it is tried out
+    except Exception as error:  # other errors of a user's forward are reported when it is tried out
         return "view size is not compatible" in str(error)
     finally:
         set_training(model, True)

@@ -91,7 +91,7 @@ class BatchNorm2d(nn.Module):
         return normalised
 
     def tell(self, values: int, mean: Tensor, inverse_std: Tensor) -> None:
-        """Record what images, of so many values a channel, were normalised by."""
+        """Record the statistics that normalised images with `values` values per channel."""
         if self.seen is not None:
             self.seen.append(Statistics(values, mean, _variance(inverse_std, self.eps)))
 

@@ -1,4 +1,4 @@
-"""Registered models that are adapted in Python: what loading each kind of them shares."""
+"""Common parts of loading registered models that are adapted in Python."""
 
 import tempfile
 from collections.abc import Callable, Collection
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=Adaptable)
 def load_adaptable(
     uri: str, model_uri: str, own: Collection[str], check: Callable[[dict[str, Any]], None], build: Callable[[dict[str, Any], Params], M]
 ) -> M:
-    """What `build` makes of a registered model's description and weights, after `check` of the description. Raises RegistryError."""
+    """The result of `build` for a registered model's description and weights, after `check` of the description. Raises RegistryError."""
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
         check(description)

@@ -22,9 +22,9 @@ _SHA256 = f"sha256:{WEIGHTS_FILE}"
 
 
 def publish_adapted(uri: str, model_uri: str, adapted: Adapted, name: str, alias: str | None = None, own: Collection[str] = ()) -> str:
-    """Register `adapted`, which came from the registered model `model_uri`, as a new version of `name`; returns its address.
+    """Register `adapted`, adapted from the registered model `model_uri`, as a new version of `name`. Returns its address.
 
-    `own` holds the import paths of the user's own classes, whose modules go with it.
+    `own` holds the import paths of the user's classes; their modules are stored with the model.
 
     Its files are kept with the MLflow run of the model. Raises ConfigError if `name` holds models of another kind, RegistryError.
     """
@@ -56,9 +56,9 @@ def publish_adapted(uri: str, model_uri: str, adapted: Adapted, name: str, alias
 
 
 def load_adapted(uri: str, model_uri: str, own: Collection[str] = ()) -> Adapted | None:
-    """The registered classifier, or None if the model is one that is yet to be adapted. Nothing downloaded is executed.
+    """The registered classifier, or None if the registered model is not adapted yet. Nothing downloaded is executed.
 
-    Raises RegistryError, also if the file is not the one whose SHA-256 stands in the version's tags.
+    Raises RegistryError, also if the file's SHA-256 differs from the one in the version's tags.
     """
     version = look_up(uri, model_uri)
     if ADAPTED_FROM not in version.tags or not is_ours(version):

@@ -12,11 +12,11 @@ from distmeta.inference.inputs import network_input
 from distmeta.inference.model import Adapted, finite
 from distmeta.registry.serving import answering, answers_of, pictures_of
 
-_LARGEST = 32  # images that the network computes at once: more are no faster on a CPU, and take memory
+_LARGEST = 32  # images per batch: a larger batch does not run faster on a CPU, and takes more memory
 
 
 class AdaptedClassifier(PythonModel):
-    """Classifies images; requests that come at the same time are computed together.
+    """Classifies images; simultaneous requests are computed together.
 
     Input: a table of `image` (a PNG or JPEG file as bytes or base64 text, or its pixels 0..255, (H, W) or (H, W, C), as array or nested
     lists). Output: for each, in order, its `class`, that class's `probability`, and the `probabilities` of all.

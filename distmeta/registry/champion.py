@@ -1,4 +1,4 @@
-"""Who is champion, decided on what the registry holds at that moment, and looked at again afterwards."""
+"""Chooses the champion from the present contents of the registry, and checks the choice afterwards."""
 
 import json
 import math
@@ -17,10 +17,10 @@ _ATTEMPTS = 8
 
 
 def crown(mlflow_client: MlflowClient, name: str, before: int, new: ModelVersion) -> str | None:
-    """Let the best of the present champion, `new`, and the versions made since number `before` be champion; the version that is.
+    """Make the best of the present champion, `new`, and the versions after number `before` the champion, and return it.
 
-    Several may publish at once, and MLflow has no way to change an alias only if it is what one thinks: everybody looks again after
-    setting it, at all versions there are by then, so whoever sets it last leaves it right.
+    Several processes may publish at once, and MLflow cannot change an alias conditionally. So each process compares all versions again
+    after setting the alias, and the last one leaves it right.
     """
     attempts = 0
     while True:
@@ -35,7 +35,7 @@ def crown(mlflow_client: MlflowClient, name: str, before: int, new: ModelVersion
             return holder or None
         try:
             mlflow_client.set_registered_model_alias(name, CHAMPION, best.version)
-        except Exception as error:  # MLflow shows what its database says where two set it at once
+        except Exception as error:  # if two processes set it at once, MLflow passes on its database's error
             attempts += 1
             if attempts == _ATTEMPTS or not re.search("unique|duplicate", str(error), re.IGNORECASE):
                 raise
@@ -43,7 +43,7 @@ def crown(mlflow_client: MlflowClient, name: str, before: int, new: ModelVersion
 
 
 def _score(version: ModelVersion) -> float | None:
-    """Its validation score, the worst there is (-∞) if that is not finite; None if its tags, which anybody may write, hold none."""
+    """Its validation score, -∞ if that is not finite, or None if its tags, which anybody can edit, hold no score."""
     try:
         score = json.loads(version.tags.get(SCORE, ""))
     except ValueError:

@@ -22,5 +22,5 @@ def metrics_of_test(result: dict[str, Any]) -> list[Metric]:
 
 
 def _column(key: str, column: str, figure: float, step: int) -> Metric:
-    """A figure of one column: a point of a curve over the inner steps or, for columns that count nothing, a metric of its own."""
+    """A figure of one column: a point of a curve over the inner steps or, if columns are not numbers, a separate metric."""
     return Metric(key, figure, int(column), int(column)) if column.isdigit() else Metric(f"{key}/{column}", figure, step, step)

@@ -1,4 +1,4 @@
-"""Is model B better than model A? Both were tested on the same episodes, so their differences, episode by episode, say it most sharply."""
+"""Compares two models by their paired differences over the episodes that both were tested on."""
 
 import math
 import tempfile
@@ -14,16 +14,16 @@ from distmeta.training.intervals import mean_and_ci95, paired
 from distmeta.training.measurement import Measurement, measurement_of
 from distmeta.training.model_folder import ModelFolder
 
-_EPISODES = ("episodes", "seed", "way", "shot", "queries")  # what decides a test's episodes, beside the dataset
+_EPISODES = ("episodes", "seed", "way", "shot", "queries")  # keys that determine a test's episodes, besides the dataset
 
 
 def compare(uri: str, a: str, b: str) -> dict[str, Any]:
-    """The paired difference B - A over the test's episodes, in the figure that models are chosen by.
+    """The paired difference B - A over the test's episodes, in the score by which models are chosen.
 
-    {"figure": its name; "a", "b": means; "difference", "low", "high": its 95% interval (None below 5 episodes); "p": of a difference at
-    least as large by chance (Student's paired test, two-sided); "episodes"; "better": "a", "b" or None if no difference is shown; and how
-    the figure is shown: "unit", "scale", "digits", "more_is_better"}. A figure that is not finite on some episode is the worse one, with
-    None for what cannot be computed. Raises RegistryError if the two were not tested on the same episodes.
+    {"figure": its name; "a", "b": means; "difference", "low", "high": its 95% interval (None below 5 episodes); "p": p-value of Student's
+    paired test, two-sided; "episodes"; "better": "a", "b", or None without a significant difference; and the format: "unit", "scale",
+    "digits", "more_is_better"}. A score that is not finite on some episode counts as worse; values that cannot be computed are None. Raises
+    RegistryError if the two were not tested on the same episodes.
     """
     (about_a, measured, figures_a), (about_b, _, figures_b) = _tested(uri, a), _tested(uri, b)
     differing = [key for key in about_a if about_a[key] != about_b[key]]
@@ -37,7 +37,7 @@ def compare(uri: str, a: str, b: str) -> dict[str, Any]:
 
 
 def _paired(a: list[float | None], b: list[float | None], more_is_better: bool) -> dict[str, Any]:
-    """Means, their paired difference and what it shows."""
+    """Means, their paired difference, and the conclusion."""
     means = {"a": mean_and_ci95(_numbers(a))[0], "b": mean_and_ci95(_numbers(b))[0]}
     if None in means.values():
         known = [name for name, mean in means.items() if mean is not None]
@@ -55,7 +55,7 @@ def _numbers(figures: list[float | None]) -> NDArray[np.float64]:
 
 
 def verdict(comparison: dict[str, Any]) -> str:
-    """What `compare` found, in a sentence."""
+    """The result of `compare` as a sentence."""
     over = f"over {comparison['episodes']} paired episodes"
     if comparison["difference"] is None:
         worse = {"a": "B's", "b": "A's", None: "both models'"}[comparison["better"]]
@@ -72,7 +72,7 @@ def verdict(comparison: dict[str, Any]) -> str:
 
 
 def _tested(uri: str, model_uri: str) -> tuple[dict[str, Any], Measurement, list[float | None]]:
-    """What decides the episodes that a model was tested on, what was measured, and the figure that counts on each episode."""
+    """The keys that determine a model's test episodes, the measurement, and the deciding score on each episode."""
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
         rows = ModelFolder(Path(scratch)).read_test_episodes()

@@ -1,4 +1,4 @@
-"""What the registry holds, however much that is, and whoever put it there: names and tags are data that anybody may have written."""
+"""Lists the registry, of any size. Names and tags are untrusted data, because anybody may have written them."""
 
 import fnmatch
 import re
@@ -15,13 +15,13 @@ from distmeta.training.measurement import KEY
 
 _FORMER = ("accuracy", "ci95", "accuracy_inductive", "ci95_inductive", "mse_by_step", "ci95_by_step")  # known to readers of --json
 FIGURES = (KEY, "episodes", "queries", "seed", *_FORMER)
-_PAGE = 200  # rows that MLflow gives at once
+_PAGE = 200  # rows per page of MLflow's answer
 _PLAIN = re.compile(r"[A-Za-z0-9._ -]+")
 
 
 def list_models(uri: str) -> list[dict[str, Any]]:
     """One row for each version that distmeta made: uri, aliases, the test's figures (accuracy or mse_by_step, …), dataset, way, shot,
-    learner, age_s. What its tags, which anybody may change, lack or say in no form that is understood is absent, or None."""
+    learner, age_s. Values that are missing or malformed in its tags, which anybody can edit, are left out or None."""
     with answers(uri):
         models = {model.name: model for model in registered_models(client(uri))}
         return [_row(version, models.get(version.name)) for version in versions_of(client(uri)) if is_ours(version)]
@@ -48,7 +48,7 @@ def _integer(text: str | None) -> int | None:
 
 
 def _figure(text: str, key: str) -> Any:
-    """A number, numbers by inner step or a measurement, as the key has it; None if the tag says anything else."""
+    """A number, numbers by inner step or a measurement, as expected for the key; None for anything else."""
     try:
         value = parse_json(text)
     except ValueError:
@@ -78,7 +78,7 @@ def matching(rows: list[dict[str, Any]], name: str | None, alias: str | None, **
 
 
 def versions_of(mlflow_client: MlflowClient, name: str | None = None) -> Iterator[ModelVersion]:
-    """All versions of a registered model, or of all, however many there are."""
+    """All versions of one registered model or of all of them."""
     # A name with a quote would end MLflow's filter.
     chosen = {"filter_string": f"name = '{name}'"} if name is not None and _PLAIN.fullmatch(name) else {}
     for version in _pages(mlflow_client.search_model_versions, **chosen):
@@ -87,7 +87,7 @@ def versions_of(mlflow_client: MlflowClient, name: str | None = None) -> Iterato
 
 
 def _pages(search: Callable[..., Any], **chosen: str) -> Iterator[Any]:
-    """Everything that MLflow gives page by page."""
+    """All pages of an MLflow query."""
     token = None
     while True:
         page = search(max_results=_PAGE, page_token=token, **chosen)
@@ -98,7 +98,7 @@ def _pages(search: Callable[..., Any], **chosen: str) -> Iterator[Any]:
 
 
 def registered_models(mlflow_client: MlflowClient) -> Iterator[RegisteredModel]:
-    """All registered models, however many there are."""
+    """All registered models."""
     return _pages(mlflow_client.search_registered_models)
 
 

@@ -1,4 +1,4 @@
-"""What is published: an MLflow pyfunc model of safetensors, JSON and code, which needs nothing of distmeta installed."""
+"""The published package: an MLflow pyfunc model of safetensors, JSON and code, which works without distmeta installed."""
 
 import base64
 import io
@@ -71,9 +71,9 @@ def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], 
 
 
 def write_adapted(folder: Path, adapted: Adapted, own_code: Sequence[Path] = ()) -> None:
-    """Write a classifier that was adapted to its classes into `folder`, new, as a pyfunc from images to classes.
+    """Write an adapted classifier into the new folder `folder`, as a pyfunc from images to classes.
 
-    `own_code`: files and folders of the user's own modules that its network needs.
+    `own_code`: files and folders of the user's modules that its network needs.
     """
     with tempfile.TemporaryDirectory() as scratch:
         adapted.save(Path(scratch) / "adapted")
@@ -127,13 +127,13 @@ def check_merge(description: dict[str, Any]) -> None:
 
 
 def _requirements(description: dict[str, Any]) -> list[str]:
-    """What a model needs installed: the packages that the code uses which it brings along, and those of a network of the user's own."""
+    """A model's requirements: packages used by its stored code, and those of a user's network."""
     ours = {name: version(name).partition("+")[0] for name in _REQUIREMENTS}
     return [f"{name}=={number}" for name, number in (description.get("libraries", {}) | ours).items()]
 
 
 def _carried(scratch: Path, names: Sequence[str]) -> Path:
-    """A copy of the code that a model brings along: files and folders of the package."""
+    """Copy the code stored with a model: files and folders of this package."""
     package = scratch / "distmeta"
     for name in names:
         source, copied = _PACKAGE / name, package / name

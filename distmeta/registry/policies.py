@@ -14,8 +14,8 @@ from distmeta.registry.package import write_actor
 def load_policy(uri: str, model_uri: str, own: Collection[str] = (), environment: Environment | None = None) -> PolicyModel:
     """Look up a registered policy and build it; `environment` is the one to act in (default: the one that it was trained in).
 
-    Nothing downloaded is executed, so the default works for our own environments only. Raises RegistryError, also for a model that is not
-    a policy, and ConfigError if it must be told its environment.
+    Downloaded code is never executed, so the default works only for distmeta's environments. Raises RegistryError, also for a model that is
+    not a policy, and ConfigError if `environment` is required.
     """
 
     def check(description: dict[str, Any]) -> None:
@@ -38,11 +38,11 @@ def save_policy(policy: AdaptedPolicy, folder: Path | str) -> None:
     try:
         write_actor(Path(folder), *policy.as_actor(), policy.description)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error}", "give a folder you may write to") from None
+        raise ConfigError(f"{folder} cannot be written: {error}", "give a folder that you can write to") from None
 
 
 def check_vacant(folder: Path | str) -> None:
-    """Raises ConfigError if `folder` holds something, or is none."""
+    """Raises ConfigError unless `folder` is new or empty."""
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ConfigError(f"{folder} exists already, and an adapted policy replaces nothing", "give a folder that is new or empty")

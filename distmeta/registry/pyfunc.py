@@ -1,6 +1,5 @@
-"""A published model as MLflow's pyfunc: the file that MLflow runs when somebody loads it (models from code, no pickle).
-
-Our own verbs never do (law 6); this is for those who know only MLflow.
+"""A published model as MLflow's pyfunc: the file that MLflow runs on loading (models from code, no pickle). distmeta's own verbs never run
+it; it is for users of plain MLflow.
 """
 
 from pathlib import Path
@@ -27,8 +26,7 @@ class FewShotClassifier(PythonModel):
 
     Input: a table of `image` (a PNG or JPEG file as bytes or base64 text, or its pixels 0..255, (H, W) or (H, W, C), as array or nested
     lists) and `label` (its class, text or a number; empty for a query). Output: for each query, in order, its `class`, that class's
-    `probability`, and the `probabilities` of all. `inner_steps` is a parameter. How much a request may ask for stands in
-    `distmeta.inference.limits`.
+    `probability`, and the `probabilities` of all. `inner_steps` is a parameter. `distmeta.inference.limits` has the limits of a request.
     """
 
     def load_context(self, context: Any) -> None:

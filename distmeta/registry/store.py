@@ -1,4 +1,4 @@
-"""Whether what is behind a tracking URI can be used, found out at once: MLflow itself would try for minutes, or hang."""
+"""Checks quickly whether a tracking URI can be used. MLflow alone would retry for minutes, or hang."""
 
 import contextlib
 import fcntl
@@ -22,14 +22,14 @@ from distmeta.time_limit import time_limit
 
 _ANSWER_S = 15.0
 _BUSY_S = 30.0
-_LONGEST_ANSWER = 1 << 16  # bytes that say that a server is well
-_LONGEST_S = 900.0  # files of a model may be large, and the line slow
+_LONGEST_ANSWER = 1 << 16  # maximum bytes of a server's health answer
+_LONGEST_S = 900.0  # a model's files may be large, and the connection slow
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _checked: set[str] = set()
 
 
 def check(uri: str) -> None:
-    """Look once at a server or database: raises Unanswered if it does not answer, or is in use for long; RegistryError if it cannot be."""
+    """Check a server or database once. Raises Unanswered if it does not answer or stays in use, RegistryError if it cannot be used."""
     if uri not in _checked:
         if uri.startswith(("http://", "https://")):
             _check_server(uri)
@@ -39,7 +39,7 @@ def check(uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
-    """A whole answer must come in time: MLflow's own limit is on silence, and a server may send a byte a second."""
+    """The whole answer must arrive in time. MLflow's own limit is on silence, but a server may send one byte per second."""
     failed: list[Exception] = []
 
     def ask() -> None:
@@ -61,7 +61,7 @@ def _check_server(uri: str) -> None:
 
 
 def in_time(uri: str) -> AbstractContextManager[None]:
-    """Raises TimeoutError if what a server is asked in the block takes very long: MLflow's own limit is on silence."""
+    """Raises TimeoutError if requests in the block take very long, because MLflow's own limit is only on silence."""
     if not uri.startswith(("http://", "https://")):
         return contextlib.nullcontext()
     return time_limit(_LONGEST_S, TimeoutError(f"no whole answer within {_LONGEST_S:.0f} s"))
@@ -74,7 +74,7 @@ def database_of(uri: str) -> Path | None:
 
 
 def _check_database(uri: str, database: Path) -> None:
-    """Write into it, and let MLflow make its tables: by one process at a time, for several at once would fail."""
+    """Write to it, and let MLflow create its tables. Only one process may do this at a time, because concurrent attempts fail."""
     remedy = "work in a folder that can be written, or give another database: tracking.uri, --tracking-uri or MLFLOW_TRACKING_URI"
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -114,15 +114,14 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def artifacts_beside(uri: str) -> str | None:
-    """Where a new experiment in an SQLite file keeps its artifacts: beside that file, wherever it is opened from later."""
+    """The artifact folder of a new experiment in an SQLite file: beside that file, independent of the working folder."""
     database = database_of(uri)
     return (database.parent / "mlartifacts").as_uri() if database else None
 
 
 def unwritable(uri: str, artifacts: str) -> str:
-    """Why files cannot be kept at `artifacts`, if it is a path of some machine; empty if they can, or it is no path.
-
-    What a distant server calls its path is one of this machine only if it is there already.
+    """Why files cannot be stored at the path `artifacts`. Empty if they can, or if it is not a path. A remote server's path counts as local
+    only if it exists here.
     """
     parts = urlsplit(artifacts)
     if parts.scheme not in ("", "file"):

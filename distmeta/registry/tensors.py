@@ -10,11 +10,9 @@ from distmeta.registry.adaptable import load_adaptable
 
 
 def load_tensor_model(uri: str, model_uri: str, own: Collection[str] = (), objective: Objective | None = None) -> TensorModel:
-    """Look up a registered model of vectors, sequences or tokens and build it. Nothing downloaded is executed.
-
-    `own` holds the import paths of its network's and learner's classes, if they are your own; `objective` is
-    that of its domain, if the domain is your own. Raises RegistryError, also for a model of images or a policy, and ConfigError if it
-    needs an objective.
+    """Look up a registered model of vectors, sequences or tokens and build it. Downloaded code is never executed. `own` holds the import
+    paths of its network's and learner's classes, if they are your own; `objective` is your domain's objective, if the domain is your own.
+    Raises RegistryError, also for a model of images or a policy, and ConfigError if it needs an objective.
     """
 
     def check(description: dict[str, Any]) -> None:

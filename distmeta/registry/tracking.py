@@ -211,9 +211,9 @@ def _sending(mlflow: MlflowClient, run_id: str, run_folder: RunFolder, after: in
 
 
 class Mirror:
-    """Sends metrics files to MLflow from a thread of its own while a run continues, however often MLflow fails to take them.
+    """Sends metrics files to MLflow from a separate thread while a run continues, and retries if MLflow fails.
 
-    What it has not sent when the block ends is left to `send_metrics`.
+    `send_metrics` sends the rest after the block.
     """
 
     def __init__(self, uri: str, run_id: str, run_folder: RunFolder) -> None:

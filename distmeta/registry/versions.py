@@ -148,7 +148,7 @@ def _add_version(
     tags: dict[str, str],
     merge: bool,
 ) -> ModelVersion:
-    """A new version with files of its own: publishing a run again leaves its earlier versions as they are."""
+    """A new version with separate files: publishing a run again does not change its earlier versions."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         write_package(folder, best, description, by_episode, merge)
@@ -230,10 +230,9 @@ def tag_version(uri: str, model_uri: str, tags: dict[str, str]) -> None:
 
 
 def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
-    """Fetch the data of the version that `look_up` finds into `folder` and return what its model.json says.
+    """Download the data of the version that `look_up` finds into `folder`. Returns the content of its model.json.
 
-    Raises RegistryError, also if the files are not those whose SHA-256 stand in the version's tags. Code and whatever else lies beside
-    them is left where it is.
+    Raises RegistryError, also if the SHA-256 of a file differs from the one in the version's tags. Code and other files are not downloaded.
     """
     version = look_up(uri, model_uri)
     if not is_ours(version):

@@ -1,1 +1,1 @@
-"""Ray: where workers run, how they are told what to do, and what is seen of them."""
+"""Ray: placing workers, controlling them, and showing their progress."""

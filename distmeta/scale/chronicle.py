@@ -1,4 +1,4 @@
-"""The driver's side of what happens to a run: the board is asked, the run folder keeps it, and whoever watches is told."""
+"""The driver's record of a run's events: it queries the board, writes the run folder, and prints messages."""
 
 import time
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import on_disk
 
-_STATUS_EVERY_S = {True: 2.0, False: 30.0}  # on disk, and in object storage, where each write costs
+_STATUS_EVERY_S = {True: 2.0, False: 30.0}  # seconds on disk, and in object storage, where each write costs money
 
 
 class Chronicle:
-    """Follows one training from its board; `say` tells people what they would else not hear of: lost workers and new starts."""
+    """Follows one training from its board; `say` prints events that users would otherwise miss: lost workers and new starts."""
 
     def __init__(self, run_folder: RunFolder, board: Any, steps: int, say: Callable[[str], None]) -> None:
         self._run_folder, self._board, self._steps, self._say = run_folder, board, steps, say
@@ -25,7 +25,7 @@ class Chronicle:
         self._trained = any(event["kind"] == "start" for event in run_folder.events.read())
 
     def follow(self) -> dict[str, Any]:
-        """Take up what is new. Returns the run's status."""
+        """Process new events. Returns the run's status."""
         status, heard = ask(self._board.heard, self._seen)
         self._seen += len(heard)
         for kind, facts in heard:
@@ -81,7 +81,7 @@ class Chronicle:
         return None
 
     def _keep(self, status: dict[str, Any], urgent: bool) -> None:
-        """Write the status for those who ask from elsewhere."""
+        """Write the status for readers on other machines."""
         if urgent or time.monotonic() - self._written > _STATUS_EVERY_S[on_disk(self._run_folder.path)]:
             self._written = time.monotonic()
             shown = {key: status[key] for key in ("phase", "step", "steps_per_s", "figures") if key in status}

@@ -1,4 +1,4 @@
-"""Reaching a Ray cluster, quietly, and asking whether it can place what a run wants."""
+"""Connects to a Ray cluster without noise, and checks whether it can place a run's workers."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how of
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # what Ray prints goes to a file
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run` Ray would upload the working folder
-os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # a worker that hangs does not answer, however long one asks
+os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")  # a hanging worker does not answer, whatever the time limit
 
 import grpc
 import ray
@@ -43,15 +43,14 @@ _MANAGED = "ray.io/node-group"  # a label of nodes that a launcher started
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """A connection to the cluster at `address`, or else to RAY_ADDRESS, or else to a local instance of our own that ends with the block.
-
-    Raises ClusterError within 20 s if there is no cluster, or if it refuses us.
+    """Connect to the cluster at `address`, else at RAY_ADDRESS, else to a new local instance that ends with the block. Raises ClusterError
+    within 20 s if no cluster answers or accepts the connection.
     """
     outside = os.environ.get("RAY_ADDRESS") or None
     if address or outside:
         _check_answers(address or outside or "", "--address" if address else "RAY_ADDRESS")
     else:
-        os.environ["RAY_AUTH_MODE"] = "disabled"  # our own instance listens on loopback only
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # a local instance listens on loopback only
     try:
         with _sigterm_kept():
             ray.init(
@@ -60,9 +59,9 @@ def connected(address: str | None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 runtime_env={"worker_process_setup_hook": _process_setup()},
             )
-    except DistmetaError:  # a signal of the user's
+    except DistmetaError:  # a signal from the user
         raise
-    except Exception as error:  # Ray raises even plain Exceptions
+    except Exception as error:  # Ray may raise any exception
         raise _refused(error, address or outside) from None
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:
@@ -77,7 +76,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """This process's own way to take SIGTERM, if it has one: ray.init replaces it by a silent exit."""
+    """Keep this process's SIGTERM handler, if it has one, because ray.init replaces it by a silent exit."""
     own = signal.getsignal(signal.SIGTERM)
     yield
     if callable(own) and threading.current_thread() is threading.main_thread():
@@ -104,7 +103,7 @@ def _check_answers(address: str, source: str) -> None:
 
 
 def _refused(error: Exception, address: str | None) -> ClusterError:
-    """What a user should hear of an error by ray.init."""
+    """The message for an error of ray.init."""
     if "AF_UNIX path" in str(error):
         return ClusterError(
             f"the path of Ray's temporary folder is too long for sockets: {get_default_ray_temp_dir()}", "set RAY_TMPDIR=/tmp"
@@ -120,14 +119,14 @@ def _first_line(error: object) -> str:
 
 
 def _process_setup() -> Callable[[], None]:
-    """What every process that Ray starts for us runs first. It sets RAY_ADDRESS to the cluster that the process belongs to, and
-    GLOO_SOCKET_IFNAME to the interface of its node's address.
+    """The setup hook of every process that Ray starts for us. It sets RAY_ADDRESS to the process's cluster, and GLOO_SOCKET_IFNAME to the
+    interface of its node's address.
 
-    Without RAY_ADDRESS, Ray's own helpers (its state API) take the cluster that `ray start` was last called for on the machine. Gloo by
-    itself takes the address of the host's name, which on many hosts is 127.0.0.1.
+    Without RAY_ADDRESS, Ray's state API uses the cluster of the last `ray start` on the machine. By default Gloo uses the address of the
+    host's name, which on many hosts is 127.0.0.1.
     """
 
-    def set_up() -> None:  # a local function, because Ray sends its code: helpers of Ray then start without importing distmeta
+    def set_up() -> None:  # a local function, because Ray then sends its code, and Ray's helpers start without importing distmeta
         import os
         import socket
 
@@ -147,7 +146,7 @@ def _process_setup() -> Callable[[], None]:
 
 
 def storage(folder: Path) -> dict[str, Any]:
-    """Ray's arguments for what it keeps in `folder`, which may lie in object storage."""
+    """Ray's arguments for its files in `folder`, which may be in object storage."""
     if on_disk(folder):
         return {"storage_path": str(folder)}
     remote: Any = folder
@@ -156,7 +155,7 @@ def storage(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def quiet(log: Path) -> Iterator[TextIO]:
-    """Send all that this process and Ray's daemons print to `log`; yields the standard error there was, for what a person should see."""
+    """Redirect all output of this process and Ray's daemons to `log`. Yields the original standard error, for messages to the user."""
     _flush()
     saved = os.dup(1), os.dup(2)
     with appending(log) as file, lasting(os.dup(2), owned=True) as terminal:
@@ -166,7 +165,7 @@ def quiet(log: Path) -> Iterator[TextIO]:
         try:
             yield terminal
         finally:
-            lost_output()  # a log that is full is no loss of results
+            lost_output()  # a full log does not lose results
             _flush()
             for number, original in enumerate(saved, 1):
                 os.dup2(original, number)
@@ -188,7 +187,7 @@ def _mask(log: IO[bytes], began: int) -> None:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a terminal or pipe that is gone
+        with suppress(OSError, ValueError):  # a closed terminal or pipe
             stream.flush()
 
 
@@ -214,7 +213,9 @@ def await_nodes(train: TrainConfig, say: Callable[[str], None]) -> None:
 
 
 def resolve_device(train: TrainConfig) -> str:
-    """ "cuda" or "cpu" for train.device; auto takes cuda if every worker can have its GPUs. Raises ConfigError if cuda cannot be had."""
+    """ "cuda" or "cpu" for train.device; auto is cuda if every worker can have its GPUs. Raises ConfigError if cuda is requested but not
+    available.
+    """
     if train.device == "cpu":
         return "cpu"
     wanted = train.fewest * (1.0 if train.gpus_per_worker is None else train.gpus_per_worker)
@@ -239,7 +240,7 @@ def worker_needs(train: TrainConfig, device: str) -> dict[str, float]:
 
 
 def check_capacity(train: TrainConfig, device: str) -> int:
-    """How many workers the cluster's nodes can hold at once. Raises ClusterError, with the arithmetic, if that is fewer than a run's."""
+    """The number of workers that the cluster can place at once. Raises ClusterError with the numbers if a run needs more."""
     need = worker_needs(train, device)
     places = 0
     arithmetic = []

@@ -1,4 +1,4 @@
-"""What is installed here and what answers, with a remedy for whatever does not."""
+"""Checks installed packages and reachable services, with a remedy for each problem."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ _LEAST_DISK_GB, _LEAST_SHARED_GB = 2, 0.5
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, what was found, and what to do if that is not well (empty if it is)."""
+    """One line: the check, its result, and a remedy (empty if all is well)."""
 
     what: str
     found: str
@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
 
 def examine(uri: str, address: str | None, shards: str | None) -> Iterator[Finding]:
-    """Look at this machine, then at what it must reach: the Ray cluster, MLflow and its registry, and the dataset if one is named."""
+    """Check this machine, then the services it needs: the Ray cluster, MLflow and its registry, and the dataset if one is named."""
     yield from _packages()
     yield _accelerator()
     yield _kernels()
@@ -90,7 +90,7 @@ def _accelerator() -> Finding:
 
 
 def _kernels() -> Finding:
-    """Compiles them if this machine has not done so before. A run does without them, so their lack is no fault."""
+    """Compiles them if necessary. A run works without them, so missing kernels are not a fault."""
     try:
         kernels = library("float32")
     except KernelsUnavailable as error:
@@ -100,10 +100,10 @@ def _kernels() -> Finding:
 
 def _allocator() -> Finding:
     if platform.libc_ver()[0] != "glibc":
-        return Finding("allocator", "not glibc's: its settings have no effect here")
+        return Finding("allocator", "not glibc: the settings have no effect here")
     differing = [name for name, value in ALLOCATOR.items() if os.environ.get(name, value) != value]
     if differing:
-        return Finding("allocator", f"{', '.join(differing)} set otherwise than workers will have it", f"unset {' '.join(differing)}")
+        return Finding("allocator", f"{', '.join(differing)} differs from the workers' setting", f"unset {' '.join(differing)}")
     return Finding("allocator", f"workers get {', '.join(ALLOCATOR)}")
 
 
@@ -116,7 +116,7 @@ def _cluster(address: str | None) -> str:
     with connected(address):
         held = ray.cluster_resources()
         nodes = sum(node["Alive"] for node in ray.nodes())
-    where = address or os.environ.get("RAY_ADDRESS") or "a local instance of our own"
+    where = address or os.environ.get("RAY_ADDRESS") or "a local instance"
     return f"{where}: nodes {nodes}, CPUs {held.get('CPU', 0):g}, GPUs {held.get('GPU', 0):g}"
 
 
@@ -133,7 +133,7 @@ def _dataset(location: str) -> str:
         size = dataset.size(info)
         if size != info.bytes:
             raise DataError(
-                f"{dataset.path(info)} has {size} bytes; its manifest says {info.bytes}", "copy it again; distmeta verify looks closer"
+                f"{dataset.path(info)} has {size} bytes; its manifest says {info.bytes}", "copy it again; distmeta verify checks in detail"
             )
     classes, megabytes = len(dataset.manifest.classes), sum(info.bytes for info in dataset.manifest.shards) / 1e6
     return f"{location}: {dataset.manifest.dataset}, {classes} classes in {len(dataset.manifest.shards)} shards, {megabytes:.0f} MB"

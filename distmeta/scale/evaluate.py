@@ -1,4 +1,6 @@
-"""A registered model evaluated by a Ray cluster: fixed episodes in parts, each a task that Ray gives to another node if one is lost."""
+"""Evaluates a registered model on a Ray cluster: fixed episodes in parts. Each part is a Ray task, which is repeated on another node if a
+node is lost.
+"""
 
 import os
 import sys
@@ -29,11 +31,11 @@ from distmeta.training.calibration import Answers, answered, keeping_answers, te
 from distmeta.training.devices import device_of
 from distmeta.training.evaluate import evaluation_of, scores, width
 
-PART = 25  # episodes of a task: some seconds of work, which is what is done again if a worker is lost
+PART = 25  # episodes of a task: a few seconds of work, which is repeated if a worker is lost
 
 
 class EpisodeSource(NamedTuple):
-    """Which episodes: of a packed dataset's split, drawn from `seed`. `way` and `shot` are those the model was trained for, if None."""
+    """Episodes of a packed dataset's split, drawn from `seed`. `way` and `shot` default to those the model was trained for."""
 
     shards: str
     split: Split
@@ -59,12 +61,12 @@ def evaluate(
     metric: str | None = None,
     calibrate_on: int | None = None,
 ) -> Iterator[Evaluated | None]:
-    """Evaluate on every CPU that the cluster has (or GPU, if it has any), and the same network without training beside it.
+    """Evaluate the model, and the same network without training, on all of the cluster's GPUs (or CPUs, if it has no GPU).
 
-    `own` holds the import paths of the network's and the learner's class, if they are the user's own, and `metric` names what scores
-    the episodes, as `distmeta.assembly.received.metric_for` takes it. With `calibrate_on`, a temperature is fitted on so many validation
-    episodes of the same way and shot before. Yields None for each part that is done, and at last the figures: the same from any cluster
-    of one kind of machine. Raises DataError or ConfigError if the episodes cannot be had, ClusterError if the cluster failed.
+    `own` holds the import paths of the network's and the learner's class if they are the user's. `metric` names the metric, as in
+    `distmeta.assembly.received.metric_for`. With `calibrate_on`, a temperature is first fitted on that number of validation episodes of the
+    same way and shot. Yields None for each finished part, then the figures. They are the same on any cluster of one kind of machine. Raises
+    DataError or ConfigError if the episodes cannot be read, ClusterError if the cluster failed.
     """
     source = source._replace(shards=from_any_folder(source.shards))
     stream = evaluation_stream(model, *source)
@@ -119,9 +121,10 @@ def _score(
     users: tuple[tuple[str, ...], str | None, str],
     baseline: bool,
 ) -> Tensor:
-    """Scores of these episodes (len(indices), width): by the model and, with `baseline`, behind them by the same network without training.
+    """Scores of these episodes (len(indices), width) by the model and, with `baseline`, in further columns by the same network without
+    training.
 
-    `users`: import paths of the user's own classes, the metric that the user named, and the folder where they are found.
+    `users`: import paths of the user's classes, the user's metric, and the folder to import them from.
     """
     own, metric, import_from = users
     sys.path.append(import_from)

@@ -1,4 +1,4 @@
-"""Ray Train's or Ray Tune's blocking call, in a thread; how it is watched, and what it ended with."""
+"""Runs the blocking call of Ray Train or Ray Tune in a thread, watches it, and interprets its end."""
 
 import errno
 import signal
@@ -15,11 +15,11 @@ from distmeta.scale.progress import raised
 from distmeta.training.run_folder import RunFolder
 
 _POLL_S = 0.5
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the same tomorrow, unless somebody fixes it
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # would recur until it is fixed
 
 
 class Fit:
-    """The blocking fit() of a Ray Trainer or Tuner in a thread, so that the calling one can watch. `error` is what it raised."""
+    """The blocking fit() of a Ray Trainer or Tuner in a thread, so that the calling one can watch. `error` is the exception it raised."""
 
     def __init__(self, trainer: Any) -> None:
         self.error: Exception | None = None
@@ -29,7 +29,7 @@ class Fit:
     def _run(self, trainer: Any) -> None:
         try:
             trainer.fit()
-        except Exception as error:  # whatever it is, the thread that watches must hear of it
+        except Exception as error:  # any exception is passed to the watching thread
             self.error = error
 
     @property
@@ -60,7 +60,7 @@ def watch(fit: Fit, look: Callable[[], None], stop: Callable[[], None]) -> None:
 
 
 def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
-    """What ended training before its time, if anything did; `reported` is what a worker told the board."""
+    """The error that ended training early, or None; `reported` is a worker's report on the board."""
     if reported is not None:
         return raised(reported)
     if fit.error is None:
@@ -75,14 +75,14 @@ def failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> 
 
 
 def unwritable(error: BaseException, run_folder: RunFolder) -> RunError | None:
-    """What the user should hear of `error`, a worker's or Ray's controller's, if it says that the run folder cannot be written."""
+    """The message if `error`, of a worker or of Ray's controller, means that the run folder cannot be written; else None."""
     if isinstance(error, Overtaken):
         return error
-    # Object storage gives no number.
+    # Object storage sets no errno.
     if not isinstance(error, OSError) or not (error.errno in _UNWRITABLE or isinstance(error, PermissionError)):
         return None
     return RunError(
-        f"the run cannot be written: {error}", f"make room, or give it rights; --resume then continues from {run_folder.reached()}"
+        f"the run cannot be written: {error}", f"free space or fix its permissions; --resume then continues from {run_folder.reached()}"
     )
 
 

@@ -1,6 +1,6 @@
 """What a submitted job runs, `python -m distmeta.scale.job VERB …`: it checks the cluster, then becomes `distmeta VERB …`.
 
-Imports nothing that may be missing before it has said what is.
+It reports missing packages before it imports them.
 """
 
 import json
@@ -33,9 +33,8 @@ def differences(there: dict[str, str]) -> list[str]:
 
 
 def own_address() -> str | None:
-    """The address of the cluster whose node started this process, which is not always the one that Ray put into RAY_ADDRESS.
-
-    Where several clusters share a machine and a temporary folder, Ray gives a job the address of the cluster that was started last.
+    """The address of the cluster whose node started this process. It can differ from RAY_ADDRESS: if several clusters share a machine and a
+    temporary folder, Ray gives a job the address of the cluster that was started last.
     """
     import psutil
 
@@ -47,14 +46,14 @@ def own_address() -> str | None:
 
 
 def tracking_fault() -> str | None:
-    """What is wrong with the nodes' MLFLOW_TRACKING_URI for a job that has nothing else, if anything is."""
+    """The fault of the nodes' MLFLOW_TRACKING_URI for a job without tracking.uri, or None."""
     from distmeta.config import is_relative
 
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return "the job has no MLflow: tracking.uri is absent, and MLFLOW_TRACKING_URI is not set on the cluster's nodes"
     if is_relative(uri):
-        return f"MLFLOW_TRACKING_URI={uri} on the cluster's nodes is relative: it would lie in a folder that goes with the job"
+        return f"MLFLOW_TRACKING_URI={uri} on the cluster's nodes is relative: it would be in a folder that is removed with the job"
     return None
 
 

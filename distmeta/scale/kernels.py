@@ -1,4 +1,4 @@
-"""Whether a run's workers compute with native kernels or with torch's: settled once, before step 0, for all nodes and for good."""
+"""Chooses native or torch kernels for a run's workers: once, before step 0, for all nodes."""
 
 import socket
 
@@ -16,10 +16,10 @@ from distmeta.scale.places import places_on
 
 
 def settled(this: Run, device: str) -> tuple[str, str]:
-    """What `this` computes with on `device`, "native" or "torch", and what a person should hear of it (empty if nothing).
+    """The kernels of `this` on `device`, "native" or "torch", and a message for the user (may be empty).
 
-    A run that has begun keeps what it began with. Otherwise auto takes native if every node that may hold a worker can build the kernels
-    and run their probe. Raises ConfigError or ClusterError if train.kernels=native cannot be had.
+    A resumed run keeps its kernels. Otherwise auto is native if every node that may hold a worker can build the kernels and run their
+    probe. Raises ConfigError or ClusterError if train.kernels=native is not possible.
     """
     train = this.config.train
     wanted = _began_with(this) if train.kernels == "auto" else train.kernels
@@ -39,7 +39,7 @@ def settled(this: Run, device: str) -> tuple[str, str]:
 
 
 def _began_with(this: Run) -> str:
-    """The kernels of the run or sweep in the folder; "auto" if there is none. Runs older than this choice had torch's."""
+    """The kernels of the run or sweep in the folder; "auto" if there is none. Older runs, without this entry, used torch."""
     if not this.folder.holds_run:
         return "auto"
     kept = this.folder.read_config().train.kernels
@@ -47,7 +47,7 @@ def _began_with(this: Run) -> str:
 
 
 def of_worker(config: Config) -> Library | None:
-    """The library of a run with native kernels. Raises RunError naming the node if it cannot be had on this one."""
+    """The library of a run with native kernels. Raises RunError naming the node if it is not available there."""
     if config.train.kernels != "native":
         return None
     try:
@@ -57,16 +57,16 @@ def of_worker(config: Config) -> Library | None:
 
 
 def _unsuited(train: TrainConfig, device: str, network: nn.Module) -> str | None:
-    """Why native kernels would have nothing to do in this run, whatever its nodes can."""
+    """Why native kernels do not apply to this run, on any node."""
     if device != "cpu":
         return f"they run on CPUs, not on {device}"
     if train.threads_per_worker > 1:
         return f"they use one thread, and train.threads_per_worker={train.threads_per_worker}"
-    return None if native.serves(network) else "no block of this network is one that they compute"
+    return None if native.serves(network) else "they support no block of this network"
 
 
 def _failure(train: TrainConfig, device: str) -> tuple[str, str] | None:
-    """What keeps some node from computing natively, and the remedy."""
+    """Why some node cannot use native kernels, and the remedy."""
     here, needs = ray.get_runtime_context().get_node_id(), worker_needs(train, device)
     nodes = [node for node in ray.nodes() if node["Alive"] and places_on(node["Resources"], needs)]
     others = [node for node in nodes if node["NodeID"] != here]
@@ -88,7 +88,7 @@ def _failure(train: TrainConfig, device: str) -> tuple[str, str] | None:
 
 
 def _tried(precision: Precision) -> str | tuple[str, str]:
-    """What the kernels are on this node, or why there are none and the remedy."""
+    """The kernels on this node, or the reason why there are none and the remedy."""
     try:
         return str(library(precision))
     except KernelsUnavailable as error:

@@ -1,4 +1,4 @@
-"""Which workers a run lost, and why: from what Ray Train heard of all of them, and what can still be found on a lost one's node."""
+"""Finds out which workers a run lost, and why, from Ray Train's reports and from a lost worker's node."""
 
 import os
 import re
@@ -12,12 +12,12 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 Place = dict[str, Any]
-"""Where a worker is: rank, pid, node (its host's name), ip, node_id, log, oom_kills."""
+"""A worker's place: rank, pid, node (host name), ip, node_id, log, oom_kills."""
 
 _CONNECT_S, _PROBE_S = 2.0, 5.0
 _TAIL_BYTES = 20_000
 _KEPT_BYTES = 1 << 20  # of each log
-# What workers say of a peer that is gone or silent: gloo's and NCCL's words.
+# Messages of gloo and NCCL about a peer that is lost or silent.
 _PEER_GONE = re.compile(r"Connection closed by peer|Connection reset|Broken pipe|Connection refused|remote process exited|Socket closed")
 _PEER_SILENT = re.compile(r"Timed out waiting|timed out|Timeout|watchdog", re.IGNORECASE)
 _COLLECTIVE = re.compile(r"gloo|nccl|ProcessGroup|DistBackendError", re.IGNORECASE)
@@ -33,7 +33,7 @@ _NAMED = {
 
 
 class Failure(NamedTuple):
-    """A worker's failure as Ray Train heard of it: the names of its exception and of what that one came from, and their text."""
+    """A worker's failure as reported by Ray Train: the names of its exception and of the causes, and their text."""
 
     kinds: tuple[str, ...]
     text: str
@@ -56,7 +56,7 @@ class Loss(NamedTuple):
 
 
 def lost(failures: dict[int, Failure], ranks: set[int]) -> list[Loss]:
-    """The workers among `ranks` that were lost; one that only lost its connection to another was not."""
+    """The workers among `ranks` that were lost. A worker that only lost its connection to another does not count."""
     losses: list[Loss] = []
     witnesses: dict[int, Failure] = {}
     for rank, failure in failures.items():
@@ -70,7 +70,7 @@ def lost(failures: dict[int, Failure], ranks: set[int]) -> list[Loss]:
     if not witnesses:
         return []
     suspects = sorted(ranks - failures.keys())
-    if not suspects:  # all of them lost a connection, and none is known to be gone
+    if not suspects:  # all of them lost a connection, and none is known to be lost
         first = min(witnesses)
         return [Loss(first, "failed", witnesses[first].last_line)]
     said = " ".join(failure.text for failure in witnesses.values())
@@ -80,7 +80,7 @@ def lost(failures: dict[int, Failure], ranks: set[int]) -> list[Loss]:
 
 
 def _loss(rank: int, failure: Failure) -> Loss | None:
-    """How the worker itself was lost; None if its failure is that it lost another."""
+    """How the worker was lost, or None if it only lost its connection to another."""
     if "WorkerHealthCheckTimeoutError" in failure.kinds:
         return Loss(rank, "hung", "it did not answer Ray")
     if "OutOfMemoryError" in failure.kinds or "running low on memory" in failure.text:
@@ -90,14 +90,14 @@ def _loss(rank: int, failure: Failure) -> Loss | None:
     if "WorkerHealthCheckFailedError" in failure.kinds:
         return Loss(rank, "died", "Ray lost its process")
     if "Terminated" in failure.kinds:
-        return Loss(rank, "died", "SIGTERM: it was told to end, and left a checkpoint")
+        return Loss(rank, "died", "SIGTERM: it was asked to end, and wrote a checkpoint")
     if _COLLECTIVE.search(failure.text) or _PEER_GONE.search(failure.text):
         return None
     return Loss(rank, "failed", f"{failure.kinds[0]}: {failure.last_line}")
 
 
 def here(rank: int) -> Place:
-    """Where this worker is."""
+    """The place of this worker."""
     try:
         log = os.readlink("/proc/self/fd/2")
     except OSError:  # no Linux
@@ -130,7 +130,7 @@ def _cgroup(table: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/
 
 
 def oom_kills(cgroup: str, machine: Path = Path("/proc/vmstat")) -> list[int]:
-    """How many processes the kernel has killed for lack of memory: in the control group and on the machine, as far as it counts them."""
+    """The number of processes killed by the kernel for lack of memory, in the control group and on the machine, if counted."""
     counts = []
     for file in (Path(cgroup), machine) if cgroup else (machine,):
         with suppress(OSError):
@@ -139,7 +139,7 @@ def oom_kills(cgroup: str, machine: Path = Path("/proc/vmstat")) -> list[int]:
 
 
 def signal_in(log: str) -> str | None:
-    """The signal that a process's log says it died of."""
+    """The fatal signal named in a process's log."""
     with suppress(OSError):
         with open(log, "rb") as file:
             file.seek(max(0, os.path.getsize(log) - _TAIL_BYTES))
@@ -150,7 +150,7 @@ def signal_in(log: str) -> str | None:
 
 
 class Traces(NamedTuple):
-    """What a worker's node still knows of it: the signal that its log names, the kernel's counts now, and the end of what it printed."""
+    """Traces of a worker on its node: the signal in its log, the kernel's counts now, and the last bytes that it printed."""
 
     signal: str | None
     oom_kills: list[int]
@@ -159,7 +159,7 @@ class Traces(NamedTuple):
 
 
 def examine(loss: Loss, place: Place, traces: Traces | None) -> dict[str, Any]:
-    """What stands in the event: `kind`, `reason` and `signal`. `traces` are None if the node is gone, or too busy. Never raises."""
+    """The event's `kind`, `reason` and `signal`. `traces` are None if the node is gone, or too busy. Never raises."""
     known = {"kind": loss.kind, "reason": loss.reason, "signal": None}
     if "SIGTERM" in loss.reason:
         return known | {"signal": "SIGTERM"}
@@ -171,7 +171,7 @@ def examine(loss: Loss, place: Place, traces: Traces | None) -> dict[str, Any]:
         return known
     if traces.signal is None and traces.oom_kills > place["oom_kills"]:
         return known | {"kind": "out of memory", "reason": "the kernel ended it", "signal": "SIGKILL"}
-    # A process that can still write says which signal ends it. What leaves no word is SIGKILL.
+    # A process that can still write logs its signal. Without a log entry the signal was SIGKILL.
     return known | {"signal": traces.signal or "SIGKILL"}
 
 

@@ -1,6 +1,6 @@
-"""What a worker tells Ray's metrics, which every node exports for Prometheus (its names there begin with `ray_`).
+"""A worker's series in Ray's metrics. Every node exports them for Prometheus, where their names begin with `ray_`.
 
-Each series has the labels run, trial (empty for a run of its own) and rank. What all workers share is told by rank 0 alone.
+Each series has the labels run, trial (empty outside a sweep) and rank. Only rank 0 reports what all workers share.
 """
 
 import time
@@ -17,7 +17,7 @@ from distmeta.training.run_folder import RunFolder
 
 _EVERY_S = 1.0  # Ray collects them every ten seconds, so more would be lost work
 
-# name → what it is, and its further label
+# name → description, additional label
 COUNTERS = {
     "distmeta_steps": ("Outer updates of the run, as this worker made them.", None),
     "distmeta_episodes": ("Training episodes that this worker has adapted to.", None),
@@ -38,7 +38,7 @@ GAUGES = {
 
 
 class WorkerMetrics:
-    """One worker's series. `add` costs microseconds a step; Ray hears of what has gathered once a second."""
+    """One worker's series. `add` costs microseconds a step; the sums are sent to Ray once a second."""
 
     def __init__(self, run_folder: RunFolder, rank: int, device: Device, episodes: int) -> None:
         """`episodes`: how many of each step's are this worker's."""
@@ -49,14 +49,14 @@ class WorkerMetrics:
         self._leads = rank == 0
         self._device = device
         self._episodes = episodes
-        self._grown: Counts[tuple[str, str | None]] = Counts()  # since Ray last heard of it
+        self._grown: Counts[tuple[str, str | None]] = Counts()  # since the last report to Ray
         self._latest: dict[str, float] = {}
         self._skipped = 0
         self._read: Counts[str] = Counts()
         self._told = 0.0
 
     def begin(self, planned_steps: int, restarts: int) -> None:
-        """Said by rank 0: at which step the run ends, and how often it has started again."""
+        """Rank 0 reports the run's last step and its number of restarts."""
         self._latest |= {"distmeta_planned_steps": planned_steps, "distmeta_restarts": restarts}
 
     def add(self, record: Record) -> None:

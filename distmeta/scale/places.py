@@ -1,4 +1,4 @@
-"""Placement groups, Ray's reservations for the workers of a run: which exist, who holds them, and removing those that nobody needs.
+"""Placement groups, Ray's reservations for the workers of a run: listing them, naming their holders, and removing unneeded ones.
 
 Ray Train leaves the group of a killed controller to a helper actor, and Ray itself removes it only when the whole job ends. A sweep stops
 trials by killing them, so it removes their groups itself.
@@ -17,12 +17,12 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 
 _Row: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
-_NOBODY = ray.ActorID.nil().binary()  # created it: a driver did, such as Ray Tune's
+_NOBODY = ray.ActorID.nil().binary()  # created it; a driver, such as Ray Tune's, did
 _PLACE = "its place"
 
 
 class Group(NamedTuple):
-    """One placement group. `amounts` is what it reserves in all; `controller` is the id of the actor that created it."""
+    """One placement group. `amounts` is its total reservation; `controller` is the id of the actor that created it."""
 
     id: str
     job: str
@@ -54,7 +54,7 @@ def _group(row: Any) -> Group:
 
 
 def remove(ids: Iterable[str]) -> None:
-    """Remove these groups, and with them the workers that still run there; those that are gone already are skipped."""
+    """Remove these groups together with the workers that still run there. Groups that are already removed are skipped."""
     present = {group.id for group in groups()}
     for group_id in present.intersection(ids):
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group_id))))
@@ -76,19 +76,18 @@ def _process(address: dict[str, Any]) -> tuple[str, int]:
 
 
 def free_places(need: dict[str, float]) -> int:
-    """How many workers that need so much each fit into what no one has reserved."""
+    """The number of workers with these needs that fit into unreserved resources."""
     return sum(places_on(free, need) for free in available_resources_per_node().values())
 
 
 def places_on(resources: dict[str, float], need: dict[str, float]) -> int:
-    """How many workers that need so much each fit into one node's resources."""
+    """The number of workers with these needs that fit into one node's resources."""
     return min(math.floor(resources.get(kind, 0) / amount + 1e-9) for kind, amount in need.items() if amount)
 
 
 def holders(placed: Iterable[Group], names: dict[str, str], kinds: Iterable[str]) -> str:
-    """Who holds these groups, and how much of each kind of resource, for people.
-
-    `names` is what to call the run of a controller; groups of other jobs are named by their drivers.
+    """The holders of these groups with their amounts, as text. `names` maps a controller to the name of its run; groups of other jobs are
+    named by their drivers.
     """
     drivers = {job["JobID"]: f"job {job['JobID']} (process {job['DriverPid']} on {job['DriverIPAddress']})" for job in jobs()}
     held: dict[str, Counter[str]] = {}
@@ -99,14 +98,14 @@ def holders(placed: Iterable[Group], names: dict[str, str], kinds: Iterable[str]
 
 
 def stage(mine: list[Group]) -> str:
-    """What a run that does not train yet waits for next, as far as its groups tell."""
+    """What a run that does not train yet waits for, judged by its groups."""
     if not mine:
         return "Ray Train"
     return "its workers to start" if any(group.placed for group in mine) else _PLACE
 
 
 def awaited(mine: list[Group], others: Iterable[Group], names: dict[str, str], needs: Mapping[str, float], workers: int) -> str:
-    """What a run that does not train yet waits for, for people: its groups are `mine`, and each of its `workers` needs so much.
+    """What a run that does not train yet waits for, as text. Its groups are `mine`, and each of its `workers` needs `needs`.
 
     `others` are all groups of the cluster, `names` as in `holders`.
     """

@@ -1,4 +1,4 @@
-"""Hearing in time that this worker, or a node under one of the workers, is about to go."""
+"""Detects early that this worker, or the node of a worker, is about to be shut down."""
 
 import ctypes
 import signal
@@ -11,11 +11,11 @@ _LOOK_EVERY_S = 5.0
 
 
 class Terminated(RuntimeError):
-    """This worker was told to end, and has left a checkpoint. Ray Train replaces it."""
+    """This worker was asked to end, and has written a checkpoint. Ray Train replaces it."""
 
 
 class Notices:
-    """What one worker has been told."""
+    """The shutdown requests of one worker."""
 
     def __init__(self) -> None:
         self.terminated = False
@@ -28,17 +28,17 @@ class Notices:
         previous = signal.getsignal(signal.SIGTERM)
 
         def on_sigterm(*_: object) -> None:
-            signal.signal(signal.SIGTERM, previous)  # a second one ends the process as ever
+            signal.signal(signal.SIGTERM, previous)  # a second one ends the process as usual
             self.terminated = True
 
         signal.signal(signal.SIGTERM, on_sigterm)
 
     def due(self) -> bool:
-        """Whether it is time to look whether a node is going: looking takes all workers, and a few milliseconds."""
+        """Whether it is time to check for nodes that will shut down. The check involves all workers and takes a few milliseconds."""
         return time.monotonic() - self._looked > _LOOK_EVERY_S
 
     def node_going(self) -> bool:
-        """Whether Ray has announced the end of a node under one of the workers, and has not before. All workers must ask at once."""
+        """Whether Ray has newly announced the end of a worker's node. All workers must call this at the same step."""
         self._looked = time.monotonic()
         info = ray.train.get_preemption_info()
         going = set(info.preempted_node_to_ranks) if info is not None else set()
@@ -48,9 +48,9 @@ class Notices:
 
 
 def _in_main_thread(call: object) -> None:
-    """Have the main thread make this call as soon as it runs Python again: only there may signal handlers be set.
+    """Run this call in the main thread as soon as that executes Python code, because only there signal handlers can be set.
 
-    Ray Train runs its workers' function in another thread, and its main thread answers a poll every half second.
+    Ray Train runs its workers' function in another thread; its main thread answers a poll every half second.
     """
     if threading.current_thread() is threading.main_thread():
         call()  # type: ignore[operator]
@@ -65,4 +65,4 @@ def _in_main_thread(call: object) -> None:
 
 
 _Pending = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-_kept: list[object] = []  # C holds no reference to them
+_kept: list[object] = []  # kept alive here, because C holds no reference to them

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes: worker 0 tells a named actor, the driver asks that actor and draws."""
+"""Live progress of a run: worker 0 reports to a named actor, and the driver queries the actor and draws."""
 
 import contextlib
 import time
@@ -45,21 +45,21 @@ class Board:
         self.failure = self.failure or (kind, message, remedy)
 
     def place(self, place: Place) -> None:
-        """Where a worker is, told by each before any of them trains."""
+        """A worker's place, reported by each before training starts."""
         self.places[place["rank"]] = place
 
     def begin(self, workers: int, step: int, checkpoint: str | None) -> None:
-        """So many workers train from a checkpoint; those of an earlier start that had more are gone."""
+        """This number of workers trains from a checkpoint; forget extra workers of an earlier start."""
         self.places = {rank: place for rank, place in sorted(self.places.items()) if rank < workers}
         self.happened.append(("start", {"step": step, "checkpoint": checkpoint, "workers": dict(self.places)}))
 
     def lose(self, failures: dict[int, Failure]) -> None:
-        """Workers failed, or said that others did."""
+        """Workers failed, or reported that others did."""
         self.happened.append(("failures", failures))
         self.status["phase"] = STARTING
 
     def heard(self, since: int) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
-        """The status, and what happened beyond the first `since` things."""
+        """The status, and the events after the first `since`."""
         return self.status, self.happened[since:]
 
     def snapshot(self) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
@@ -67,9 +67,9 @@ class Board:
 
 
 def new_board(title: str, name: str | None = None) -> Any:
-    """A board on the node of the process that asks, so that no other node takes it along when it goes.
+    """A board on the node of the calling process, so that it survives the loss of other nodes.
 
-    `title` is what dashboards call the run. The board ends when its last handle goes. With a `name`, other processes of this job find it by
+    `title` is the run's name in dashboards. The board ends with its last handle. With a `name`, other processes of this job can get it from
     `ray.get_actor`.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -77,7 +77,9 @@ def new_board(title: str, name: str | None = None) -> Any:
 
 
 def ask(method: Any, *arguments: Any) -> Any:
-    """What a board's method answers, asked again while its process does not answer, as under load. Raises ClusterError if it is gone."""
+    """The result of a board's method. The call is repeated while the process does not answer, for example under load. Raises ClusterError
+    if the board is lost.
+    """
     try:
         while True:
             try:
@@ -91,12 +93,12 @@ def ask(method: Any, *arguments: Any) -> Any:
 
 
 def read(board: Any) -> tuple[dict[str, Any], tuple[str, str, str] | None]:
-    """The status and the failure that a board holds. Raises ClusterError if its process is gone."""
+    """The status and the failure on a board. Raises ClusterError if its process is lost."""
     return ask(board.snapshot)
 
 
 class Restarts(UserCallback):
-    """Runs in Ray Train's controller: if workers fail, the board hears of it."""
+    """Runs in Ray Train's controller and reports failed workers to the board."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -115,7 +117,7 @@ class Reporter:
         self._stop = False
 
     def place(self, place: Place) -> None:
-        """Say where this worker is, and wait until it is known."""
+        """Report this worker's place, and wait until the board has it."""
         ask(self._board.place, place)
 
     def begin(self, workers: int, step: int, checkpoint: str | None) -> None:
@@ -136,7 +138,7 @@ class Reporter:
         return self._stop
 
     def failed(self) -> bool:
-        """Whether some worker has told a failure, be it one that is no more."""
+        """Whether any worker, even one that has ended, has reported a failure."""
         return read(self._board)[1] is not None
 
     def fail(self, error: errors.DistmetaError) -> None:
@@ -163,15 +165,15 @@ class RunDisplay(Display[Progress]):
             TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(),
         )
-        # Not redirecting: what Ray prints belongs in the log, and rich would bring it here.
+        # Not redirecting: Ray's output belongs in the log, and rich would print it here.
         super().__init__(terminal, lambda console: Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False))
         self._task = self.live.add_task("", total=steps, phase="", figures="")
 
     def show(self, status: dict[str, Any]) -> None:
-        """Draw `status`; its "warning", if it has one, is said whenever it changes."""
+        """Draw `status`; its "warning", if any, is printed whenever it changes."""
         if (warning := status.get("warning")) != self._warning:
             self._warning = warning
-            self.say(warning or "the last warning no longer holds")
+            self.say(warning or "the last warning no longer applies")
         figures = "  ".join(f"{name} {value}" for name, value in status.get("figures", {}).items())
         self.live.update(self._task, completed=status["step"], phase=status["phase"], figures=figures)
         if self.line_due(news=status["phase"] != self._phase) is not None:

@@ -35,9 +35,9 @@ def run(
     allow_other_hardware: bool = False,
     tags: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Train, test and publish what `config` says; the answer is what `distmeta train --json` prints.
+    """Train, test and publish the run of `config`. Returns what `distmeta train --json` prints.
 
-    With `resume`, continue from the newest whole checkpoint, or begin if there is none. `tags` are further ones of its MLflow run.
+    With `resume`, continue from the newest complete checkpoint, or start if there is none. `tags` are further ones of its MLflow run.
     Raises DistmetaError.
     """
     this = Run.of(absolute(config).model_copy(update={"sweep": None}))
@@ -62,7 +62,8 @@ def run(
 def ask_mlflow(this: Run, say: Callable[[str], None]) -> str:
     """The tracking URI, once MLflow has agreed to the run's model name and experiment.
 
-    Raises RegistryError or ConfigError. A run that MLflow knows already does not need an answer; `say` then says that there was none.
+    Raises RegistryError or ConfigError. A run that MLflow knows already does not need an answer; a missing answer is then only reported by
+    `say`.
     """
     uri = tracking.tracking_uri(this.config.tracking.uri)
     try:
@@ -76,7 +77,9 @@ def ask_mlflow(this: Run, say: Callable[[str], None]) -> str:
 
 
 def absolute(config: Config) -> Config:
-    """`config` with local paths made absolute: workers run in folders of their own. Raises ConfigError if run_folder cannot be one."""
+    """`config` with local paths made absolute, because workers run in other folders. Raises ConfigError if run_folder is not usable as a
+    path.
+    """
     cache = config.data.cache
     cache = cache.model_copy(update={"folder": cache.folder and from_any_folder(cache.folder)})
     data = config.data.model_copy(update={"shards": config.data.shards and from_any_folder(config.data.shards), "cache": cache})
@@ -86,9 +89,8 @@ def absolute(config: Config) -> Config:
 
 
 def check_run_folder(this: Run, resume: bool, several_seeds: bool = False) -> None:
-    """Raises ConfigError if the folder holds a run and `resume` was not asked for, or holds a run that differs from this one.
-
-    `several_seeds`: it is to hold the runs of several seeds.
+    """Raises ConfigError if the folder holds a run but `resume` is False, or a different run. `several_seeds`: the folder is for runs of
+    several seeds.
     """
     run_folder = this.folder
     if not run_folder.holds_run:
@@ -107,7 +109,7 @@ def check_run_folder(this: Run, resume: bool, several_seeds: bool = False) -> No
         raise ConfigError(f"run_folder {run_folder} holds {holds}", f"{remedy}, or give --set run_folder=NEW")
     old, new = (flat(c.shown()) for c in (run_folder.read_config(), this.config))
     if this.config.train.kernels == "auto":
-        old["train.kernels"] = "auto"  # a resumed run keeps those that it began with
+        old["train.kernels"] = "auto"  # a resumed run keeps its original kernels
     keys = sorted(key for key in old.keys() | new.keys() if change_of(key) is not Change.ON_RESUME)
     differing = [f"{key} {old.get(key)} → {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     fingerprint = run_folder.read_dataset()["fingerprint"]
@@ -176,7 +178,7 @@ def _train(
             run_folder.events.add("stopped" if isinstance(error, Stopped) else "ended", reason=error.message)
             try:
                 tracking.send_metrics(uri, run_id, run_folder)
-            except RegistryError as unsent:  # what ended the run is what the user must hear of
+            except RegistryError as unsent:  # report the error that ended the run
                 display.say(f"{unsent.message}\nwhat MLflow lacks of the metrics is sent by distmeta sync {run_folder}, or by --resume")
             raise error
 
@@ -213,17 +215,17 @@ def _watch(fit: Fit, board: Any, display: RunDisplay, chronicle: Chronicle, awai
 
 
 def _awaited(needs: dict[str, float], workers: int) -> str:
-    """What this process's run waits for."""
+    """The resources that this process's run waits for."""
     try:
         groups = places.groups()
-    except (RayError, RuntimeError, OSError):  # the cluster does not answer now; Ray Train says so if it is gone
+    except (RayError, RuntimeError, OSError):  # the cluster does not answer now; Ray Train reports it if it is lost
         return "waits for the cluster to answer"
     mine = [group for group in groups if group.job == places.own_job() and not group.orphaned]
     return f"waits for {places.awaited(mine, groups, {}, needs, workers)}"
 
 
 def _failure(fit: Fit, reported: tuple[str, str, str] | None, config: Config) -> DistmetaError | None:
-    """What kept the run from its result, if anything did."""
+    """The error that ended the run without a result, or None."""
     error = failure(fit, reported, config)
     run_folder = RunFolder(config.run_folder)
     if error is None and not run_folder.has_ended:

@@ -1,4 +1,4 @@
-"""What travels with a job: this package, the config, and the files that the user names with --include."""
+"""The files sent with a job: this package, the config, and the files of --include."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from distmeta.scale.job import COMPARED, FACTS
 from distmeta.training.run_folder import CONFIG
 
 LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
-# Never shipped: what can be made again, and lists of what other tools leave out, which Ray would follow.
+# Never shipped: files that can be generated again, and ignore lists of other tools, which Ray would apply.
 _LEFT_OUT = {"__pycache__", ".git", ".venv", "venv", ".gitignore", ".rayignore"}
 _SECRET_NAMES = re.compile(
     r"\.env(\..+)?|\.(aws|ssh|gnupg|kube|docker|azure|netrc|pgpass|pypirc|npmrc|git-credentials)|gcloud|"
@@ -28,11 +28,11 @@ _SECRET_NAMES = re.compile(
     re.IGNORECASE,
 )
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----")
-_KEY_WITHIN = 4096  # bytes from a file's start in which a key is looked for
+_KEY_WITHIN = 4096  # bytes at a file's start that are searched for a key
 
 
 def pack_job(folder: Path, config: Config | None, includes: list[Path], needs_tracking: bool = False) -> None:
-    """Fill `folder` with what a job needs: this package (unpacked wheel), the config, the versions here, and `includes`.
+    """Fill `folder` with the files of a job: this package (unpacked wheel), the config, the versions here, and `includes`.
 
     `needs_tracking`: the job finds MLflow by its nodes' environment alone.
     Raises ConfigError if one of the `includes` is missing, links out of its folder, may hold a credential or a packed dataset, has the name
@@ -59,11 +59,11 @@ def shipped_name(include: Path) -> str:
 
 
 def _check_names(includes: list[Path]) -> None:
-    taken = {"distmeta": "the package", CONFIG: "the config", FACTS: "a file of the job's own"}
+    taken = {"distmeta": "the package", CONFIG: "the config", FACTS: "a file of the job"}
     for path in includes:
         name = shipped_name(path)
         if name in taken:
-            raise ConfigError(f"--include {path} would have the name of {taken[name]}: {name}", "rename it, or leave one of the two out")
+            raise ConfigError(f"--include {path} would have the name of {taken[name]}: {name}", "rename it, or remove one of the two")
         taken[name] = f"--include {path}"
 
 
@@ -77,7 +77,7 @@ def _check_size(files: dict[Path, dict[str, Path]]) -> None:
 
 
 def _files(include: Path) -> Iterator[tuple[str, Path]]:
-    """Of a file or folder, the files that are shipped, each with its name inside. Raises ConfigError where one must not be."""
+    """The files to ship from a file or folder, each with its name inside. Raises ConfigError if one must not be shipped."""
     if not include.exists():
         raise ConfigError(f"--include {include} does not exist", "give a file or folder")
     _check_secret(include, include)
@@ -100,7 +100,7 @@ def _files(include: Path) -> Iterator[tuple[str, Path]]:
 def _check_file(include: Path, file: Path) -> None:
     if file.name == MANIFEST and file != include:
         raise ConfigError(
-            f"--include {include} holds a packed dataset; data is read from where it lies, never shipped", "put it on shared storage"
+            f"--include {include} holds a packed dataset; data is read from its location, never shipped", "put it on shared storage"
         )
     if not file.is_file():
         raise ConfigError(f"--include {include} holds {file}, which is not a file", "take it out of the folder")
@@ -132,7 +132,7 @@ def _unpack_package(folder: Path) -> None:
             f"distmeta in {source} was not installed from its source", "use `ray job submit`, with distmeta installed on the cluster"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        # A copy, for building leaves files behind; without isolation where setuptools is at hand, for that needs no network.
+        # A copy, because building leaves files behind. Without isolation if setuptools is installed, because that needs no network.
         shutil.copytree(source / "distmeta", Path(scratch) / "distmeta", ignore=shutil.ignore_patterns(*_LEFT_OUT))
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(source / name, scratch)

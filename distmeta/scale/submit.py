@@ -1,4 +1,4 @@
-"""Jobs on a distant Ray cluster: ship this package and a config over Ray Jobs, follow the log, answer with the job's exit code.
+"""Jobs on a remote Ray cluster: ship this package and a config over Ray Jobs, follow the log, and return the job's exit code.
 
 A job's runtime environment is metadata that everybody on the cluster can read: nothing of this process's environment goes into it.
 """
@@ -41,7 +41,7 @@ _WRITTEN = _TRACKING | {"run_folder", "--out"}
 _NOT_YET = r"(?s).*No available agent"  # a head that has just started
 _UNKNOWN = "distmeta jobs list --address … names the jobs"
 for _told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-    logging.getLogger(f"ray.{_told}").setLevel(logging.WARNING)  # of each upload and closed connection
+    logging.getLogger(f"ray.{_told}").setLevel(logging.WARNING)  # log lines of each upload and closed connection
 
 
 def client(address: str) -> JobSubmissionClient:
@@ -62,14 +62,14 @@ def client(address: str) -> JobSubmissionClient:
         raise ClusterError(
             f"no Ray cluster answers at {address}: {getattr(error, 'reason', error)}", _proxy_remedy(address) or check
         ) from None
-    with _answers(address), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to what it is given
+    with _answers(address), _without("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to its arguments
         return JobSubmissionClient(address)
 
 
 def _is_http(address: str) -> bool:
     try:
         return urlsplit(address).scheme in ("http", "https")
-    except ValueError:  # a bracket that is not closed
+    except ValueError:  # an unclosed bracket
         return False
 
 
@@ -98,7 +98,7 @@ def _answers(address: str, job_id: str | None = None) -> Iterator[None]:
 
 
 def _proxy_remedy(address: str) -> str | None:
-    """What to do if a proxy stands between here and the cluster."""
+    """The remedy if requests to the cluster go through a proxy."""
     parts = urlsplit(address)
     proxy, host = getproxies().get(parts.scheme), parts.hostname or ""
     if proxy is None or proxy_bypass(host):
@@ -107,15 +107,14 @@ def _proxy_remedy(address: str) -> str | None:
 
 
 def check_locations(places: dict[str, str], includes: Iterable[Path] = ()) -> None:
-    """Raises ConfigError if a place that the job reads or writes (name of its key or option → path or URL) is on this machine only.
-
-    What it reads may lie in what it is shipped with.
+    """Raises ConfigError if a location that the job reads or writes (its key or option → path or URL) is only on this machine. It may read
+    files that are shipped with it.
     """
     shipped = {shipped_name(path) for path in includes}
     for key, place in places.items():
         if is_relative(place) and (key in _WRITTEN or Path(place).parts[:1] not in {(name,) for name in shipped}):
             raise ConfigError(
-                f"{key}={place} is relative: in a job it would lie in a folder that goes with the job",
+                f"{key}={place} is relative: in a job it would be in a folder that is removed with the job",
                 f"give an absolute path that all nodes share, or a URL, as {key}",
             )
 
@@ -147,7 +146,7 @@ def submit(
     check_locations(places, includes)
     jobs = client(address)
     entrypoint = f"python -m distmeta.scale.job {shlex.join(arguments)}"
-    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}}  # Ray's 3 s are too few for a last checkpoint
+    runtime_env = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_S)}}  # Ray's 3 s are too short for a last checkpoint
     with tempfile.TemporaryDirectory(prefix="distmeta-job-") as folder, _answers(address, None):
         pack_job(Path(folder), config, includes, needs_tracking=arguments[0] != "pack" and not places.keys() & _TRACKING)
         metadata = _metadata(arguments[0], places)
@@ -162,7 +161,7 @@ def submit(
             return started
         except RuntimeError as error:
             if "already exists" in str(error):
-                raise ClusterError(f"there is a job {job_id} at {address} already", "choose another --name, or leave it out") from None
+                raise ClusterError(f"there is a job {job_id} at {address} already", "choose another --name, or remove it") from None
             raise
 
 
@@ -177,9 +176,8 @@ def _metadata(verb: str, places: dict[str, str]) -> dict[str, str]:
 
 
 def follow(address: str, job_id: str, out: TextIO, ask: Callable[[], bool]) -> int:
-    """Copy the job's log to `out` until the job ends; its exit code.
-
-    Ctrl-C calls `ask`, which says whether to stop the job; if not, its log is no longer followed, and the answer is 0.
+    """Copy the job's log to `out` until the job ends, and return its exit code. Ctrl-C calls `ask`, which decides whether to stop the job.
+    If not, the log is no longer followed, and the exit code is 0.
     """
     jobs = client(address)
     copier = threading.Thread(target=_copy_log, args=(jobs, job_id, out), daemon=True)
@@ -220,7 +218,7 @@ def _copy_log(jobs: JobSubmissionClient, job_id: str, out: TextIO) -> None:
 
     try:
         asyncio.run(copy())
-    except (RuntimeError, OSError):  # the connection, or the job before it had a log; its status tells
+    except (RuntimeError, OSError):  # the connection failed, or the job ended before it had a log; its status decides
         time.sleep(0)
 
 

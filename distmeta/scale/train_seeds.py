@@ -1,4 +1,4 @@
-"""One config trained once for each of several seeds: a run of its own for each, and what they come to together."""
+"""Trains one config once for each of several seeds: a run for each, and their common result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,7 @@ def train_seeds(
 
 
 def _versions(config: Config, uri: str) -> dict[str, str]:
-    """Each registered model that the config names → its version now: an alias may move from one seed's run to the next."""
+    """Each registered model that the config names → its present version, because an alias may move between the seeds' runs."""
     named = {origin for origin in (config.init_from, *config.data.eval.beside) if origin is not None and is_registered(origin)}
     current = {origin: versions.look_up(uri, origin) for origin in sorted(named)}
     return {origin: f"models:/{version.name}/{version.version}" for origin, version in current.items()}
@@ -67,7 +67,7 @@ def _of_seed(config: Config, seed: int, models: dict[str, str]) -> Config:
 
 
 def _conclude(folder: RunFolder, answers: dict[int, dict[str, Any]], models: dict[str, str], uri: str, parent: str) -> dict[str, Any]:
-    """Write what the runs came to together, into the folder and to MLflow."""
+    """Write the runs' common result into the folder and to MLflow."""
     rows = [folder.of_seed(seed).read_test_episodes() for seed in answers]
     together = over_seeds(measurement_of(next(iter(answers.values()))["test"]), rows)
     measured = {name: getattr(together, name).as_dict() for name in OverSeeds._fields}
@@ -81,7 +81,7 @@ def _conclude(folder: RunFolder, answers: dict[int, dict[str, Any]], models: dic
 
 
 def _figures(together: OverSeeds) -> dict[str, float]:
-    """For MLflow: each column's mean, and the half-widths of its two intervals."""
+    """MLflow metrics: each column's mean, and the half-widths of its two intervals."""
     figures: dict[str, float | None] = {}
     for number, column in enumerate(together.over_seeds.columns):
         name = f"test/{together.over_seeds.name.replace(' ', '_')}/{column}"

@@ -41,7 +41,7 @@ from distmeta.training.spike_rates import spike_rates, warning
 
 
 class Worker:
-    """One worker's objects, and its answers to what the loop asks (`distmeta.training.loop.Hooks`)."""
+    """One worker's objects, and its implementation of the loop's callbacks (`distmeta.training.loop.Hooks`)."""
 
     def __init__(self, config: Config, device: torch.device, reporter: Reporter, claim: Claim) -> None:
         context = ray.train.get_context()
@@ -66,15 +66,16 @@ class Worker:
         self.watched = WorkerMetrics(self.run_folder, self.rank, self.kind, len(self.slots))
         self.node_use = NodeUse(device)
         self.notices = Notices()
-        self.memory_used: int | None = None  # by the first step, beyond what was there before
+        self.memory_used: int | None = None  # used by the first step, beyond what was allocated before
         self._memory_before = 0
         self._clock = (time.monotonic(), 0)
         self._figures: dict[str, str] = {}
 
     def join(self, peers: list[Any], allow_other_hardware: bool, since: int) -> None:
-        """Take a place among `peers` (each one's machine and hash of frozen weights, by rank), at the newest whole checkpoint if there is
-        one; from step `since` on with other settings, so the best is sought anew. Raises RunError if frozen weights differ, or this
-        machine is of another kind than rank 0's or the one that wrote the checkpoint."""
+        """Join `peers` (each worker's machine and hash of frozen weights, by rank) at the newest whole checkpoint, if there is one. If the
+        checkpoint is of step `since`, settings change there, and the best step is chosen again. Raises RunError if frozen weights differ,
+        or if this machine's kind differs from rank 0's or from that of the checkpoint's machine.
+        """
         folder = self.run_folder.newest_checkpoint()
         check_frozen([frozen for _, frozen in peers], self.rank)
         if not allow_other_hardware:
@@ -94,7 +95,7 @@ class Worker:
             self.watched.begin(self.config.outer.steps, len(self.run_folder.restarts()))
 
     def train(self, test: bool, until: int | None = None) -> None:
-        """Train, to the last step or to step `until`; at the end, `test` the best step."""
+        """Train to the last step or to step `until`; at the end, `test` the best step."""
         outer, train_config = self.config.outer, self.config.train
         plan = Plan(
             steps=outer.steps if until is None else until,
@@ -111,7 +112,7 @@ class Worker:
         self._clock = (time.monotonic(), self.progress.step)
         self._memory_before = self.kind.memory_in_use()
         gc.collect()
-        gc.freeze()  # Python's collector looks through all that a process holds; what is here by now stays
+        gc.freeze()  # Python's garbage collector scans all objects; the present ones are permanent
         if self.rank == 0:
             self.reporter.tell(phase="training", step=self.progress.step)
         ended = train(self.learner, self.outer, batches, self.progress, plan, self)
@@ -158,7 +159,7 @@ class Worker:
         return {"spike_rate": rates} if rates else {}
 
     def _shown(self, record: Record) -> dict[str, str]:
-        """Of a step's record, what people watch."""
+        """The parts of a step's record for display."""
         metric, score = self.domain.metric, self.learner.objective.score
         shown = {"meta-loss": f"{record['meta_loss']:.3f}"} if "meta_loss" in record else {}
         if score in record:
@@ -179,7 +180,7 @@ class Worker:
             self.run_folder.save_best(step, self.learner.whole(meta_params), self.run.description | record)
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Metrics first, then the checkpoint: whoever finds a checkpoint finds the metrics up to it."""
+        """Metrics first, then the checkpoint, so that every checkpoint has its metrics."""
         name = checkpoints.folder_name(checkpoint.step)
         with tempfile.TemporaryDirectory(prefix="distmeta-") as scratch:
             committed = None
@@ -207,11 +208,11 @@ class Worker:
 
 
 def run_worker(settings: dict[str, Any]) -> None:
-    """What Ray Train calls in every worker.
+    """The function that Ray Train calls in every worker.
 
-    A failure that a user can fix is told to the driver, and ends the run on every worker; anything else is left to Ray, which restarts.
-    If storage refuses to be written, or another process has taken the run folder over, that is told and left to Ray: the workers that it
-    starts then find it told, and end.
+    An error that the user can fix is reported to the driver, and ends the run on every worker. After any other error Ray restarts the
+    workers. On a storage write error, or if another process has taken the run folder over, the worker reports it and re-raises. Ray
+    restarts the workers; they see the report and exit.
     """
     config = Config.model_validate(ray.get(settings["config"]))
     since, until = settings["part"]

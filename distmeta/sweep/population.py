@@ -44,7 +44,7 @@ def check_changeable(this: Run, candidate: Run, key: str) -> None:
     before, after = (one.learner.initial_params() for one in (this, candidate))
     if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
         raise ConfigError(
-            f"sweep.search=pbt changes {key} while trials train, but with learner.name={learner} its value lies in the weights",
+            f"sweep.search=pbt changes {key} while trials train, but with learner.name={learner} its value is part of the weights",
             remedy,
         )
 

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 class Answers(Accuracy):
-    """Accuracy, which also keeps what every query was answered by itself (inductively): its logits (N,) and its label."""
+    """Accuracy that also keeps every query's inductive answer: its logits (N,) and its label."""
 
     def __init__(self, task: Task) -> None:
         self.queries, self.way = task.way * task.queries, task.way
@@ -36,7 +36,7 @@ class Answers(Accuracy):
     def score(self, learner: Learner, meta_params: Params, episode: EpisodeBatch) -> Tensor:
         logits, labels = self.logits(learner, meta_params, episode), episode.query_labels[0]
         answers = torch.cat([logits.inductive.double(), labels[:, None].double()], 1).flatten()
-        if len(answers) != self.beside:  # a domain of the user's own may have episodes of other sizes than its task says
+        if len(answers) != self.beside:  # a user's domain may have episodes of other sizes than its task says
             answers = answers.new_full((self.beside,), torch.nan)
         return torch.cat([accuracies(logits, labels), answers])
 

@@ -43,8 +43,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a learner came to on fixed episodes; `by_episode` (episodes, columns) holds every episode's scores, `keys` what stands
-    beside the measurement under plain keys, and `beside` (episodes, beside) what the metric keeps of every episode beyond its scores."""
+    """A learner's result on fixed episodes. `by_episode` (episodes, columns) holds every episode's scores, `keys` the plain keys stored
+    beside the measurement, and `beside` (episodes, beside) what the metric keeps of every episode beyond its scores.
+    """
 
     measurement: Measurement
     keys: dict[str, Any]
@@ -142,6 +143,6 @@ def evaluation_of(metric: Metric, by_episode: Tensor, learner: Learner, stream: 
 
 
 def paired_difference(ours: Tensor, theirs: Tensor) -> dict[str, float | None]:
-    """Mean of ours - theirs, scores (episodes,) of the same episodes, with the half-width of its 95% interval."""
+    """Mean of `ours` - `theirs`, scores (episodes,) of the same episodes, with the half-width of its 95% interval."""
     difference, ci95 = mean_and_ci95((ours - theirs).numpy())
     return {"difference": difference, "difference_ci95": ci95}

@@ -47,6 +47,7 @@ class Metric(ABC):
         return torch.stack([self.score(learner, meta_params, episode).double() for episode in batch.each()])
 
     def columns(self, learner: Learner) -> list[str]:
+        """Names of the values that `score` returns for an episode, in order (default: 0, 1, … inner steps)."""
         return [str(step) for step in range(learner.inner_steps_eval + 1)]
 
     def chance(self, task: Task) -> float | None:

@@ -114,7 +114,7 @@ class HeldSum(IntegerSum):
 
 
 class ScaledSum(IntegerSum):
-    """Holds only the sum, scaled by the previous step's largest magnitude. If that is unknown (None or 0), this step only finds it."""
+    """Holds only the sum, scaled by the previous step's largest magnitude. If that is unknown (None or 0), this step only determines it."""
 
     def __init__(self, size: int, like: Tensor, meta_batch_size: int, before: float | None) -> None:
         super().__init__(size, like)

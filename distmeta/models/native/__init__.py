@@ -29,7 +29,7 @@ def serves(model: nn.Module) -> bool:
 
 
 def compute(library: Library, images: Tensor, convolution: Any, norm: Any) -> Tensor:
-    """The block's output (N, F, H//2, W//2) for images (N, C, H, W); in training mode the norm hears of the statistics."""
+    """The block's output (N, F, H//2, W//2) for images (N, C, H, W); in training mode the norm records the statistics."""
     if not norm.training:
         statistics = norm.running_mean, norm.running_var
         return evaluated_block(images, convolution.weight, norm.weight, norm.bias, *statistics, norm.eps, library)

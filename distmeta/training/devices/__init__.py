@@ -1,6 +1,6 @@
 """Settings of devices that torch's defaults would leave open: one file for each kind of device.
 
-A kind of device is a `Device`; `device_of` finds it. It answers everything that depends on the kind: how to make results repeatable, what
+A kind of device is a `Device`; `device_of` returns it. It answers everything that depends on the kind: how to make results repeatable, what
 of that goes into the machine record, the collective backend, memory and timing. A third kind is one more file and a line in `KINDS`.
 """
 

@@ -6,7 +6,8 @@ MkDocs calls `on_files` when it builds the site (`hooks` in mkdocs.yml); `tests/
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ from pydantic.fields import FieldInfo
 import distmeta
 from distmeta.cli import app
 from distmeta.config import Config, Section, section_in
+from distmeta.learners import LEARNERS, settings_of
+from distmeta.models import MODELS
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -23,7 +26,13 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, page in (("config", config_page), ("commands", commands_page), ("python", python_page)):
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
+    files.append(File.generated(config, "contributing.md", content=contributing_page()))
     return files
+
+
+def contributing_page() -> str:
+    """CONTRIBUTING.md, whose links into this folder lead to the site's own pages."""
+    return (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
 
 
 def config_page() -> str:
@@ -34,7 +43,22 @@ def config_page() -> str:
         lines += ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
         lines += [_row(section, name, field) for name, field in model.model_fields.items() if section_in(field.annotation) is None]
         lines += [""]
+    for name, learner in LEARNERS.items():
+        lines += _arguments("learner", name, learner, settings_of(learner).values())
+    for name, network in MODELS.items():
+        own = [one for key, one in inspect.signature(network).parameters.items() if key not in ("input_shape", "outputs", "norm")]
+        lines += _arguments("model", name, network, own)
     return "\n".join(lines)
+
+
+def _arguments(section: str, name: str, kind: type, parameters: Iterable[inspect.Parameter]) -> list[str]:
+    """The keys that one learner or network adds to its section: the arguments of its constructor."""
+    lines = [f"## {section}.name: {name}", "", inspect.cleandoc(kind.__doc__ or ""), ""]
+    rows = [
+        f"| `{section}.{one.name}` | `{_type(one.annotation)}` | {'required' if one.default is one.empty else f'`{one.default!r}`'} |"
+        for one in parameters
+    ]
+    return [*lines, "| Key | Type | Default |", "|---|---|---|", *rows, ""] if rows else [*lines, "It has no settings.", ""]
 
 
 def _sections(model: type[Section], name: str) -> Iterator[tuple[str, type[Section]]]:
@@ -73,7 +97,8 @@ def _row(section: str, name: str, field: FieldInfo) -> str:
 def commands_page() -> str:
     """Every command with its arguments and options."""
     lines = ["# Commands", ""]
-    for path, command in _commands(typer.main.get_command(app), "distmeta"):
+    root = typer.main.get_command(app)
+    for path, command in (("distmeta", root), *_commands(root, "distmeta")):
         lines += [f"## {path}", "", inspect.cleandoc(command.help or "").replace("\b", "").strip(), ""]
         shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
         if shown:
@@ -94,6 +119,8 @@ def _option(parameter: click.Parameter) -> str:
     required = "required" if parameter.required else ""
     shown = "" if parameter.default in (None, (), []) or callable(parameter.default) else f"`{parameter.default}`"
     meaning = " ".join((getattr(parameter, "help", "") or "").split())
+    if variable := getattr(parameter, "envvar", None):
+        meaning += f" Environment variable: `{variable}`."
     return "| " + " | ".join(text.replace("|", "\\|") for text in (names, required or shown, meaning)) + " |"
 
 

@@ -1,6 +1,9 @@
 """The command line's answers to bad input: two lines, exit code 1 or 2, never a traceback, nothing half-written."""
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,10 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_version_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(monkeypatch, capsys, "--version")
     assert (code, out) == (0, f"distmeta {importlib.metadata.version('distmeta')}\n")
+
+
+@pytest.mark.parametrize(("line", "completed"), [("distmeta tr", {"train"}), ("distmeta train --all", {"--allow-other-hardware"})])
+def test_a_shell_completes_verbs_and_options(line: str, completed: set[str]) -> None:
+    asked = {"_DISTMETA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    found = subprocess.run([sys.executable, "-m", "distmeta"], env=os.environ | asked, capture_output=True, text=True, timeout=60)
+    assert (set(found.stdout.split()), found.stderr) == (completed, "")

@@ -12,7 +12,7 @@ from distmeta import terminal
 from distmeta.cli import cluster, data, inference, registry, results, runs
 from distmeta.errors import ConfigError, DistmetaError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
 VERBS: tuple[Callable[..., None], ...] = (
     runs.init,
@@ -75,6 +75,8 @@ def _about(
 
 def main() -> None:
     """Run the command line; an error becomes two lines and an exit code. A traceback is shown only with --debug."""
+    if "_DISTMETA_COMPLETE" in os.environ:  # a shell asks how to complete a line
+        app(prog_name="distmeta")
     terminal.prepare()
     debug = "--debug" in sys.argv
     if debug:

@@ -13,7 +13,7 @@ from distmeta.training.model_folder import Rows
 
 
 class Tested(NamedTuple):
-    """What a run's result says of the test, the scores of its episodes, and what calibrates the probabilities, if they can be."""
+    """The test's part of a run's result, the scores of its episodes, and the temperature that calibrates probabilities, if there is one."""
 
     figures: dict[str, Any]
     by_episode: Rows
@@ -21,7 +21,7 @@ class Tested(NamedTuple):
 
 
 def final_test(run: Run, best: Params, rank: int = 0, workers: int = 1) -> Tested:
-    """Test the meta_params `best` of a run, this worker its share of the episodes; all workers return the same.
+    """Test the meta_params `best` of a run. Each worker evaluates its share of the episodes; all workers return the same.
 
     The temperature is fitted on the validation episodes, before the test. Raises what `evaluate` raises.
     """
@@ -45,7 +45,7 @@ def final_test(run: Run, best: Params, rank: int = 0, workers: int = 1) -> Teste
 
 
 def _temperature(run: Run, params: Params, rank: int, workers: int) -> Temperature | None:
-    """What calibrates the probabilities under `params`, fitted on the validation episodes; None if the run does not classify."""
+    """The temperature for the probabilities under `params`, fitted on the validation episodes. None if the run does not classify."""
     stream: Stream = run.domain.evaluation("val")
     metric = keeping_answers(run.metric, stream.task)
     if metric is run.metric:

@@ -1,4 +1,4 @@
-"""A network and its learner tried out before a run begins, so that what cannot work is refused by name and not in a worker."""
+"""Tries a network and its learner out before a run begins, so that a mistake is refused by name, and not in a worker."""
 
 import torch
 
@@ -84,12 +84,12 @@ def _step_bytes(config: Config, learner: Learner, params: Params, batch: Batch) 
 
 
 def _step_once(config: Config, learner: Learner, params: Params, example: Batch) -> None:
-    """Raises ConfigError if the meta-gradient of an example cannot be computed, such as where a second derivative is missing."""
+    """Raises ConfigError if the meta-gradient of an example cannot be computed, for example if a second derivative is missing."""
     try:
         learner.slot_gradients(params, example)
     except DistmetaError:
         raise
-    except Exception as error:  # whatever the user's own network raises
+    except Exception as error:  # a user's network may raise anything
         own = config.learner.name not in LEARNERS
         second = isinstance(learner, MAML) and not learner.first_order
         remedy = "fix its task_gradients, or the network's forward" if own else "leave out the layer whose derivative torch lacks"
@@ -104,7 +104,7 @@ def _told(error: Exception) -> str:
 
 
 def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
-    """Raises ConfigError unless the network does what docs/extending.md asks of one, tried out on two inputs."""
+    """Try the network on two inputs. Raises ConfigError if it breaks a rule of docs/extending.md."""
     like, inputs = floating_parameter(learner.model), two_inputs(config, domain)
     inputs = inputs.to(like.device, like.dtype if inputs.is_floating_point() else None)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
@@ -114,9 +114,9 @@ def check_outputs(config: Config, domain: Domain, learner: Learner) -> None:
 
 
 def _check_carried(config: Config, domain: Domain, learner: Learner, inputs: torch.Tensor) -> None:
-    """Raises ConfigError unless another instance computes the same with the network's parameters and persistent buffers.
+    """Raises ConfigError unless a second instance computes the same with the network's parameters and persistent buffers.
 
-    That is what workers and published models do: they construct the network for its shape, and read its values.
+    Workers and published models construct the network again and load these values.
     """
     again = build_model(**model_settings(config, domain), allow_import=True).to(inputs.device, floating_parameter(learner.model).dtype)
     own, others = state(learner.model), elsewhere(learner.model)
@@ -125,7 +125,7 @@ def _check_carried(config: Config, domain: Domain, learner: Learner, inputs: tor
     if inputs.is_floating_point():
         inputs = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
     outputs = []
-    fill(learner.model, others)  # what a forward kept of the first values is no longer right
+    fill(learner.model, others)  # anything that a forward kept of the first values is now wrong
     for network in (learner.model, again):
         set_training(network, False)
         with torch.no_grad(), seeded(0), twice_differentiable():

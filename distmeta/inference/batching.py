@@ -1,4 +1,4 @@
-"""Requests of several threads that a network computes together."""
+"""Batches the requests of several threads, so that a network computes them together."""
 
 from collections import deque
 from collections.abc import Callable
@@ -16,9 +16,9 @@ class _Request(NamedTuple):
 
 
 class Batching:
-    """`compute`, (M, …) → (M, …), called by any number of threads. One computes at a time, for all who ask meanwhile as well.
+    """`compute`, (M, …) → (M, …), called by any number of threads. One thread computes at a time, for all requests that arrived meanwhile.
 
-    At most `largest` inputs go through `compute` at once. Nobody waits for others to ask: a request that comes alone is computed alone.
+    At most `largest` inputs go through `compute` at once. A request never waits for others: a single request is computed alone.
     """
 
     def __init__(self, compute: Callable[[Tensor], Tensor], largest: int) -> None:
@@ -36,7 +36,7 @@ class Batching:
         return request.answer.result()
 
     def _next(self) -> list[_Request]:
-        """The requests that have waited longest, until they fill a batch; called by one thread at a time."""
+        """The oldest requests, up to a full batch. Called by one thread at a time."""
         taken = [self._waiting.popleft()]
         while self._waiting and sum(len(request.inputs) for request in taken) < self._largest:
             taken.append(self._waiting.popleft())

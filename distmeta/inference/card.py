@@ -1,4 +1,4 @@
-"""A model card: what a model is for, what it learned from, how good it is, where it fails, and what nobody has tried. All from records."""
+"""The model card, made from records: intended use, data, accuracy, weak points, and what was never tested."""
 
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from distmeta.learners import LEARNERS
 from distmeta.training.measurement import Measurement, baseline_name, baseline_of, measurement_of
 
 _NAMED = 5  # worst categories and classes
-_LONGEST = 5000  # characters that registries keep of a description
+_LONGEST = 5000  # maximum characters of a description in a registry
 
 
 class Part(NamedTuple):
@@ -19,9 +19,9 @@ class Part(NamedTuple):
 
 
 def model_card(description: dict[str, Any]) -> list[Part]:
-    """The card of a model that was tested; `description` is that of a published model, with its "test" and "calibration".
+    """The card of a tested model; `description` is the published one, with its "test" and "calibration".
 
-    Raises RunError if the test says nothing that is understood.
+    Raises RunError if the test is not understood.
     """
     return [
         Part("Intended use", _use(description)),
@@ -33,7 +33,7 @@ def model_card(description: dict[str, Any]) -> list[Part]:
 
 
 def as_markdown(card: list[Part]) -> str:
-    """The card as a registry shows it, as far as a description may be long."""
+    """The card in a registry's description, cut to the maximum length."""
     parts = ["\n".join([f"## {part.title}", "", *(f"- {sentence}" for sentence in part.sentences)]) for part in card]
     return "\n\n".join(parts)[:_LONGEST]
 

@@ -23,7 +23,7 @@ _KINDS = (str, int, float, bool)
 
 
 def check_several(images: Any) -> None:
-    """Raises DataError for what is one picture, whose rows would be taken for pictures, or no sequence."""
+    """Raises DataError for a single picture, whose rows would be read as pictures, or for anything but a sequence."""
     shape = getattr(images, "shape", None)
     if shape is not None and not (isinstance(images, Tensor) and images.is_floating_point()):
         one = len(shape) == 3 and shape[2] in (1, 3, 4)  # (H, W, C)

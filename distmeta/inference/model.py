@@ -174,8 +174,9 @@ class Adapted(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, inputs: Tensor) -> Tensor:
-        """Those of network input (M, C, H, W), computed together: faster than `predict`, but the last bits of one image's may depend on
-        which others come with it."""
+        """The probabilities for network input (M, C, H, W), computed together. This is faster than `predict`, but the last bits of an
+        image's probabilities may depend on the other images.
+        """
         return self(inputs).softmax(1)
 
     @property
@@ -216,12 +217,12 @@ class Adapted(nn.Module):
                 raise ValueError(problem)
             description = dict(about["description"])
             learner = build(description, tensors, named_classes(description) if own is None else own)
-            shot, temperature = about.get("shot"), about.get("temperature")  # which models of earlier versions do not hold
+            shot, temperature = about.get("shot"), about.get("temperature")  # models of earlier versions do not have them
             return Adapted(description, learner, tensors, about["classes"], shot=shot, temperature=temperature)
 
     @staticmethod
     def described(folder: Path | str) -> dict[str, Any]:
-        """The description in what `save` wrote, without building anything. Raises DataError."""
+        """The description that `save` wrote; nothing is built. Raises DataError."""
         with _readable(folder):
             return dict(_about(Path(folder))["description"])
 
@@ -247,7 +248,7 @@ class Adapted(nn.Module):
 
 
 def _about(folder: Path) -> _About:
-    """What a saved network says of itself."""
+    """The description of a saved network."""
     with safe_open(folder / WEIGHTS_FILE, "pt") as file:
         text = (file.metadata() or {}).get(_ABOUT)
     about: _About = of_kind(_About, parse_json(text if text is not None else read_bytes(folder / _OLD_ABOUT), finite=False))
@@ -256,7 +257,7 @@ def _about(folder: Path) -> _About:
 
 @contextmanager
 def _readable(folder: Path | str) -> Iterator[None]:
-    """Raises DataError for whatever goes wrong in reading what `folder` holds."""
+    """Convert errors in reading `folder` into DataError."""
     try:
         yield
     except (*_UNREADABLE, RuntimeError, StopIteration, ConfigError, SafetensorError) as error:
@@ -308,7 +309,7 @@ def build(description: dict[str, Any], weights: Params, own: Collection[str] = (
 
 
 def _check_size(model: dict[str, Any], weights: Params) -> None:
-    """Raises ValueError if the network that a description asks for is out of proportion to its weights, before there is one."""
+    """Raises ValueError before the network is built, if its description asks for much more values than the weights have."""
     with torch.device("meta"):  # shapes without values
         network = build_model(**model)
     asked, held = (sum(value.numel() for value in values) for values in (state(network).values(), weights.values()))

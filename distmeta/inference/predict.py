@@ -146,10 +146,10 @@ def predict_files(
     reader: FileReader | None = None,
     reject_below: float = 0.0,
 ) -> Iterator[Prediction]:
-    """A prediction for each of `files`, as they come. The answer for an image does not depend on which others are asked.
+    """A prediction for each of `files`, in their order. The answer for an image does not depend on the other images.
 
     Those whose probability is below `reject_below` are marked as rejected. A file that is not a whole image is reported to `bad` and left
-    out. Raises DataError where a query is one of the `support` images, or has the same content.
+    out. Raises DataError if a query is one of the `support` images, or has the same content.
     """
     images = _images(files, support, bad, reader or FileReader(adapted.preprocessing))
     for path, pixels in images:
@@ -194,8 +194,9 @@ def _place(path: Path) -> Path:
 
 
 class ClassScore(NamedTuple):
-    """Of one class: its labelled queries, how many of them were right, how many queries were given this class, and which classes its
-    queries were taken for, the most frequent first."""
+    """The counts of one class: its labelled queries, those of them that were right, all queries predicted as this class, and the classes
+    that its queries were predicted as, the most frequent first.
+    """
 
     name: str
     labelled: int

@@ -29,7 +29,7 @@ def calibration_note(fitted: Temperature | None, way: int, shot: float | None) -
 
 
 def rejection_note(fitted: Temperature | None, lowest: float) -> str:
-    """What it costs to reject answers whose probability is below `lowest`, as far as that is known."""
+    """A sentence on the cost of rejecting answers with a probability below `lowest`, if it was measured."""
     if fitted is None:
         return "what --reject-below costs is unknown: no temperature was fitted for this model and these inner steps"
     coverage, part_right = accepted(fitted, lowest)
@@ -39,6 +39,6 @@ def rejection_note(fitted: Temperature | None, lowest: float) -> str:
 
 
 def accepted(fitted: Temperature, lowest: float) -> tuple[float, float | None]:
-    """On the validation episodes: the part of the queries whose probability reaches `lowest`, and the part of these that was right."""
+    """On the validation episodes: the fraction of queries whose probability reaches `lowest`, and the fraction of these that was right."""
     place = min(math.ceil(100 * lowest - 1e-9), 100)
     return fitted["coverage"][place], fitted["accuracy"][place]

@@ -20,7 +20,7 @@ from distmeta.learners.params import Params, floating, unusable
 
 
 class TensorModel(NamedTuple):
-    """A meta-trained model of tensors, ready to adapt. `description` is what was published beside its weights."""
+    """A meta-trained model of tensors, ready to adapt. `description` is the description published with its weights."""
 
     uri: str
     description: dict[str, Any]

@@ -1,4 +1,4 @@
-"""In which order images, feature maps and the weights of convolutions lie in memory."""
+"""The memory order of images, feature maps and the weights of convolutions."""
 
 import torch
 from torch import Tensor, nn

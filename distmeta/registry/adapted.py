@@ -1,4 +1,4 @@
-"""Registered classifiers that are adapted to their classes already, and need no support images."""
+"""Registered classifiers that are already adapted to their classes and need no support images."""
 
 import importlib.util
 import tempfile
@@ -89,7 +89,7 @@ def _tags(adapted: Adapted, source: str) -> dict[str, str]:
 
 
 def _own_code(own: Collection[str]) -> list[Path]:
-    """The files and folders of the modules in import paths that are not installed packages."""
+    """The files and folders of modules in `own` that do not belong to installed packages."""
     found = []
     for module in sorted({name.partition(".")[0] for name in own}):
         spec = importlib.util.find_spec(module)

@@ -1,4 +1,4 @@
-"""A classifier that was adapted to its classes, as MLflow's pyfunc: the file that MLflow runs when somebody loads it (no pickle)."""
+"""A classifier that was adapted to its classes, as MLflow's pyfunc: the file that MLflow runs on loading (no pickle)."""
 
 from pathlib import Path
 from typing import Any

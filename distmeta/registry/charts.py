@@ -8,7 +8,7 @@ from distmeta.training.measurement import BASELINE_KEY, KEY
 
 
 def metrics_of_test(result: dict[str, Any]) -> list[Metric]:
-    """The figures of a finished run's test; those by inner step are curves over the inner steps."""
+    """The figures of a finished run's test; figures by inner step become curves over the inner steps."""
     step, metrics = result["steps"], []
     for key, value in result["test"].items():
         if key == "calibration":

@@ -1,4 +1,4 @@
-"""What is checked of a model that was downloaded before it is used."""
+"""Checks of a downloaded model before its use."""
 
 import importlib.metadata
 from collections.abc import Collection
@@ -15,7 +15,7 @@ __version__ = importlib.metadata.version("distmeta")
 
 
 def check_known(model_uri: str, description: dict[str, Any], own: Collection[str]) -> None:
-    """Raises RegistryError unless network and learner are distmeta's, or among the import paths that the user gave (`own`)."""
+    """Raises RegistryError unless network and learner are distmeta's, or among the user's import paths (`own`)."""
     for part, known in (("network", MODELS), ("learner", LEARNERS)):
         name = description["model" if part == "network" else part]["name"]
         if name not in known and name not in own:

@@ -1,4 +1,4 @@
-"""What MLflow's pages show of a run beside its figures: on which data it was trained, and where the page is."""
+"""Context of a run on MLflow's pages: its dataset, and the address of its page."""
 
 import json
 from typing import Any
@@ -9,8 +9,8 @@ from distmeta.masking import masked
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Let the page of a new experiment open on its training runs, not on traces of prompts."""
-_TRAINING = "workflowType=machine_learning"  # MLflow's pages are about traces of prompts where their address says nothing else
-_DIGEST = 36  # characters that MLflow takes
+_TRAINING = "workflowType=machine_learning"  # without this in their address, MLflow's pages show traces of prompts
+_DIGEST = 36  # maximum characters in MLflow
 
 
 def dataset_inputs(name: str, fingerprint: str, source: str | None, facts: dict[str, Any]) -> list[DatasetInput]:

@@ -20,11 +20,11 @@ _ENDED = b"ended\n"
 
 @contextmanager
 def watched_over(uri: str, run_folder: str) -> Iterator[None]:
-    """If this process is killed inside the block, the folder's run in MLflow is ended, with the runs whose parent it is."""
+    """If this process is killed inside the block, the folder's run in MLflow is ended, with its child runs."""
     command = [sys.executable, "-c", _START.format(root=str(Path(__file__).parents[2]))]
     beside = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     assert beside.stdin is not None
-    with suppress(OSError):  # it could not start: then nothing waits
+    with suppress(OSError):  # it could not start, so nothing waits
         beside.stdin.write(json.dumps({"uri": uri, "run_folder": run_folder}).encode() + b"\n")
         beside.stdin.flush()
     try:
@@ -37,11 +37,11 @@ def watched_over(uri: str, run_folder: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """What the small process does. It reads which run it is about, and then waits for a word, or for the end of who would say it."""
+    """The main function of the small process. It reads the name of the run, then waits for a message, or for the end of the sender."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     order = sys.stdin.buffer.readline()
-    if not order or os.fork():  # whoever ends a job ends the children of its processes, too: the child's child is none
+    if not order or os.fork():  # the end of a job also ends the children of its processes, but not a child's child
         return
     if sys.stdin.buffer.readline() == _ENDED:
         return
@@ -53,13 +53,13 @@ def main() -> None:
 
 
 def end_orphan(uri: str, run_folder: str) -> None:
-    """End the run of a folder that nobody writes any more, and those whose parent it is, as KILLED. Raises RegistryError, RunError."""
+    """End the run of a folder without a writer, and its child runs, as KILLED. Raises RegistryError, RunError."""
     from distmeta.registry import tracking
     from distmeta.training.lease import holds
     from distmeta.training.run_folder import RunFolder
 
     folder = RunFolder(run_folder)
-    if holds(folder.path) is not False or not tracking.begun(folder, uri):  # it was resumed at once, or never came to MLflow
+    if holds(folder.path) is not False or not tracking.begun(folder, uri):  # it was resumed at once, or it has no MLflow run
         return
     folder.events.add("ended", reason="its driver was killed")
     run_id = folder.read_mlflow()["run_id"]

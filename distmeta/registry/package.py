@@ -29,7 +29,7 @@ from distmeta.learners.params import Params
 from distmeta.models.lora import merged, without_pairs
 from distmeta.training.model_folder import PUBLISHED, ModelFolder, Rows
 
-ARTIFACTS = "artifacts"  # folder of what is data, as MLflow names it
+ARTIFACTS = "artifacts"  # MLflow's name of the folder with data
 _PACKAGE = Path(__file__).parent.parent
 # The floors 0 to 2 that adapting needs, and the model itself.
 _CARRIED = [
@@ -44,7 +44,7 @@ _REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pillow", "pydantic", "sa
 
 
 def write_package(folder: Path, best: ModelFolder, description: dict[str, Any], by_episode: Rows, merge: bool = False) -> None:
-    """Write the model whose weights `best` holds into `folder`, new, as `mlflow.pyfunc.load_model` and our own verbs read it.
+    """Write the model whose weights `best` holds into `folder`, new, in the form that `mlflow.pyfunc.load_model` and distmeta's verbs read.
 
     A model of images becomes a pyfunc; one of regression, which has no images to send, is its data alone. With `merge`, low-rank pairs
     become part of the weights.

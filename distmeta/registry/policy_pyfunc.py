@@ -1,4 +1,4 @@
-"""An adapted policy as MLflow's pyfunc: the file that MLflow runs when somebody loads it (models from code, no pickle)."""
+"""An adapted policy as MLflow's pyfunc: the file that MLflow runs on loading (models from code, no pickle)."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from distmeta.learners.params import unusable
 
 
 class AdaptedPolicyModel(PythonModel):
-    """Observations (M, O) → the likeliest actions: (M, size) real numbers, or (M,) whole numbers where they are choices."""
+    """Observations (M, O) → the most probable actions: (M, size) real numbers, or (M,) whole numbers if actions are choices."""
 
     def load_context(self, context: Any) -> None:
         self.description = of_kind(ActorDescription, read_json(Path(context.artifacts["actor"]), finite=False))

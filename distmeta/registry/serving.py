@@ -1,4 +1,4 @@
-"""What a served model is sent and what it answers: tables of images, and of classes with their probabilities."""
+"""Requests and answers of a served model: tables of images, and tables of classes with their probabilities."""
 
 import base64
 import binascii
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Raises MlflowException with the reason for what goes wrong, which MLflow's server passes on, and never with a stack trace."""
+    """Converts errors into MlflowException with the reason, which MLflow's server returns, and never a stack trace."""
     try:
         yield
     except DistmetaError as error:
@@ -38,7 +38,7 @@ def answering() -> Iterator[None]:
 
 
 def pictures_of(table: pd.DataFrame) -> list[Picture]:
-    """The pictures in the column `image`. Raises DataError if one is none, or all together are more than the limits allow."""
+    """The pictures in the column `image`. Raises DataError if one is not a picture, or if together they exceed the limits."""
     limits().check("images", len(table))
     return list(_within_limits(_picture(image, f"image {number}") for number, image in enumerate(table["image"])))
 
@@ -53,7 +53,7 @@ def answers_of(classes: list[Any], probabilities: Tensor) -> pd.DataFrame:
 
 
 def _within_limits(pictures: Iterable[bytes | NDArray[np.uint8]]) -> Iterator[Picture]:
-    """Pass pictures through, whose pixels and bytes are counted from their headers. Raises DataError at the first too many."""
+    """Yields the pictures, and counts their pixels and bytes from their headers. Raises DataError as soon as a limit is exceeded."""
     most = limits()
     size = pixels = 0
     for number, picture in enumerate(pictures):

@@ -1,4 +1,4 @@
-"""Who started a run, and from which code, in the words of MLflow's tags."""
+"""The user and the code version of a run, as MLflow's tags."""
 
 import getpass
 import json
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 CONTEXT = "MLFLOW_RUN_CONTEXT"
-"""The environment variable in which MLflow takes such tags as JSON: a job finds there what its submitter's were."""
+"""The environment variable from which MLflow reads such tags as JSON; a job receives its submitter's tags in it."""
 _GIT_S = 5.0
 
 

@@ -16,8 +16,9 @@ def tags_of(fitted: Temperature) -> dict[str, str]:
 
 
 def with_tagged(description: dict[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
-    """`description` with the temperatures of a version's tags, which replace those fitted for the same tasks. Anybody may have written a
-    tag, so those that hold none are ignored."""
+    """`description` with the temperatures of a version's tags, which replace those fitted for the same tasks. Invalid tags are ignored,
+    because anybody may write tags.
+    """
     kept = {_tasks(fitted): fitted for fitted in description.get("calibration", ())}
     for name in sorted(tags):
         if name.startswith(_TAG):

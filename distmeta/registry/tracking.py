@@ -1,4 +1,4 @@
-"""A run folder's mirror in MLflow: one thread in the driver sends the metrics files in order. Nothing waits for it.
+"""A run folder's mirror in MLflow: one thread in the driver sends the metrics files in order, and nothing waits for the thread.
 
 Sending a record again changes nothing: a metric's timestamp is its step, and MLflow's database keeps one point for each key, step,
 timestamp and value.
@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# A server that is away is found out in 15 s, not in the minutes that MLflow would retry. Its retries would also repeat what a server did
-# before its answer was lost: a run or a model version would be made twice. What needs another attempt makes it itself, after a look.
+# An unreachable server is detected after 15 s; MLflow would retry for minutes. Its retries would also repeat requests whose answer was
+# lost, and create a run or a model version twice. Callers that need another attempt check the server's state first.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 
@@ -39,9 +39,9 @@ from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import CONFIG, RunFolder
 from distmeta.training.stored import LOST
 
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints a traceback of what it raises as well
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also prints a traceback of the errors that it raises
 
-_BATCH = 500  # metrics in one call; MLflow takes up to 1000
+_BATCH = 500  # metrics in one call (MLflow's limit: 1000)
 _EVERY_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _END_S = 30.0
@@ -56,14 +56,14 @@ def tracking_uri(uri: str | None) -> str:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Turn what MLflow and its stores raise inside the block into RegistryError naming the server, Unanswered unless it refused."""
+    """Convert errors of MLflow and its stores inside the block into RegistryError naming the server, Unanswered unless it refused."""
     try:
         store.check(uri)
         with store.in_time(uri):
             yield
     except DistmetaError:
         raise
-    except Exception as error:  # a server may answer anything, and a database fail in any way
+    except Exception as error:  # a server may return anything, and a database may fail in any way
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         refused = isinstance(error, MlflowException) and error.get_http_status_code() < 500
         kind = RegistryError if refused else Unanswered
@@ -75,9 +75,8 @@ def client(uri: str) -> MlflowClient:
 
 
 def start_run(config: Config, run_folder: RunFolder, tags: dict[str, str]) -> str:
-    """The MLflow run of this run folder, begun if there is none yet; its whole config as parameters.
-
-    Raises RegistryError; but a run that MLflow has, and that continues, does not need an answer.
+    """The MLflow run of this run folder (created if needed), with the whole config as parameters. Raises RegistryError. A resumed run that
+    MLflow knows does not need an answer.
     """
     uri = tracking_uri(config.tracking.uri)
     if begun(run_folder, uri):
@@ -103,7 +102,7 @@ def start_run(config: Config, run_folder: RunFolder, tags: dict[str, str]) -> st
 
 
 def say_page(run_folder: RunFolder, say: Callable[[str], None]) -> None:
-    """Say where MLflow shows the folder's run."""
+    """Print the address of the folder's run in MLflow."""
     page = run_folder.read_mlflow().get("page")
     if page:  # runs of distmeta 0.1 have none
         say(f"MLflow run {page}")
@@ -115,10 +114,10 @@ def begun(run_folder: RunFolder, uri: str) -> bool:
 
 
 def recorded_uri(run_folder: RunFolder) -> str:
-    """Where the folder's MLflow run is; MLFLOW_TRACKING_URI, if it is the same but for credentials.
+    """The tracking URI of the folder's run, or MLFLOW_TRACKING_URI if the two differ only in credentials.
 
-    Raises RunError if the folder, which somebody else may have written, names another place that must not be spoken to unasked: a server
-    that MLflow would show this machine's credentials to, or a database that is not there.
+    The folder may come from somebody else. Raises RunError if it names a server that would receive this machine's credentials, or a
+    database that does not exist.
     """
     recorded, usual = run_folder.read_mlflow()["uri"], tracking_uri(None)
     if masked(usual) == recorded:
@@ -131,12 +130,14 @@ def recorded_uri(run_folder: RunFolder) -> str:
         raise RunError(f"{run_folder} names {recorded} as its MLflow server, which would be shown {credentials[0]} of this machine", remedy)
     database = store.database_of(recorded)
     if database is not None and not database.exists():
-        raise RunError(f"{run_folder} names {recorded} as its MLflow database, which is not there", remedy)
+        raise RunError(f"{run_folder} names {recorded} as its MLflow database, which does not exist", remedy)
     return recorded
 
 
 def check_experiment(uri: str, name: str) -> str:
-    """The experiment's id, made if there is none. Raises RegistryError if it is deleted, or its files cannot be sent from here."""
+    """The experiment's id (created if needed). Raises RegistryError if the experiment is deleted, or if this machine cannot write its
+    files.
+    """
     with answers(uri):
         mlflow = client(uri)
         experiment = mlflow.get_experiment_by_name(name)
@@ -174,13 +175,12 @@ def metrics_of(record: Record) -> list[Metric]:
 
 
 def send_metrics(uri: str, run_id: str, run_folder: RunFolder) -> int:
-    """Send the records of the run folder's metrics files that MLflow lacks, and what happened to the run.
-
-    Returns the last step that MLflow holds then. Raises RegistryError.
+    """Send the records of the run folder's metrics files that MLflow lacks, and the run's events. Returns the last step that MLflow then
+    has. Raises RegistryError.
     """
     with answers(uri):
         mlflow = client(uri)
-        mlflow.get_run(run_id)  # of a run that MLflow does not know it gives an empty history
+        mlflow.get_run(run_id)  # for an unknown run MLflow returns an empty history
         _tell_events(mlflow, run_id, run_folder, told=0)
         last = _last_held(mlflow, run_id)
         for sent in _sending(mlflow, run_id, run_folder, last):
@@ -194,7 +194,7 @@ def _last_held(mlflow: MlflowClient, run_id: str) -> int:
 
 
 def _sending(mlflow: MlflowClient, run_id: str, run_folder: RunFolder, after: int) -> Iterator[int]:
-    """Send the records later than step `after`, whole ones in each call; gives the last step sent so far after each call."""
+    """Send the records after step `after`, whole records in each call; yields the last step sent after each call."""
     batch: list[Metric] = []
     last = after
     for record in run_folder.metrics.read(after):
@@ -229,7 +229,7 @@ class Mirror:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join(_END_S)  # the call under way, if any; one that takes longer is not waited for
+        self._thread.join(_END_S)  # the time to wait for a call in progress
 
     def _run(self) -> None:
         last: int | None = None
@@ -243,8 +243,8 @@ class Mirror:
                     if self._end.is_set():
                         return
                 pause = _EVERY_S
-            except Exception:  # whatever it is, training continues, and `send_metrics` will say it
-                # What a call that failed has done is not known: a server may act and be cut off before it answers.
+            except Exception:  # training continues after any error, and `send_metrics` reports it
+                # The effect of a failed call is unknown: a server may act and lose the connection before it answers.
                 last, pause = None, min(2 * pause, _LONGEST_PAUSE_S)
 
 
@@ -281,13 +281,13 @@ def log_files(uri: str, run_id: str, files: list[Path]) -> None:
     """Keep copies of `files` with the run. Raises RegistryError."""
     with answers(uri), tempfile.TemporaryDirectory() as scratch:
         for file in files:
-            copy = Path(scratch) / file.name  # for MLflow takes paths of this machine only
+            copy = Path(scratch) / file.name  # because MLflow accepts only local paths
             copy.write_bytes(file.read_bytes())
             client(uri).log_artifact(run_id, str(copy))
 
 
 def fetch_file(uri: str, run_id: str, name: str) -> bytes | None:
-    """What `log_files` kept with the run under this name; None if there is no such file. Raises RegistryError."""
+    """The content of a file that `log_files` stored with the run, or None without such a file. Raises RegistryError."""
     with answers(uri), tempfile.TemporaryDirectory() as scratch:
         if all(file.path != name for file in client(uri).list_artifacts(run_id)):
             return None
@@ -304,7 +304,7 @@ def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
 def ended(uri: str, run_folder: RunFolder) -> Iterator[None]:
     """If the block raises, end the folder's MLflow run, if it has one and MLflow answers: KILLED if it was stopped, else FAILED.
 
-    If this process is killed inside the block, the run is ended all the same.
+    The run is also ended if this process is killed inside the block.
     """
     with (
         watched_over(uri, str(run_folder)),
@@ -318,7 +318,7 @@ def _ended_if_it_fails(uri: str, run_id: Callable[[], str | None]) -> Iterator[N
     """`ended` for the run that `run_id` names when the block has raised; None: there is none."""
     try:
         yield
-    except Overtaken:  # the MLflow run is the other process's now
+    except Overtaken:  # the MLflow run now belongs to the other process
         raise
     except BaseException as error:
         with suppress(RegistryError, RunError):  # the first error is the one to report
@@ -335,7 +335,7 @@ def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED
 
 
 def running_below(uri: str, run_id: str) -> list[str]:
-    """The run and those whose parent it is, as far as they are running. Raises RegistryError."""
+    """Those of the run and its child runs that are running. Raises RegistryError."""
     with answers(uri):
         run = client(uri).get_run(run_id)
         below = client(uri).search_runs(

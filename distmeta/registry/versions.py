@@ -1,4 +1,4 @@
-"""The model registry: publish what a run found best, list what is there, look one up and check it before use."""
+"""The model registry: publish a run's best model, look a model up, and check it before use."""
 
 import importlib.metadata
 import json
@@ -35,13 +35,13 @@ from distmeta.training.storage import understood
 
 __version__ = importlib.metadata.version("distmeta")
 ADAPTED_FROM = "adapted_from"
-"""The tag of versions that are classifiers adapted to their classes: the address of the model that they came from."""
+"""The tag of versions that are adapted classifiers: the address of the original model."""
 _NAMED = 20  # names in a message
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Published(NamedTuple):
-    """A model version just made; `champion` if it now holds that alias, else `held_by` is the version that does."""
+    """A new model version; `champion` if it now has that alias, else `held_by` is the version that has it."""
 
     name: str
     version: str
@@ -54,13 +54,13 @@ class Published(NamedTuple):
 
 
 def _identity(description: dict[str, Any]) -> dict[str, str]:
-    """What all models under one name share, as registry tags."""
+    """The registry tags that all models under one name share."""
     task = description["task"]
     return {"fingerprint": description["fingerprint"], "way": str(task["way"]), "shot": str(task["shot"])}
 
 
 def check_model_name(name: str) -> None:
-    """Raises ConfigError unless the registry takes `name`."""
+    """Raises ConfigError unless `name` is a valid name in the registry."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"tracking.model={name!r} is not a model name", "use up to 100 letters, digits, '.', '_' and '-'")
 
@@ -95,8 +95,8 @@ def publish(
 ) -> Published:
     """Register the best model of a finished run as a new version of `name` (<dataset>-<way>way-<shot>shot, if None).
 
-    Unless `again`, a version that the run has there already is taken: an attempt may have been cut off after it was made. With `merge`,
-    low-rank pairs become part of the weights.
+    Unless `again`, an existing version of the run is used, because an earlier attempt may have been cut off after creating it. With
+    `merge`, low-rank pairs become part of the weights.
 
     It becomes `champion` if its validation score is the highest so far on the same validation episodes; and `alias` in any case, if one is
     given. Raises RunError if the folder holds no finished run.
@@ -130,7 +130,7 @@ def publish(
 
 
 def register(mlflow_client: MlflowClient, name: str, tags: dict[str, str]) -> None:
-    """Make a registered model, unless somebody does so at the same moment."""
+    """Create a registered model, unless another process creates it at the same time."""
     try:
         mlflow_client.create_registered_model(name, tags=tags)
     except MlflowException as error:
@@ -164,7 +164,7 @@ def _newest_number(mlflow_client: MlflowClient, name: str) -> int:
 
 
 def _version_of(mlflow_client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
-    """The first version of `name` that this run made, if there is one."""
+    """The run's first version of `name`, or None."""
     versions = [version for version in versions_of(mlflow_client, name) if version.run_id == run_id]
     return min(versions, key=lambda version: int(version.version), default=None)
 
@@ -175,7 +175,7 @@ def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[st
     if not run_folder.best.is_whole:
         raise RunError(
             f"{run_folder.best} is damaged: its files are not those that its {SEAL} names",
-            "copy the run folder again from where it is whole, or train again: --set run_folder=NEW",
+            "copy the run folder again from an intact copy, or train again: --set run_folder=NEW",
         )
     description = run_folder.best.read_description() | {"test": result["test"], "distmeta": __version__}
     description |= {"calibration": result["calibration"]} if "calibration" in result else {}
@@ -190,7 +190,7 @@ def _finished(run_folder: RunFolder) -> tuple[dict[str, Any], Rows, str, dict[st
 
 
 def promote(uri: str, model_uri: str, alias: str) -> str:
-    """Let `alias` name this version from now on; returns models:/NAME@ALIAS. Raises ConfigError, RegistryError."""
+    """Move `alias` to this version. Returns models:/NAME@ALIAS. Raises ConfigError, RegistryError."""
     check_alias(alias)
     version = look_up(uri, model_uri)
     with answers(uri):
@@ -257,7 +257,7 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
 def load_model(uri: str, model_uri: str, own: Collection[str] = ()) -> Model:
     """Look up a registered model of images and build it. Nothing downloaded is executed: weights are safetensors, the rest JSON.
 
-    `own` holds the import paths of its network's and learner's classes, if they are the user's own. Raises RegistryError.
+    `own` holds the import paths of its network's and learner's classes, if they are the user's. Raises RegistryError.
     """
     with tempfile.TemporaryDirectory() as scratch:
         description = download(uri, model_uri, Path(scratch))
@@ -285,7 +285,7 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
 
 
 def run_of(uri: str, version: ModelVersion) -> tuple[str, str]:
-    """Of the run that a model version came from: its id in MLflow, and where it says that its folder is. Raises RegistryError."""
+    """The MLflow id of the run that made a model version, and its recorded run folder. Raises RegistryError."""
     with answers(uri):
         run = client(uri).get_run(version.run_id or "")
     folder = run.data.tags.get("run_folder")

@@ -1,4 +1,4 @@
-"""How far a run's probabilities can be relied on."""
+"""The report's section on the reliability of a run's probabilities."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from distmeta.report.section import Plot, Section
 
 
 def confidence(test: dict[str, Any]) -> Section | None:
-    """The test's accuracy by confidence, as the network gives it and at the fitted temperature, if that was measured."""
+    """The test's accuracy by confidence, without temperature and at the fitted temperature, if it was measured."""
     if "calibration" not in test:
         return None
     found = test["calibration"]

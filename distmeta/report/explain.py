@@ -98,7 +98,7 @@ def _height(row: Sequence[_Cell]) -> float:
 
 
 def _draw_rows(axes: Any, cells: Sequence[_Cell], top: float, reader: FileReader) -> float:
-    """Draw pictures in rows from `top` on; where they end."""
+    """Draw pictures in rows below `top`; returns their lower end."""
     margin = (1 - _PICTURE) / 2
     for row in _rows(cells):
         for column, cell in enumerate(row):

@@ -31,7 +31,7 @@ _PARTS = {
 
 
 def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: str = "") -> None:
-    """Write the run's report with the domain's own `sections`; `why_not` says why there are none, if they were to be had.
+    """Write the run's report with the domain's own `sections`; `why_not` is the reason if a domain's sections are missing.
 
     Raises RunError for an unfinished run.
     """
@@ -81,7 +81,7 @@ def _summary(test: dict[str, Any]) -> str:
 
 
 def _cards(test: dict[str, Any]) -> list[tuple[str, str]]:
-    """The test's figures, each with what it is."""
+    """The test's figures, each with its name."""
     ours, theirs = measurement_of(test), baseline_of(test)
     named = [f"{ours.name} after {column} {ours.axis}" if ours.axis else f"{column} {ours.name}" for column in ours.columns]
     notes = [f": {note}" for note in ours.notes] or [""] * len(named)
@@ -166,7 +166,7 @@ def _learning(records: Sequence[Record]) -> Iterator[Plot]:
 
 
 def _validations(validations: Sequence[tuple[int, Measurement]]) -> Iterator[Curve]:
-    """Curves of the kinds that are measured or, if columns count inner steps, of the last."""
+    """A curve for each measured column; if columns count inner steps, for the last one only."""
     first = validations[0][1]
     for column in [first.selected] if first.axis else reversed(range(len(first.columns))):
         points = [(step, *measurement.shown(column)) for step, measurement in validations]
@@ -183,7 +183,7 @@ def _over_steps(curves: Sequence[Curve], label: str) -> Plot:
 
 
 def _adaptation(test: dict[str, Any]) -> Section | None:
-    """The score on new tasks after 0, 1, … inner steps, if that is what was measured."""
+    """The score on new tasks after 0, 1, … inner steps, if it was measured."""
     measurement = measurement_of(test)
     if measurement.axis is None:
         return None

@@ -145,7 +145,7 @@ def _score(
 
 
 def _baseline(description: dict[str, Any]) -> str:
-    """What the network beside the model's own is, for people: a published model does not hold the weights that its training began from."""
+    """The baseline's name for people. A published model does not hold the weights from which its training began."""
     name = as_constructed(description["model"]["name"])
     return f"{name}, without the pretrained weights" if "init_from" in description else name
 

@@ -186,7 +186,7 @@ def _node_answers(place: Place) -> bool:
 
 
 def traces_of(places: list[Place]) -> list[Traces | None]:
-    """What the places' nodes know of the workers there, asked at once; None where a node does not answer in time. Never raises."""
+    """The traces of the workers at these places, queried in parallel; None if a node does not answer in time. Never raises."""
     own, asked = ray.get_runtime_context().get_node_id(), {}
     for number, place in enumerate(places):
         if place["node_id"] != own and _node_answers(place):
@@ -196,7 +196,7 @@ def traces_of(places: list[Place]) -> list[Traces | None]:
     found = [_traces(place["log"], place["cgroup"]) if place["node_id"] == own else None for place in places]
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_S) if asked else ([], [])
     for answer in answered:
-        with suppress(RayError):  # the node goes too
+        with suppress(RayError):  # the node is lost, too
             found[asked[answer]] = ray.get(answer)
     return found
 

@@ -75,7 +75,7 @@ class WorkerMetrics:
             self.tell()
 
     def tell(self) -> None:
-        """Hand what has gathered to Ray."""
+        """Send the sums to Ray."""
         self._told = time.monotonic()
         read = TRAFFIC.so_far()
         grown, self._read = read - self._read, read

@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group
 
 
 class Named(ControllerCallback):
-    """Runs in Ray Train's controller, a process of the run's own: what it starts is named `title`."""
+    """Runs in Ray Train's controller, a separate process for each run, and names the actors that it starts `title`."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -27,7 +27,7 @@ def _group(title: str) -> type[WorkerGroup]:
         _worker_cls = worker
 
         def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> DefaultPlacementGroupHandle:
-            """As Ray Train's, which gives it no name."""
+            """Like Ray Train's function, which sets no name."""
             group = placement_group(
                 bundles=[worker_group_context.resources_per_worker] * worker_group_context.num_workers,
                 strategy=worker_group_context.placement_strategy,

@@ -1,4 +1,4 @@
-"""How busy a worker's node is, under the names that MLflow's pages show as system metrics."""
+"""The load of a worker's node, under the names that MLflow's pages show as system metrics."""
 
 import time
 
@@ -18,10 +18,10 @@ class NodeUse:
         self._device = device
         self._sampled = time.monotonic()
         self._network = psutil.net_io_counters()
-        psutil.cpu_percent()  # the next call says what was used since this one
+        psutil.cpu_percent()  # the next call returns the use since this one
 
     def sample(self) -> Record:
-        """What belongs in a step's record now: nothing, unless ten seconds have passed since the last sample.
+        """The values for a step's record; empty unless ten seconds have passed since the last sample.
 
         `sampled_at` is in seconds since 1970.
         """

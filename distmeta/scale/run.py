@@ -121,8 +121,8 @@ def check_run_folder(this: Run, resume: bool, several_seeds: bool = False) -> No
 
 @contextmanager
 def opened(this: Run, resume: bool, several_seeds: bool = False) -> Iterator[Lease]:
-    """The lease of the run's folder, new or one that may be resumed. If the run is refused before it began, a new folder does not stay;
-    an empty folder that was there stays empty.
+    """The lease of the run's folder, new or one that may be resumed. If the run is refused before it begins, a new folder is removed, and
+    an existing empty folder stays empty.
 
     `several_seeds`: the folder is to hold the runs of several seeds.
     Raises ConfigError, and RunError if another process writes that folder.
@@ -184,7 +184,7 @@ def _train(
 
 
 def begin(this: Run, tags: dict[str, str]) -> str:
-    """Write what the run is into its folder, and begin its MLflow run, with `tags` beside its own."""
+    """Write the run's description into its folder, and begin its MLflow run with additional `tags`."""
     began = this.folder.holds_run
     this.write_description()
     try:
@@ -196,7 +196,7 @@ def begin(this: Run, tags: dict[str, str]) -> str:
 
 
 def _watch(fit: Fit, board: Any, display: RunDisplay, chronicle: Chronicle, awaited: Callable[[], str]) -> None:
-    """Draw progress until training ends, and until it begins what it waits for, which `awaited` says.
+    """Draw progress until training ends. Before training begins, show what it waits for, the result of `awaited`.
 
     The first Ctrl-C (or SIGTERM) asks for a last checkpoint.
     """

@@ -85,7 +85,7 @@ def _without(*names: str) -> Iterator[None]:
 
 @contextmanager
 def _answers(address: str, job_id: str | None = None) -> Iterator[None]:
-    """Turn what the job server raises inside the block into ClusterError."""
+    """Convert errors of the job server inside the block into ClusterError."""
     try:
         yield
     except AuthenticationError:
@@ -120,7 +120,7 @@ def check_locations(places: dict[str, str], includes: Iterable[Path] = ()) -> No
 
 
 def check_secrets(arguments: list[str], config: Config | None) -> None:
-    """Raises ConfigError if the config or an argument holds a secret: everybody on the cluster can read what a job is."""
+    """Raises ConfigError if the config or an argument holds a secret: everybody on the cluster can read a job's description."""
     places = [*(secrets_of(config) if config else ()), *(argument for argument in arguments if masked(argument) != argument)]
     if places:
         raise ConfigError(
@@ -166,7 +166,7 @@ def submit(
 
 
 def _metadata(verb: str, places: dict[str, str]) -> dict[str, str]:
-    """What `jobs list` says of a job. Everybody on the cluster can read it."""
+    """The metadata of a job for `jobs list`. Everybody on the cluster can read it."""
     try:
         who = getuser()
     except (OSError, KeyError):  # a user without a name, as in some containers

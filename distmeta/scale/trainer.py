@@ -26,9 +26,10 @@ _RESIZE_EVERY_S = 10.0  # how often an elastic run looks for more room: growing 
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray Train's helper that gives back the place of a lost run: it needs a dashboard, and a process for each run.
+    """A TorchTrainer without Ray Train's helper that releases the placement group of a lost run. The helper needs a dashboard, and a
+    process for each run.
 
-    A lost run's place is given back by Ray when its driver ends, and to a sweep's other trials by the sweep itself.
+    Ray releases the group when the run's driver ends; a sweep releases the groups of its trials itself.
     `title` is the run's name on Ray's dashboards.
     """
 
@@ -39,7 +40,7 @@ class _Trainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
     def fit(self) -> Any:
-        """Under the run's own name; what Ray writes to storage is named otherwise, and its place is fixed once it was asked for."""
+        """Run under the run's own name. The folder in storage has another name, which is fixed by the first access to storage_context."""
         settings: Any = self.run_config
         _ = settings.storage_context
         settings.name = self.title
@@ -57,7 +58,7 @@ def trainer(
 ) -> TorchTrainer:
     """The Ray Train run for a config whose device is resolved and whose run_folder is absolute; a sweep's trials have no `test`.
 
-    What an earlier one left in the folder is put in order: old checkpoints go, those that a run may continue from stay.
+    The folder of an earlier run is cleaned up: old checkpoints are removed, and those that a run can continue from are kept.
 
     `import_from`: the folder where networks given by import path are found. `claim` is looked at before each commit. `part`: the step
     from which its settings are these, and the one where it ends, if not the last.
@@ -70,7 +71,8 @@ def trainer(
     # Ray has no arguments for these.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(train_config.start_timeout_s)
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(train_config.collective_timeout_s)
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(bool(get_dashboard_url()))))  # a process more, for a page more
+    # it would start another process for another page
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", str(int(bool(get_dashboard_url()))))
     environment = ALLOCATOR | {"OMP_NUM_THREADS": str(train_config.threads_per_worker)}
     made = _Trainer(
         run_worker,

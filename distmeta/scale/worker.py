@@ -1,4 +1,4 @@
-"""One Ray Train worker: what it builds, and how it answers the loop."""
+"""One Ray Train worker: its objects, and its callbacks for the training loop."""
 
 import gc
 import sys
@@ -121,7 +121,7 @@ class Worker:
             self._test()
 
     def _test(self) -> None:
-        """The final test, of the best step's meta_params, beside the same network adapted from where training began."""
+        """The final test of the best step's meta_params, and of the same network adapted from its initial weights."""
         if self.rank == 0:
             self.reporter.tell(phase="testing")
         tested = final_test(self.run, self.run.best_params(self.outer.meta_params), self.rank, self.workers)

@@ -1,4 +1,4 @@
-"""Which classes and categories of a test were answered well, and which badly."""
+"""The accuracy of a test by class and category."""
 
 from collections import Counter
 from typing import Any
@@ -10,12 +10,12 @@ from distmeta.learners.description import Temperature
 from distmeta.training.calibration import Answered, calibration_of
 from distmeta.training.evaluate import Stream
 
-_WORST = 10  # classes that are named
-_FEWEST = 20  # queries of a class below which its accuracy would be noise
+_WORST = 10  # number of worst classes that are named
+_FEWEST = 20  # minimum queries of a class; with fewer its accuracy is noise
 
 
 def figures_of_answers(stream: Stream, answers: Answered | None, temperature: Temperature | None) -> dict[str, Any]:
-    """What a test says of its answers, as far as there are any: how far confidence is from accuracy, and the accuracy by class."""
+    """The parts of a test's result that are about answers, if it has any: calibration error, and accuracy by class."""
     if answers is None:
         return {}
     calibration = {"calibration": calibration_of(answers, temperature)} if temperature else {}
@@ -23,8 +23,8 @@ def figures_of_answers(stream: Stream, answers: Answered | None, temperature: Te
 
 
 def accuracy_by_class(stream: EpisodeStream, answered: Answered) -> dict[str, Any]:
-    """Inductive accuracy on the stream's episodes by class and category: how many classes there were, every category, and the worst
-    classes. Each entry names how many queries it is of; classes of few queries are not ranked.
+    """Inductive accuracy on the stream's episodes by class and category: the number of classes, every category, and the worst classes. Each
+    entry holds its number of queries; classes with few queries are not ranked.
     """
     queries: Counter[int] = Counter()
     right: Counter[int] = Counter()

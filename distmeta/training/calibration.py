@@ -1,4 +1,4 @@
-"""Probabilities that can be relied on: a temperature fitted on validation episodes, and how far confidence is from accuracy."""
+"""Calibrated probabilities: a temperature fitted on validation episodes, and the expected calibration error."""
 
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from distmeta.training.metric import Metric
 BINS = 15
 _THRESHOLDS = 101  # 0 %, 1 %, … 100 %
 _LARGEST = 14.0  # temperatures lie between exp(-14) and exp(14)
-_HALVINGS = 60  # of that range, which leaves 1e-16 of it
+_HALVINGS = 60  # halvings of that range; they leave 1e-16 of it
 _RESAMPLES = 1000
 _DIGITS = 5  # of stored shares
 
@@ -74,7 +74,7 @@ def keeping_answers(metric: Metric, task: Task) -> Metric:
 
 
 def answered(metric: Metric, evaluation: Evaluation) -> Answered | None:
-    """The answers that `metric` kept in an evaluation by it, if it keeps any and all are finite."""
+    """The answers that `metric` kept in its evaluation, if it keeps any and all are finite."""
     if not isinstance(metric, Answers) or evaluation.beside is None:
         return None
     kept = metric.answered(evaluation.beside)
@@ -110,9 +110,9 @@ def fitted_temperature(answered: Answered) -> float:
 
 
 def temperature_of(answered: Answered, task: Task, inner_steps: int) -> Temperature:
-    """The temperature for tasks of this way and shot, and what a lowest accepted probability costs on these episodes.
+    """The temperature for tasks of this way and shot, and the cost of a lowest accepted probability on these episodes.
 
-    `coverage[p]` is the part of the queries whose probability is at least p %, and `accuracy[p]` the part of these that is right.
+    `coverage[p]` is the fraction of queries whose probability is at least p %, and `accuracy[p]` the fraction of these that is right.
     """
     temperature = fitted_temperature(answered)
     confidence, right = answered.confidence(temperature).ravel(), answered.right.ravel()
@@ -169,7 +169,7 @@ def _error(bins: Array) -> float:
 
 
 def calibration_of(answered: Answered, temperature: Temperature) -> dict[str, Any]:
-    """What a test says of its probabilities: as the network gives them ("before") and at the temperature ("after")."""
+    """A test's calibration: without temperature ("before") and at the temperature ("after")."""
     values = {"before": 1.0, "after": temperature["temperature"]}
     errors = {when: calibration_error(answered, value) for when, value in values.items()}
     return {"temperature": temperature["temperature"], "way": temperature["way"], "shot": temperature["shot"], **errors}

@@ -1,4 +1,5 @@
 # make quickstart: embedded data, a meta-trained model, the commands to use it.   make test: what CI runs.   make slow: the tests that take long.
+# make lowest: the fast tests with the lowest versions of all dependencies (constraints-lowest.txt), with distmeta installed as a wheel, in .venv-lowest.
 # make cluster-test: follow docs/kubernetes.md on this machine (Linux, root, kubectl, PostgreSQL).
 # make bench: every comparison that docs/results.md repeats, in at most 40 minutes on an idle machine.
 # make release: build the version that pyproject.toml names, try it in an empty environment, and tag it.
@@ -11,7 +12,7 @@ READY := .venv/ready
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install quickstart test slow cluster-test bench lint docs release clean
+.PHONY: install quickstart test slow lowest cluster-test bench lint docs release clean
 
 install: $(READY)
 
@@ -35,6 +36,11 @@ test: $(READY) lint
 
 slow: $(READY)
 	$(BIN)/pytest -m slow
+
+lowest: $(READY)
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt '.[dev]'
+	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest -m "not slow"
 
 cluster-test: $(READY)
 	$(BIN)/pytest -m slow tests/test_cluster_chain.py
@@ -66,4 +72,4 @@ release: $(READY)
 	@echo "next: git push origin v$(VERSION), then upload dist/* to the package index"
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-lowest

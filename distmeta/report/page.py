@@ -112,7 +112,8 @@ def _use(run_folder: RunFolder, best: dict[str, Any]) -> _Use:
     )
     page = record.get("page", "")
     link = page.split()[0] if page.startswith(("http://", "https://")) else ""
-    return _Use(address, page.removeprefix(link), link, f"{datetime.now(UTC):%d %B %Y}", commands)
+    written = f"{datetime.now(UTC):%d %B %Y}"
+    return _Use(address=address, page=page.removeprefix(link), link=link, written=written, commands=commands)
 
 
 def _reads_images(best: dict[str, Any]) -> bool:

@@ -117,15 +117,9 @@ def pack(
     summary = summary_of(manifest)
     for name, counts in summary.items():
         say(f"{name}: {counts['classes']} classes, {counts['images']} images, {counts['shards']} shards")
-    for origin, reason in skipped[:_LISTED]:
-        say(f"skipped {origin}: {reason}")
-    if skipped:
-        say(f"skipped {len(skipped)} images that do not decode")
-    if several:
-        say(f"{several} files are animated or have several pages; the first picture of each was packed")
+    _say_skipped(skipped, several)
     if names is not None:
-        found = sum(info.name in manifest.names for info in manifest.classes)
-        say(f"{names} names {found} of {len(manifest.classes)} classes")
+        say(f"{names} names {sum(info.name in manifest.names for info in manifest.classes)} of {len(manifest.classes)} classes")
     copies = manifest.copies.sentences([shown(info.name, manifest.names) for info in manifest.classes]) if manifest.copies else []
     for sentence in copies:
         say(sentence)
@@ -134,6 +128,15 @@ def pack(
         left_out = [{"origin": origin, "reason": reason} for origin, reason in skipped]
         counted_copies = manifest.copies and manifest.copies.model_dump()
         print_json({"out": str(out), "splits": summary, "skipped": left_out, "several": several, "copies": counted_copies})
+
+
+def _say_skipped(skipped: list[tuple[str, str]], several: int) -> None:
+    for origin, reason in skipped[:_LISTED]:
+        say(f"skipped {origin}: {reason}")
+    if skipped:
+        say(f"skipped {len(skipped)} images that do not decode")
+    if several:
+        say(f"{several} files are animated or have several pages; the first picture of each was packed")
 
 
 def verify(

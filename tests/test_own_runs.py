@@ -1,9 +1,11 @@
 """Whole runs of a learner and a network that are a user's own, in files beside the config, from the command line to the prediction."""
 
+import importlib
 import json
 import math
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,7 @@ FILES = {
     "class Net": "my_network.py",
     "class BothEnds": "own_learner.py",
     "class Watched": "own_learner.py",
+    "class OneStep": "one_step.py",
 }
 SMALL = {"outer.steps": 2, "outer.meta_batch_size": 2, "data.queries": 3, "train.checkpoint_every": 2, "train.validate_every": 2}
 SMALL |= {"train.cpus_per_worker": 0.5, "train.device": "cpu"}
@@ -199,3 +202,61 @@ def test_workers_whose_frozen_weights_differ_do_not_train_together(
         r"worker 1 holds other frozen weights than worker 0\n +start again in a new run_folder that all workers can read\n", err
     )
     assert RunFolder(tmp_path / "runs" / "own").newest_checkpoint() is None
+
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.hidden = nn.Linear(256, 8)
+        self.head = nn.Linear(8, outputs)
+
+    def forward(self, images):
+        return self.head(self.hidden(images.flatten(1)).tanh())
+"""
+
+
+def test_a_run_is_resumed_with_its_own_code_alone(
+    main: Main, address: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A comment may change; what is computed may not, and the remedies work; a published model is refused by a class that changed."""
+    file = tmp_path / "changing.py"
+    file.write_text(NET)
+    write_config(packed, tmp_path, model={"name": "changing.Net"}, learner={"name": "maml", "inner_lr": 0.1, "inner_steps": 1})
+    resume = ("train", "own.yaml", "--resume", "--set", "outer.steps=6", "--address", address)
+    begun = main("train", "own.yaml", "--set", "outer.steps=6", "--set", "train.checkpoint_every=2", "--address", address, "--json")
+    run_folder = RunFolder(begun["run_folder"])
+    shutil.rmtree(run_folder.checkpoint(6).path)
+    (run_folder.path / "result.json").unlink()
+
+    def edited(before: str, after: str) -> None:
+        file.write_text(NET.replace(before, after))
+        sys.modules.pop("changing", None)
+        importlib.invalidate_caches()
+
+    edited("tanh())", "relu())")
+    code, _, err = call(monkeypatch, capsys, *resume)
+    assert code == 2
+    assert re.search(
+        rf"changing.py has changed since the run in {run_folder} began .*\n +restore it from (\S+), or give --set run_folder", err
+    )
+    copied = re.search(r"restore it from (\S+), or", err)
+    assert copied is not None
+    assert Path(copied[1]).read_text() == NET
+    edited("class Net(nn.Module):", "class Net(nn.Module):  # as it was")
+    again = main(*resume, "--json")
+    assert again["weights_sha256"] == begun["weights_sha256"]
+    edited("nn.Linear(256, 8)", "nn.Linear(256, 9)")
+    edited("self.hidden", "self.body")
+    main("inspect", str(packed), "--way", "3", "--shot", "1", "--export", "episode")
+    predict = ("predict", "--model", begun["model"], "--support", "episode/support", "--query", "episode/query")
+    code, _, err = call(monkeypatch, capsys, *predict)
+    assert (code, "--network changing.Net" in err) == (1, True)
+    code, _, err = call(monkeypatch, capsys, *predict, "--network", "changing.Net")
+    assert code == 1
+    assert "the weights are not those of a Net as it is now: body.weight (8, 256) is missing" in err
+    edited("", "")
+    assert len(main(*predict, "--network", "changing.Net", "--json")) == 3 * 15

@@ -158,6 +158,17 @@ def test_the_page_trains_and_its_model_adapts_to_new_classes(
         adapted = model.adapt(episode.support_images[0], episode.support_labels[0])
         right.append((adapted.predict(episode.query_images[0]).argmax(1) == episode.query_labels[0]).double().mean().item())
     assert sum(right) / len(right) == pytest.approx(alone["test"]["accuracy_inductive"], abs=1e-3)
+    names = {
+        "examples": [text_of(ids) for ids in episode.support_images[0].tolist()],
+        "classes": episode.support_labels[0].tolist(),
+        "others": [text_of(ids) for ids in episode.query_images[0].tolist()],
+    }
+    exec(block("python", 1), names)
+    assert torch.equal(names["probabilities"], adapted.predict(episode.query_images[0]).softmax(1))
+
+
+def text_of(ids: list[int]) -> str:
+    return bytes(number for number in ids if number < 256).decode()
 
 
 @pytest.mark.parametrize(

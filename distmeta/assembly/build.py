@@ -4,14 +4,16 @@ import json
 import shutil
 import tempfile
 from contextlib import suppress
-from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from distmeta.assembly.code import libraries
 from distmeta.assembly.domain import Domain
+from distmeta.assembly.received import import_paths
 from distmeta.config import Config
+from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.location import Location, Reading
 from distmeta.errors import ConfigError, DataError
 from distmeta.inference.model import build
@@ -20,7 +22,9 @@ from distmeta.learners.learner import Learner
 from distmeta.learners.params import Params
 from distmeta.masking import masked
 from distmeta.models import MODELS, build_model, native
-from distmeta.models.contract import check_forward, check_function, freeze_unreached, no_vmap, outputs_of
+from distmeta.models.call import outputs_of
+from distmeta.models.contract import check_forward, freeze_unreached, no_vmap
+from distmeta.models.function import check_function
 from distmeta.models.head import HEAD, features
 from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.models.norm import BatchNorm2d, FrozenBatchNorm, RunningBatchNorm2d
@@ -86,7 +90,10 @@ def learner_of(
             "keep requires_grad=True for some of them; with outer.steps=0 they do not change either",
         )
     if learner.inner_steps_eval and not learner.adapted:
-        raise ConfigError(f"learner {config.learner.name} adapts no parameter: all are frozen", "leave some of them trainable")
+        raise ConfigError(
+            f"learner {config.learner.name} adapts no parameter",
+            "leave some trainable; your own learner names them in its property `adapted`",
+        )
     learner.check_names()
     learner.constant_body = learner.leaves_features(torch.zeros(2, *_network_shape(config.learner.name, domain)))
     learner.model.to(device, dtype)
@@ -101,7 +108,7 @@ def _try_out(config: Config, domain: Domain, learner: Learner, new: bool) -> Non
     inputs = two_inputs(config, domain)
     check_forward(config.model.name, learner.model, inputs, domain.outputs)
     if new:
-        check_function(config.model.name, learner.model, inputs)
+        check_function(config.model.name, learner.model, _three_inputs(config, domain))
     map_ = features if learner.method == "features" else outputs_of
     freeze_unreached(learner.model, inputs, map_)
     if learner.task_batching == "auto":
@@ -111,6 +118,17 @@ def _try_out(config: Config, domain: Domain, learner: Learner, new: bool) -> Non
 def two_inputs(config: Config, domain: Domain) -> torch.Tensor:
     """Zeros (2, …) with the shape and type of the network's inputs."""
     return torch.zeros(2, *_network_shape(config.learner.name, domain), dtype=domain.input_type)
+
+
+def _three_inputs(config: Config, domain: Domain) -> torch.Tensor:
+    """Inputs (3, …) with the shape and type of the network's; integers, such as token ids, are those of an example, because not all are
+    valid.
+    """
+    if domain.input_type.is_floating_point:
+        return torch.zeros(3, *_network_shape(config.learner.name, domain))
+    example = domain.example(1)
+    inputs = example.query_images[0][:3] if isinstance(example, EpisodeBatch) else two_inputs(config, domain)
+    return inputs[torch.arange(3) % len(inputs)]
 
 
 def notes_of(learner: Learner) -> list[str]:
@@ -198,14 +216,6 @@ def outer_of(config: Config, meta_params: Params, statistics: Params) -> OuterUp
     return OuterUpdate(**of_optimizer)
 
 
-def libraries_of(learner: Learner) -> dict[str, str]:
-    """The installed packages, except torch and distmeta, that define classes of the learner and its network: name → version."""
-    parts = (learner, *learner.model.modules())
-    modules = {type(part).__module__.partition(".")[0] for part in parts} - {"torch", "distmeta"}
-    packages = packages_distributions() if modules else {}
-    return {name: version(name) for name in sorted({name for module in modules for name in packages.get(module, ())})}
-
-
 def model_description(config: Config, domain: Domain, learner: Learner) -> dict[str, Any]:
     """Names and constructor arguments, from which the network and its learner can be rebuilt, and the data they were trained on."""
     more: dict[str, Any] = {"published": config.published.model_dump()} if config.published else {}
@@ -218,7 +228,7 @@ def model_description(config: Config, domain: Domain, learner: Learner) -> dict[
         "preprocessing": domain.preprocessing and domain.preprocessing.model_dump(),
         "norm": config.model.norm,
         "notes": notes_of(learner),
-        "libraries": libraries_of(learner),
+        "libraries": libraries(import_paths(config), learner, *learner.model.modules()),
         "frozen": sorted(name for name, value in learner.model.named_parameters() if not value.requires_grad),
         "domain": {"name": config.data.domain, "settings": domain.settings.model_dump(mode="json")},
         "dataset": domain.name,

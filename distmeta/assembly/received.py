@@ -19,8 +19,8 @@ def followed(received: Config, own: Config | None, shards: str | None) -> Config
     The dataset's location, the cache's folder and every import path are used only if the user gives them, because a location can be a shell
     command (`pipe:`) and an import runs code. Raises ConfigError naming what else the folder asks for.
     """
-    for key, name in _imported(received).items():
-        if own is None or _imported(own).get(key) != name:
+    for key, name in _imports_of(received).items():
+        if own is None or _imports_of(own).get(key) != name:
             raise ConfigError(
                 f"{key}={name} is imported only from your own config, not from a run folder's",
                 "give --config FILE, your own config of that run",
@@ -50,8 +50,8 @@ def metric_for(description: dict[str, Any], given: str | None) -> Metric:
     return Accuracy() if given in (None, Accuracy.name) else metric_at("--metric", given)
 
 
-def _imported(config: Config) -> dict[str, str]:
-    """The modules that building the run would import besides distmeta: key → import path."""
+def import_paths(config: Config) -> dict[str, str]:
+    """The import paths of the user's own classes in a config, by key."""
     names = {
         "model.name": config.model.name,
         "learner.name": config.learner.name,
@@ -59,7 +59,12 @@ def _imported(config: Config) -> dict[str, str]:
         "data.eval.metric": config.data.eval.metric,
     }
     ours = {*MODELS, *LEARNERS, *DOMAINS}
-    foreign = {key: name for key, name in names.items() if name is not None and name not in ours}
+    return {key: name for key, name in names.items() if name is not None and name not in ours}
+
+
+def _imports_of(config: Config) -> dict[str, str]:
+    """The modules that building the run would import besides distmeta: key → import path."""
+    foreign = import_paths(config)
     options = config.data.settings.get("options")
     if isinstance(options, dict) and "id" in options:  # Gymnasium imports the module named in an id
         foreign["data.settings.options.id"] = str(options["id"])

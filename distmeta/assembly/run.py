@@ -15,15 +15,16 @@ from distmeta.assembly.build import (
     published_learner,
     started_from,
 )
+from distmeta.assembly.code import check_code, check_libraries, keep_code, libraries
 from distmeta.assembly.domain import Domain, domain_of, metric_of
-from distmeta.assembly.received import followed
+from distmeta.assembly.received import followed, import_paths
 from distmeta.assembly.trial import check_outputs, check_step, worker_bytes
 from distmeta.config import Config
 from distmeta.errors import ConfigError
 from distmeta.learners import LEARNERS
 from distmeta.learners.description import default_name
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params, fill, floating_parameter
+from distmeta.learners.params import Params, difference, fill, floating_parameter
 from distmeta.masking import masked
 from distmeta.models import MODELS, as_constructed
 from distmeta.training.checkpoint import machine
@@ -68,8 +69,20 @@ class Run:
         """Raises ConfigError if the learner or its network does not take a setting."""
         if not self.folder.initial.is_whole:
             return learner_of(self.config, self.domain, self.device, self.dtype)
+        check_code(import_paths(self.config), self.folder.code, str(self.folder))
         learner = learner_of(self.config, self.domain, self.device, self.dtype, drawn=False)
-        fill(learner.model, self.folder.initial.load_params())
+        paths = import_paths(self.config)
+        if paths:
+            named = self.folder.initial.read_description().get("libraries", {})
+            check_libraries(named, libraries(paths, learner, *learner.model.modules()), str(self.folder))
+        kept = self.folder.initial.load_params()
+        problem = difference(kept, learner.whole(learner.initial_params()))
+        if problem:
+            raise ConfigError(
+                f"run_folder {self.folder} holds a run of another network or learner: {problem}",
+                "give the config that it began with, or --set run_folder=NEW for the new one",
+            )
+        fill(learner.model, kept)
         return learner
 
     @cached_property
@@ -151,7 +164,9 @@ class Run:
         return worker_bytes(self.config, self.domain, device, slots)
 
     def write_description(self) -> None:
-        """Write what the run is into its folder."""
+        """Write what the run is into its folder, and when it begins the user's own code."""
+        if not self.folder.holds_run:
+            keep_code(import_paths(self.config), self.folder.code)
         self.folder.write_description(self.config, self._dataset)
 
     def tags(self) -> dict[str, str]:

@@ -33,7 +33,7 @@ from distmeta.learners import build_learner
 from distmeta.learners.description import Description, Temperature
 from distmeta.learners.learner import Learner
 from distmeta.learners.objective import Objective
-from distmeta.learners.params import Params, fill, floating, state, unusable
+from distmeta.learners.params import Params, difference, fill, floating, state, unusable
 from distmeta.models import MODELS, build_model
 from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head, set_head
@@ -302,10 +302,24 @@ def build(description: dict[str, Any], weights: Params, own: Collection[str] = (
     network = build_model(**description["model"], allow_import=description["model"]["name"] in own).to(like.device, like.dtype)
     allow_import = description["learner"]["name"] in own
     learner = build_learner(model=network, objective=objective, allow_import=allow_import, **description["learner"])
-    fill(learner.model, weights)  # an objective may have added parameters to the network
-    for name in description.get("frozen", ()):
+    frozen = description.get("frozen", ())
+    _check_fit(learner.model, weights, frozen)  # an objective may have added parameters to the network
+    fill(learner.model, weights)
+    for name in frozen:
         learner.model.get_parameter(name).requires_grad_(False)
     return learner
+
+
+def _check_fit(network: nn.Module, weights: Params, frozen: Collection[str]) -> None:
+    """Raises ConfigError unless `weights` hold all values of `network`, the head's only if any of the head's, and it has those `frozen`."""
+    headless = not any(is_head(network, name) for name in weights)
+    wanted = {name: value for name, value in state(network).items() if not (headless and is_head(network, name))}
+    unlike = difference({name: value for name, value in weights.items() if name in wanted or name in frozen}, wanted)
+    if unlike:
+        raise ConfigError(
+            f"the weights are not those of a {type(network).__name__} as it is now: {unlike}",
+            "if that is your own class, use the code that it was trained with",
+        )
 
 
 def _check_size(model: dict[str, Any], weights: Params) -> None:

@@ -10,8 +10,7 @@ from torch.func import functional_call
 
 from distmeta.learners.kept import KeptFeatures
 from distmeta.learners.params import Params
-from distmeta.models.call import call, places, twice_differentiable
-from distmeta.models.contract import outputs_of
+from distmeta.models.call import call, outputs_of, places, twice_differentiable
 from distmeta.models.convert import batch_norms, set_training
 from distmeta.models.dropblock import set_noise
 from distmeta.models.dropout import dropouts, keys

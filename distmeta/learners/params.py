@@ -49,6 +49,16 @@ def fill(model: nn.Module, values: Params) -> None:
             places[name].copy_(values[name])
 
 
+def difference(held: Params, wanted: Params) -> str:
+    """The first name in which `held` is not what is `wanted`, or whose shape differs, with both. Empty if they agree."""
+    for name, value in wanted.items():
+        if name not in held:
+            return f"{name} {tuple(value.shape)} is missing"
+        if held[name].shape != value.shape:
+            return f"{name} is {tuple(held[name].shape)} instead of {tuple(value.shape)}"
+    return "".join(f"{name} {tuple(held[name].shape)} is left over" for name in list(held.keys() - wanted.keys())[:1])
+
+
 def floating(params: Params) -> Tensor:
     """The first floating-point entry of `params`, whose device and type inputs must have. A network's buffers may hold integers."""
     return next(value for value in params.values() if value.is_floating_point())

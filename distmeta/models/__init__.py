@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 
 from distmeta.errors import ConfigError
 from distmeta.models.construct import constructed, imported, seeded
 from distmeta.models.conv4 import Conv4
-from distmeta.models.convert import convert_dropout, convert_norms, convert_weight_norm
+from distmeta.models.convert import check_train, convert_dropout, convert_norms, convert_weight_norm
 from distmeta.models.head import HEAD, fit_head, has_head, head_of, name_head
 from distmeta.models.layout import in_fastest_layout, in_readable_layout
 from distmeta.models.lora import add_pairs
@@ -81,6 +81,7 @@ def build_model(
         with seeded(seed):
             if has_head(model):
                 fit_head(model, outputs)
+        check_train(model, norm)
         convert_norms(model, norm)
         convert_dropout(model)
         convert_weight_norm(model)
@@ -143,4 +144,8 @@ def checked(key: str, value: Any, annotation: Any) -> Any:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
+    except PydanticUserError:
+        raise ConfigError(
+            f"{key}={value!r}: its annotation {annotation!r} is not a type of a config's values", f"leave {key} out"
+        ) from None
     raise ConfigError(f"{key}={value!r}: {message[0].lower()}{message[1:]}", f"fix {key}")

@@ -45,6 +45,11 @@ class _Mapped(nn.Module):
         return self.map(self.network, inputs)
 
 
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The network's forward as a `Map`. The other Map is `distmeta.models.head.features`."""
+    return model(inputs)
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """torch's attention as plain operations: its fused kernels have no second derivative, and different bits with and without gradients."""

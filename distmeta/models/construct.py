@@ -1,8 +1,9 @@
 """Users' networks: imported by path, and constructed so that every value is a function of the seed."""
 
 import importlib
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -20,8 +21,12 @@ IMPORT_LIMIT_S = 300.0
 def imported(key: str, path: str) -> Any:
     """The object at an import path: my_package.my_module.Name, or Name.method of a class. Raises ConfigError naming the config's `key`."""
     parts = path.split(".")
+    if parts[0] == "__main__":
+        raise ConfigError(
+            f"{key}={path!r} is in the program that runs now, which no worker imports", "move the class to a module and name that"
+        )
     error: BaseException | None = None
-    with _limited(f"{key}={path!r}: its import"):
+    with _limited(f"{key}={path!r}: its import"), _torchs_modes():
         for count in range(len(parts) - 1, 0, -1):
             module = ".".join(parts[:count])
             try:
@@ -56,7 +61,7 @@ def constructed(name: str, make: Callable[..., Any], arguments: dict[str, Any], 
         twin = _made(name, make, arguments, seed)
         if twin is model:
             raise ConfigError(f"model.name={name!r} returns the same module at each call", "construct a new one in each call")
-        first, second = model.state_dict(), twin.state_dict()
+        first, second = (tensors_of(one.state_dict()) for one in (model, twin))
         for key in [*first, *second]:
             if key not in first or key not in second or not _same_bytes(first[key], second[key]):
                 raise ConfigError(
@@ -68,7 +73,7 @@ def constructed(name: str, make: Callable[..., Any], arguments: dict[str, Any], 
 
 def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: int | None) -> nn.Module:
     try:
-        with _limited(f"model.name={name!r}: its constructor"), seeded(seed):
+        with _limited(f"model.name={name!r}: its constructor"), seeded(seed), _torchs_modes():
             model = make(**arguments)
     except DistmetaError:
         raise
@@ -77,17 +82,17 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
         raise ConfigError(
             f"model.name={name!r} cannot be built from {given}: {error!r}", "fix the constructor, or change model.*"
         ) from error
-    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
-        model = model._orig_mod  # what torch.compile wraps, which has no second derivative
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"model.name={name!r} makes a {type(model).__name__}, not a torch.nn.Module", "give the path of a class or function that does"
         )
     try:
-        held = (*model.named_parameters(), *model.named_buffers())
+        held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     except TypeError:  # torch keeps modules in sets
         raise ConfigError(f"model.name={name!r} holds a module that has no hash", "declare it with @dataclass(eq=False)") from None
-    for key, value in held:
+    _check_modules(name, model)
+    for key, value in held.items():
         if isinstance(value, nn.UninitializedParameter | nn.UninitializedBuffer):
             raise ConfigError(f"model.name={name!r} has a lazy layer: {key} has no shape yet", "give the layer its input size")
         kind = unusual(value)
@@ -95,7 +100,40 @@ def _made(name: str, make: Callable[..., Any], arguments: dict[str, Any], seed: 
             raise ConfigError(f"{key} of model.name={name!r} is a {kind} tensor, which is not supported", "keep its values as real numbers")
     if not any(value.is_floating_point() for value in model.parameters()):
         raise ConfigError(f"model.name={name!r} has no parameters in floating point", "choose a network that can learn")
-    return model
+    _check_memory(name, held)
+    return model.float()  # as the run computes, unless train.weights says otherwise
+
+
+def _check_modules(name: str, model: nn.Module) -> None:
+    """Leave out the wrappers of torch.compile inside `model`, which have no second derivative. Raises ConfigError for a scripted module."""
+    for module_name, module in list(model.named_modules()):
+        module.__dict__.pop("_compiled_call_impl", None)
+        for key, child in module._modules.items():
+            if isinstance(getattr(child, "_orig_mod", None), nn.Module):
+                module._modules[key] = child._orig_mod
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConfigError(
+                f"{module_name or 'the network'} of model.name={name!r} is a module of TorchScript, whose parameters cannot be replaced",
+                "construct it from its Python class, and load its weights by init_from",
+            )
+
+
+def _check_memory(name: str, held: dict[str, torch.Tensor]) -> None:
+    """Give values that an expanded tensor repeats memory of their own. Raises ConfigError if two tensors hold the same values in memory."""
+    spans: list[tuple[int, int, str]] = []
+    for key, value in held.items():
+        if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):
+            value.data = value.data.clone(memory_format=torch.contiguous_format)
+        if value.numel():
+            last = sum(stride * (size - 1) for stride, size in zip(value.stride(), value.shape, strict=True))
+            spans.append((value.data_ptr(), value.data_ptr() + value.element_size() * (last + 1), key))
+    spans.sort()
+    for (_, end, first), (start, _, second) in itertools.pairwise(spans):
+        if start < end:
+            raise ConfigError(
+                f"{first} and {second} of model.name={name!r} share memory, but are two tensors",
+                "let both names be the same nn.Parameter, or give each its own values with clone()",
+            )
 
 
 def unusual(value: torch.Tensor) -> str:
@@ -107,6 +145,11 @@ def unusual(value: torch.Tensor) -> str:
         "complex": value.is_complex(),
     }
     return next((kind for kind, found in kinds.items() if found), "")
+
+
+def tensors_of(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a state_dict, which may hold more (torch's get_extra_state)."""
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -129,6 +172,18 @@ def seeded(seed: int | None) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpys)
+
+
+@contextmanager
+def _torchs_modes() -> Iterator[None]:
+    """Restore at the end what a user's code may have set for the whole process, which other networks and loops would compute with."""
+    dtype, threads, gradients = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(gradients)
 
 
 def _limited(what: str) -> AbstractContextManager[None]:

@@ -1,24 +1,18 @@
 """Checks of the rules for networks, on example inputs before a run starts. docs/extending.md states the rules for users."""
 
-import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError, FakeTensorMode
 
 from distmeta.errors import ConfigError, DistmetaError
-from distmeta.models.call import Map, call, places, twice_differentiable
-from distmeta.models.construct import seeded
-from distmeta.models.convert import batch_norms, set_training
+from distmeta.models.call import Map, call, outputs_of, places, twice_differentiable
+from distmeta.models.convert import set_training
 from distmeta.models.dropblock import DropBlock
 from distmeta.models.dropout import SeededDropout
+from distmeta.models.function import close
 from distmeta.models.head import features, is_head
-
-
-def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's forward as a `Map`. The other Map is `distmeta.models.head.features`."""
-    return model(inputs)
 
 
 def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> None:
@@ -42,27 +36,8 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
         ) from error
     finally:
         set_training(model, False)
-    if not isinstance(answer, Tensor):
-        raise ConfigError(
-            f"model.name={name} returns a {type(answer).__name__}; a tensor of outputs is needed", "let its forward return only the tensor"
-        )
-    wanted = (len(inputs), outputs)
-    if tuple(answer.shape) != wanted:
-        raise ConfigError(
-            f"model.name={name} gives {tuple(answer.shape)} for {len(inputs)} inputs; {wanted} is needed: a row of {outputs} for each",
-            "make its last layer as wide as `outputs`, or name a linear last layer by model.head, which is then replaced",
-        )
-    if not answer.is_floating_point():
-        raise ConfigError(f"model.name={name} returns {answer.dtype}; floating point is needed", "return scores, not the predicted classes")
-    if (answer.isnan() | answer.isposinf()).any():
-        raise ConfigError(
-            f"model.name={name} gives NaN or infinity with its initial values", "check its initial values and the divisions in its forward"
-        )
-    if not answer.requires_grad:
-        raise ConfigError(
-            f"the outputs of model.name={name} do not depend on a trainable parameter",
-            "remove detach and no_grad from its forward, and keep requires_grad=True for some parameters",
-        )
+    _check_answer(name, answer, (len(inputs), outputs))
+    _check_registered(name, model, answer)
     changed = [key for key, buffer in model.named_buffers() if not torch.equal(buffer, before[key])]
     if changed:
         raise ConfigError(
@@ -71,136 +46,76 @@ def check_forward(name: str, model: nn.Module, inputs: Tensor, outputs: int) -> 
         )
 
 
-def check_function(name: str, model: nn.Module, inputs: Tensor) -> None:
-    """Raises ConfigError unless `model`, a user's network, is a function of its parameters, inputs (M, …) and torch's generator.
-
-    The forward must not change inputs or parameters, and a second call must return the same. In evaluation it must draw nothing, and each
-    row must depend on its own input alone. Its gradient must be right when it is called with other parameters.
-    """
-    subject = f"the forward of model.name={name}"
-    if inputs.is_floating_point():
-        inputs = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
-    try:
-        copy.deepcopy(model)
-    except Exception as error:  # whatever refuses to be copied
+def _check_answer(name: str, answer: Any, wanted: tuple[int, int]) -> None:
+    """Raises ConfigError unless a forward gave float rows of the `wanted` shape, finite and with a gradient."""
+    if not isinstance(answer, Tensor):
         raise ConfigError(
-            f"model.name={name} cannot be copied, as adapting does: {type(error).__name__}: {error}",
-            "keep locks, files and generators out of the module, or define __deepcopy__",
-        ) from error
-    try:
-        with twice_differentiable():
-            _check_left_alone(subject, model, inputs)
-            _check_repeats(subject, model, inputs)
-            _check_rows(subject, model, inputs)
-            _check_called(subject, model, inputs)
-    finally:
-        set_training(model, False)
-
-
-def _check_left_alone(subject: str, model: nn.Module, inputs: Tensor) -> None:
-    """Raises ConfigError if the network writes into its inputs or parameters."""
-    given = inputs.clone()
-    given_version, versions = given._version, {key: parameter._version for key, parameter in model.named_parameters()}
-    set_training(model, True)
-    with seeded(0), torch.no_grad():
-        model(given)
-    if given._version != given_version:  # also where the values happen to stay
-        raise ConfigError(f"{subject} changes its inputs in place", "let it compute new tensors, such as x = x - 0.5 instead of x -= 0.5")
-    changed = [key for key, parameter in model.named_parameters() if parameter._version != versions[key]]
-    if changed:
+            f"model.name={name} returns a {type(answer).__name__}; a tensor of outputs is needed", "let its forward return only the tensor"
+        )
+    if tuple(answer.shape) != wanted:
         raise ConfigError(
-            f"{subject} changes its parameter {changed[0]} in place",
-            "let it compute with a changed copy (nn.Embedding: leave max_norm out)",
+            f"model.name={name} gives {tuple(answer.shape)} for {wanted[0]} inputs; {wanted} is needed: a row of {wanted[1]} for each",
+            "make its last layer as wide as `outputs`, or name a linear last layer by model.head, which is then replaced",
+        )
+    if not answer.is_floating_point():
+        raise ConfigError(f"model.name={name} returns {answer.dtype}; floating point is needed", "return scores, not the predicted classes")
+    if (answer.isnan() | answer.isposinf()).any():
+        raise ConfigError(
+            f"model.name={name} gives NaN or infinity with its initial values", "check its initial values and the divisions in its forward"
+        )
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        raise ConfigError(
+            f"the forward of model.name={name} turns gradients off for all that follows",
+            "write `with torch.no_grad():` around what needs none",
+        )
+    if not answer.requires_grad:
+        raise ConfigError(
+            f"the outputs of model.name={name} do not depend on a trainable parameter",
+            "remove detach and no_grad from its forward, and keep requires_grad=True for some parameters",
         )
 
 
-def _check_repeats(subject: str, model: nn.Module, inputs: Tensor) -> None:
-    """Raises ConfigError if the network gives something else when it is called again."""
-    for training, seeds in ((True, (0, 0)), (False, (0, 1))):
-        set_training(model, training)
-        answers = []
-        for number, seed in enumerate(seeds):
-            with seeded(number), torch.no_grad():  # Python's and numpy's generators are others each time
-                torch.manual_seed(seed)
-                answers.append(model(inputs))
-        if torch.allclose(answers[0], answers[1], rtol=0, atol=0, equal_nan=True):
+def _check_registered(name: str, model: nn.Module, outputs: Tensor) -> None:
+    """Raises ConfigError if `outputs` depend on a parameter that the network does not hold, or whose gradient a hook changes."""
+    known, waiting, seen = {id(parameter): key for key, parameter in model.named_parameters()}, [outputs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
             continue
-        if training:
+        seen.add(node)
+        waiting += [other for other, _ in node.next_functions]
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
             raise ConfigError(
-                f"{subject} gives other outputs when it is called again in training with torch seeded alike",
-                "draw from torch's global generator alone, and keep nothing from one call to the next",
+                f"model.name={name} computes with a parameter {tuple(leaf.shape)} that is not registered, so it would never be trained",
+                "assign it as an attribute of a module, or hold it in nn.ParameterList; hold modules in nn.ModuleList",
             )
+        if leaf is not None and leaf._backward_hooks:
+            raise ConfigError(
+                f"{known[id(leaf)]} of model.name={name} has a hook that changes its gradient, which would be left out",
+                "choose what is trained by outer.train and learner.adapt instead, or scale the parameter in the forward",
+            )
+
+
+def check_device(name: str, model: nn.Module, inputs: Tensor, device: str) -> None:
+    """Raises ConfigError if the forward uses tensors that stay on the CPU when the network and inputs (M, …) are on `device`. That need not
+    exist here.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):  # tensors of any device, without values
+            moved = {
+                key: torch.empty_like(value, device=device)
+                for key, value in (dict(model.named_buffers()) | dict(model.named_parameters())).items()
+            }
+            call(model, places(model), moved, outputs_of, torch.empty_like(inputs, device=device))
+    except FakeTensorDeviceMismatchError as error:
         raise ConfigError(
-            f"{subject} gives other outputs each time in evaluation",
-            "draw random numbers in training only: nn.functional.dropout takes training=self.training",
-        )
-
-
-def _check_rows(subject: str, model: nn.Module, inputs: Tensor) -> None:
-    """Raises ConfigError if what the network gives for an input in evaluation depends on the others, or it cannot take one alone."""
-    norms = [norm for norm in batch_norms(model).values() if norm.training]
-    remedy = "compute each row from its own input; let statistics of a batch be taken by torch's BatchNorm layers, which model.norm governs"
-    set_training(model, False)
-    for norm in norms:
-        norm.eval()
-    try:
-        with torch.no_grad():
-            together, alone = model(inputs), torch.cat([model(one) for one in inputs.split(1)])
-    except Exception as error:  # whatever the user's own forward raises
-        raise ConfigError(f"{subject} does not take one input alone: {type(error).__name__}: {str(error)[:200]}", remedy) from error
-    finally:
-        for norm in norms:
-            norm.train()
-    if together.isfinite().all() and not _close(alone, together):
-        raise ConfigError(f"{subject} gives other outputs for an input with others beside it than for the input alone", remedy)
-
-
-def _check_called(subject: str, model: nn.Module, inputs: Tensor) -> None:
-    """Raises ConfigError unless a call with other parameters has the outputs and gradients of a network that holds them."""
-    own = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad and parameter.numel()}
-    kept, others = {key: parameter.detach().clone() for key, parameter in own.items()}, elsewhere(model)
-    given = {key: value.clone().requires_grad_() for key, value in others.items()}
-    set_training(model, True)
-    try:
-        with seeded(0):
-            called = _with_gradients(call(model, places(model), given, outputs_of, inputs), given)
-        with torch.no_grad():
-            for key, parameter in own.items():
-                parameter.copy_(others[key])
-        with seeded(0):
-            held = _with_gradients(model(inputs), own)
-    except RuntimeError as error:
-        raise ConfigError(f"{subject} has no gradient: {' '.join(str(error).split())[:200]}", _NO_CHECKPOINTS) from error
-    finally:
-        with torch.no_grad():
-            for key, parameter in own.items():
-                parameter.copy_(kept[key])
-    if any(gradient.layout is not torch.strided for gradient in called):
-        raise ConfigError(f"{subject} has a sparse gradient, which is not supported", "leave sparse=True out of nn.Embedding")
-    if not all(_close(one, other) for one, other in zip(called, held, strict=True) if other.isfinite().all()):
-        raise ConfigError(f"{subject} computes with other values than the parameters that it is called with", _NO_CHECKPOINTS)
-
-
-def elsewhere(model: nn.Module) -> dict[str, Tensor]:
-    """Values a little away from those of the trainable parameters, by name."""
-    random = torch.Generator().manual_seed(0)
-    own = {key: parameter.detach() for key, parameter in model.named_parameters() if parameter.requires_grad and parameter.numel()}
-    return {key: value + 0.1 * value.abs().mean() * torch.randn(value.shape, generator=random).to(value) for key, value in own.items()}
-
-
-_NO_CHECKPOINTS = (
-    "read each parameter from its module in every forward; leave torch.utils.checkpoint out, which computes again when the parameters are"
-    " others (learner.gradient=checkpointed saves memory instead)"
-)
-
-
-def _with_gradients(outputs: Tensor, params: Mapping[str, Tensor]) -> list[Tensor]:
-    """The outputs, and the gradient of their squares' sum by each parameter."""
-    return [outputs, *torch.autograd.grad(outputs.square().sum(), list(params.values()), allow_unused=True, materialize_grads=True)]
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    return torch.allclose(one.to(other.dtype), other, rtol=1e-3, atol=1e-4 * (1 + other.abs().max().item() if other.numel() else 1))
+            f"the forward of model.name={name} uses tensors on two devices: {' '.join(str(error).split())[:200]}",
+            "register constant tensors by register_buffer, create others with device=x.device; or set train.device=cpu",
+        ) from error
+    except Exception:  # such as a forward that asks for values, which these tensors lack
+        return
 
 
 def freeze_unreached(model: nn.Module, inputs: Tensor, map_: Map) -> list[str]:
@@ -250,9 +165,13 @@ def no_vmap(model: nn.Module, inputs: Tensor, map_: Map) -> str | None:
             first = torch.autograd.grad(mapped.square().sum(), list(stacked.values()), create_graph=True, allow_unused=True)
             squares = [gradient.square().sum() for gradient in first if gradient is not None and gradient.requires_grad]
             torch.autograd.grad(squares, list(stacked.values()), allow_unused=True)
-            looped = map_(model, inputs)
+            given = {name: value.requires_grad_() for name, value in trainable.items()}
+            looped = call(model, held, given, map_, inputs)
+            of_loop = torch.autograd.grad(looped.square().sum(), list(given.values()), allow_unused=True)
     except Exception as error:  # torch.vmap raises exceptions of many types
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     finally:
         set_training(model, False)
-    return None if _close(mapped[0], looped) else "it gives other outputs than one task after another"
+    pairs = [(mapped, looped), *((of_all, of_one) for of_all, of_one in zip(first, of_loop, strict=True) if of_one is not None)]
+    alike = all(of_all is not None and close(of_all[0], of_one) for of_all, of_one in pairs)
+    return None if alike else "it gives other outputs or gradients than one task after another"

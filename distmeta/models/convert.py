@@ -57,6 +57,24 @@ def _norm_for(model: nn.Module, name: str, norm: str) -> nn.Module:
     return made
 
 
+def check_train(model: nn.Module, norm: str) -> None:
+    """Raises ConfigError if a layer's own `train` keeps layers in evaluation mode, which distmeta does not call."""
+    for name, module in model.named_modules():
+        if type(module).train is nn.Module.train:
+            continue
+        module.train(True)
+        for kept, layer in module.named_modules():
+            if layer.training or (isinstance(layer, _BatchNorm) and norm == "frozen"):
+                continue
+            where = f"{name}.{kept}".strip(".") or "the network"
+            raise ConfigError(
+                f"train() of {type(module).__name__} keeps {where} in evaluation mode, but distmeta sets modes layer by layer",
+                "set model.norm=frozen and leave that method out"
+                if isinstance(layer, _BatchNorm)
+                else "leave that method out; leave dropout out of layers that are to stay as they are",
+            )
+
+
 def convert_dropout(model: nn.Module) -> list[str]:
     """Replace torch's dropout layers by `SeededDropout`. Returns the replaced layers."""
     makers = {

@@ -10,7 +10,7 @@ from safetensors.torch import load as deserialised
 from torch import Tensor, nn
 
 from distmeta.errors import ConfigError, DataError
-from distmeta.models.construct import unusual
+from distmeta.models.construct import tensors_of, unusual
 from distmeta.models.convert import batch_norms
 from distmeta.models.head import is_head
 from distmeta.models.norm import FrozenBatchNorm
@@ -77,7 +77,7 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
         if not any(name.startswith(prefix) for name in given):
             raise ConfigError(f"init_prefix={prefix!r}, but no name in {origin} begins with it", f"its names: {_listed(list(given))}")
         given = {name.removeprefix(prefix): value for name, value in given.items()}
-    held = model.state_dict(keep_vars=True)
+    held = tensors_of(model.state_dict(keep_vars=True))
     places = {name: given.get(name, given.get(plain_name(name))) for name in held}
     missing = [name for name, value in places.items() if value is None and not _free(model, name)]
     other = [

@@ -7,7 +7,7 @@ from typing import Any
 from distmeta.errors import RegistryError
 from distmeta.learners import LEARNERS
 from distmeta.learners.learner import Learner
-from distmeta.learners.params import Params, unusable
+from distmeta.learners.params import Params, difference, unusable
 from distmeta.models import MODELS
 
 PUBLISH_AGAIN = "publish it again: distmeta publish RUN_FOLDER"
@@ -27,9 +27,9 @@ def check_known(model_uri: str, description: dict[str, Any], own: Collection[str
 
 def check_weights(learner: Learner, weights: Params, model_uri: str) -> None:
     """Raises RegistryError unless `weights` are named and shaped as the learner's own."""
-    expected = {name: value.shape for name, value in learner.whole(learner.initial_params()).items()}
-    if {name: value.shape for name, value in weights.items()} != expected:
-        raise RegistryError(f"the weights of {model_uri} are not those of its network", PUBLISH_AGAIN)
+    differing = difference(weights, learner.whole(learner.initial_params()))
+    if differing:
+        raise RegistryError(f"the weights of {model_uri} are not those of its network: {differing}", PUBLISH_AGAIN)
     problem = unusable(weights)
     if problem:
         raise RegistryError(f"the weights of {model_uri} cannot be used: {problem}", "choose another version: distmeta models lists them")

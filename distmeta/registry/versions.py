@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.inference.card import as_markdown, model_card
-from distmeta.inference.model import Model, build
+from distmeta.inference.model import Model, build, named_classes
 from distmeta.learners.description import default_name
 from distmeta.learners.params import unusable
 from distmeta.registry.champion import CHAMPION, SCORE, crown
@@ -278,8 +278,10 @@ def _built(model_uri: str, description: dict[str, Any], weights: dict[str, Tenso
         )
     try:
         learner = build(description, weights, own)
-    except RuntimeError:  # torch's, of a value with another shape
-        raise RegistryError(f"the weights of {model_uri} are not those of its network", PUBLISH_AGAIN) from None
+    except ConfigError as error:
+        if named_classes(description).isdisjoint(own):
+            raise
+        raise RegistryError(f"{model_uri} cannot be built: {error.message}", error.remedy) from None
     check_weights(learner, weights, model_uri)
     return Model(model_uri, description, learner, weights)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from distmeta.assembly.code import check_code
 from distmeta.assembly.origins import fetch_models
+from distmeta.assembly.received import import_paths
 from distmeta.assembly.run import Run
 from distmeta.assembly.sync import conclude
 from distmeta.config import Change, Config, change_of, flat, is_registered
@@ -117,6 +119,7 @@ def check_run_folder(this: Run, resume: bool, several_seeds: bool = False) -> No
         differing.append(f"data fingerprint {fingerprint[:12]} → {this.domain.fingerprint[:12]}")
     if differing:
         raise ConfigError(f"run_folder {run_folder} holds another run: {', '.join(differing)}", "give --set run_folder=NEW for the new one")
+    check_code(import_paths(this.config), run_folder.code, str(run_folder))
 
 
 @contextmanager

@@ -14,19 +14,18 @@ from distmeta.training.checkpoint import CheckpointFolder, folder_name
 from distmeta.training.events import EventLog, StatusFile
 from distmeta.training.metrics_folder import MetricsFolder, read_lines
 from distmeta.training.model_folder import STORED_ROWS, TEST_EPISODES, ModelFolder, Rows
+from distmeta.training.sealed import SealedFolder
 from distmeta.training.storage import read_json, read_json_if_there, unknown_content, write_whole
 
 CONFIG = "config.yaml"
 REPORT = "report.html"
 _DATASET, _RESULT = "dataset.json", "result.json"
 _METRICS, _STARTS, _CHECKPOINTS = "metrics", "starts.jsonl", "checkpoints"
-_BEST, _POINTER = "best", "best.json"
-_INITIAL, _INIT, _BESIDE = "initial", "init_from", "beside"
+_BEST, _POINTER, _INITIAL, _INIT, _BESIDE, _CODE = "best", "best.json", "initial", "init_from", "beside", "code"
 _LOG, _EVENTS, _WORKER_LOGS, _STATUS, _MLFLOW = "log.txt", "events.jsonl", "worker_logs", "status.json", "mlflow.json"
 _TRIALS, _TRIAL, _FAILURE = "trials", "trial.json", "failure.json"
 _RETRAINED, _COMPARED, _BEST_CONFIG, _TABLE = "retrained", "compared", "best.yaml", "trials.json"
-_TUNE, _GROUPS = ".ray/tune", "placement_groups.json"
-_SEEDS, _SEED_RUNS = "seeds.json", "seeds"
+_TUNE, _GROUPS, _SEEDS, _SEED_RUNS = ".ray/tune", "placement_groups.json", "seeds.json", "seeds"
 _FINISHED = "give the run_folder of a run that ended with its test"
 
 
@@ -39,7 +38,7 @@ class RunFolder:
     | metrics/, starts.jsonl | each step's record; the steps from which workers began |
     | checkpoints/step-000040/ | what it resumes from |
     | best/step-000040/, best/best.json | the model of the best step; which of them counts |
-    | initial/ | the network as training began, which workers and reports read |
+    | initial/, code/ | the network as training began, which workers and reports read; the user's own code that it is made of |
     | init_from/, beside/0/ | the weights that it starts from, and the registered models that it is tested beside |
     | result.json, test_episodes.json | the final test, and its figures of every episode |
     | report.html, adaptation.png, log.txt, mlflow.json | for people; its run in MLflow |
@@ -49,12 +48,10 @@ class RunFolder:
 
     | of a sweep, beside config, dataset, log and MLflow's run | |
     |---|---|
-    | trials/trial-000/ | a run folder, with trial.json and, if it failed, failure.json |
-    | retrained/…/ | a run folder |
+    | trials/trial-000/, retrained/…/ | run folders; a trial's with trial.json and, if it failed, failure.json |
     | compared/trial-000/ | runs of a trial's config with the seeds of sweep.seeds |
     | best.yaml, trials.json, by_parameter.png, … | what the sweep found |
-    | .ray/tune | Ray Tune's own records, which nobody reads |
-    | placement_groups.json | the groups of Ray's that it has made |
+    | .ray/tune, placement_groups.json | Ray Tune's own records, which nobody reads; the groups of Ray's that it has made |
 
     | of the runs of one config with several seeds, beside config, dataset and MLflow's run | |
     |---|---|
@@ -152,8 +149,7 @@ class RunFolder:
 
     def restarts(self) -> list[int]:
         """The steps from which the run resumed, after its first start."""
-        path = self.path / _STARTS
-        return [record["step"] for record in read_lines(path)[1:]] if path.exists() else []
+        return [record["step"] for record in read_lines(path)[1:]] if (path := self.path / _STARTS).exists() else []
 
     # What it resumes from.
 
@@ -216,6 +212,10 @@ class RunFolder:
     def initial(self) -> ModelFolder:
         """The network as training began."""
         return ModelFolder(self.path / _INITIAL)
+
+    @property
+    def code(self) -> SealedFolder:
+        return SealedFolder(self.path / _CODE)
 
     def beside(self, number: int) -> ModelFolder:
         """The registered model at this place of data.eval.beside."""

@@ -22,7 +22,7 @@ class _File(TypedDict):
 
 
 class _Seal(TypedDict):
-    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], _File]
+    files: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], _File]
 
 
 class SealedFolder:

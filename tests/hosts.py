@@ -37,8 +37,10 @@ class Hosts:
 
     def __enter__(self) -> "Hosts":
         for number in range(1, self.count + 1):
-            alone = ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-            self._holders.append(subprocess.Popen([*alone, "sh", "-c", f"hostname host-{number}; exec sleep infinity"]))
+            unshare = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            self._holders.append(
+                subprocess.Popen(["setpriv", "--pdeathsig=KILL", *unshare, "sh", "-c", f"hostname host-{number}; exec sleep infinity"])
+            )
             self._pids.append(_child(self._holders[-1].pid))
         command = [sys.executable, __file__, *map(str, self._pids)]
         self._network = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -48,7 +48,8 @@ def _share(config: Config, together: Any, times: Any) -> None:
     batches = domain.training(range(config.outer.meta_batch_size // config.train.most), 0)
     learner.slot_gradients(params, next(batches))
     together.wait(60)
-    taken, end = [], time.perf_counter() + MEASURED_S
+    taken: list[float] = []
+    end = time.perf_counter() + MEASURED_S
     while time.perf_counter() < end or not taken:
         batch = next(batches)
         start = time.process_time()

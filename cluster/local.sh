@@ -44,7 +44,7 @@ print(*(s.getsockname()[1] for s in sockets))
 PY
 }
 
-start() { # NAME ARGUMENTS…: a node in a process group of its own, its id recorded before anything else can fail
+start() { # NAME ARGUMENTS…: a node in a separate process group, whose id is recorded before anything else can fail
   local name=$1
   shift
   setsid "$RAY" start --block --node-ip-address="$NODE_IP" --object-store-memory=100000000 --disable-usage-stats "$@" \
@@ -52,7 +52,7 @@ start() { # NAME ARGUMENTS…: a node in a process group of its own, its id reco
   echo $! >"$STATE/$name.pid"
 }
 
-started() { # NAME: wait until its log says so, two minutes at most
+started() { # NAME: wait until its log reports it, two minutes at most
   for _ in $(seq 240); do
     grep -q "Ray runtime started" "$STATE/$1.log" && return
     kill -0 "$(cat "$STATE/$1.pid")" 2>/dev/null || return 1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run or sweep on a Slurm cluster: one Ray node on each allocated node, then distmeta on the first.
 #   sbatch cluster/slurm.sh train configs/tiered_imagenet_small.yaml --resume --set run_folder=/shared/runs/tiered --set train.workers=8
-# As a job array, for a sweep: every task is an allocation of its own, all join one Ray cluster, and the first task runs the sweep. Tasks start
+# As a job array, for a sweep: every task is a separate allocation, all join one Ray cluster, and the first task runs the sweep. Tasks start
 # as Slurm finds room for them; one that is preempted is requeued and joins again.
 #   sbatch --array=0-7 --nodes=1 cluster/slurm.sh sweep configs/quickstart_sweep.yaml --resume --set run_folder=/shared/runs/sweep …
 # Run folder, shards and the folder of submission lie on storage that all nodes share. Slurm sends SIGTERM five minutes before the time is up
@@ -42,7 +42,7 @@ trap ended EXIT
 
 on_first=(srun --nodes=1 --ntasks=1 --overlap --nodelist="${nodes[0]}") # what follows runs on the first node, beside what runs there
 
-node() { # NODE ARGUMENTS…: Ray on one node, in a step of its own
+node() { # NODE ARGUMENTS…: Ray on one node, in a separate step
   local on=$1
   shift
   srun --nodes=1 --ntasks=1 --overlap --nodelist="$on" "$BIN/ray" start --block --num-cpus="$SLURM_CPUS_PER_TASK" "$@" &
@@ -71,7 +71,7 @@ lead() { # ARGUMENTS…: the head and the other nodes of this allocation, then d
   python3 -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH"
   ip=$(head_address)
   [[ -n $ip ]] || { echo "${nodes[0]} has no address that other nodes could reach; ask hostname --all-ip-addresses there" >&2; exit 1; }
-  port=$((20000 + JOB % 20000)) # another job of ours may share a node
+  port=$((20000 + JOB % 20000)) # another job of this user may share a node
   [[ $ip == *:* ]] && address="[$ip]:$port" || address="$ip:$port"
   node "${nodes[0]}" --head --node-ip-address="$ip" --port="$port" --include-dashboard=true
   for _ in $(seq 60); do

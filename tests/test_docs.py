@@ -51,6 +51,13 @@ def test_modules_are_plain() -> None:
     assert wrong == []
 
 
+def test_comments_of_configs_and_scripts_are_plain() -> None:
+    files = [path for folder in ("configs", "cluster", "distmeta/templates") for path in sorted((ROOT / folder).rglob("*.*"))]
+    lines = [(path, line.partition("#")[2]) for path in files if path.suffix in (".yaml", ".sh") for line in path.read_text().splitlines()]
+    assert len(lines) > 1000
+    assert [(path.name, comment) for path, comment in lines if found(comment)] == []
+
+
 def test_help_and_config_keys_are_plain(reference: ModuleType) -> None:
     text = re.sub(r"`[^`]*`", "code", reference.config_page() + reference.commands_page())
     assert found(text) == []

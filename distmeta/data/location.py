@@ -128,7 +128,10 @@ class Location:
     def _size(self, path: str) -> int:
         if isinstance(self._filesystem, AsyncFileSystem):
             try:
-                return int(_within(2 * self.reading.timeout_s, self._filesystem.loop, partial(self._filesystem._size, path)))
+                size = _within(2 * self.reading.timeout_s, self._filesystem.loop, partial(self._filesystem._size, path))
+                if size is None:
+                    raise ConnectionError("cannot be read: the server does not say how long it is; download it, and give its path")
+                return int(size)
             except FileNotFoundError as error:
                 cause = error.__cause__  # fsspec raises this for every HTTP failure
                 lacking = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404

@@ -25,11 +25,22 @@ def read_weights(path: Path, origin: str) -> dict[str, Tensor]:
 
     Raises DataError; `origin` names the file in messages.
     """
-    if path.suffix.lower() == ".safetensors":
-        try:
-            return deserialised(path.read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{origin} does not hold safetensors: {error}", "download or export the weights again") from None
+    tensors = _of_safetensors(path, origin) if path.suffix.lower() == ".safetensors" else _of_state_dict(path, origin)
+    for name, value in tensors.items():
+        kind = unusual(value)
+        if kind:
+            raise DataError(f"{name} in {origin} is a {kind} tensor, which is not supported", "save its values as real numbers")
+    return tensors
+
+
+def _of_safetensors(path: Path, origin: str) -> dict[str, Tensor]:
+    try:
+        return deserialised(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{origin} does not hold safetensors: {error}", "download or export the weights again") from None
+
+
+def _of_state_dict(path: Path, origin: str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises long messages of its unpickler
@@ -45,10 +56,6 @@ def read_weights(path: Path, origin: str) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
         raise DataError(f"{origin} holds a {type(content).__name__} without named tensors", "save network.state_dict() instead")
-    for name, value in tensors.items():
-        kind = unusual(value)
-        if kind:
-            raise DataError(f"{name} in {origin} is a {kind} tensor, which is not supported", "save its values as real numbers")
     return tensors
 
 

@@ -359,7 +359,7 @@ def test_workers_on_machines_of_two_kinds_are_refused() -> None:
     check_machine(here, dict(here), "worker 1 runs on another kind of machine than worker 0")
     there = here | {"cpu_capability": "an older one", "torch": "1.0"}
     with pytest.raises(
-        RunError, match=r"^worker 1 .* \(cpu_capability an older one → .*, torch 1.0 → .*\); the same bits cannot be promised\nuse machines"
+        RunError, match=r"^worker 1 .* \(cpu_capability an older one → .*, torch 1.0 → .*\); equal bits cannot be guaranteed\nuse machines"
     ):
         check_machine(here, there, "worker 1 runs on another kind of machine than worker 0")
 

@@ -66,7 +66,7 @@ def libraries(paths: Mapping[str, str], *objects: object) -> dict[str, str]:
 
 
 def _modules(paths: Mapping[str, str]) -> list[ModuleType]:
-    """The modules that define what the import paths name, and, of the user's own ones, all that they use, in the order of their names."""
+    """The modules that define the import paths, and all modules that the user's modules import, sorted by name."""
     found: dict[str, ModuleType] = {}
     waiting = [module for key, path in paths.items() for module in _defining(path, imported(key, path))]
     while waiting:

@@ -51,7 +51,7 @@ def metric_for(description: dict[str, Any], given: str | None) -> Metric:
 
 
 def import_paths(config: Config) -> dict[str, str]:
-    """The import paths of the user's own classes in a config, by key."""
+    """The import paths of the user's classes in a config, by key."""
     names = {
         "model.name": config.model.name,
         "learner.name": config.learner.name,

@@ -172,7 +172,7 @@ def build_learner(
 
 
 def _own_learner(name: str, kind: type[Learner], model: nn.Module, given: dict[str, Any], settings: dict[str, Any]) -> Learner:
-    """A learner of the user's own class. Raises ConfigError if its constructor raises, leaves out its base's, does not pass on a setting,
+    """A learner of a user's class. Raises ConfigError if its constructor raises, leaves out its base's, does not pass on a setting,
     or sets what distmeta sets.
     """
     remedy = "fix its constructor: it takes the network first, and passes ** on to super().__init__(model, **more)"

@@ -119,7 +119,7 @@ def _check_modules(name: str, model: nn.Module) -> None:
 
 
 def _check_memory(name: str, held: dict[str, torch.Tensor]) -> None:
-    """Give values that an expanded tensor repeats memory of their own. Raises ConfigError if two tensors hold the same values in memory."""
+    """Give repeated values of an expanded tensor separate memory. Raises ConfigError if two tensors share memory."""
     spans: list[tuple[int, int, str]] = []
     for key, value in held.items():
         if any(stride == 0 and size > 1 for stride, size in zip(value.stride(), value.shape, strict=True)):

@@ -16,7 +16,7 @@ _DECISIONS = 24  # maximum number of a forward's decisions that are tried the ot
 
 
 def check_function(name: str, model: nn.Module, inputs: Tensor) -> None:
-    """Raises ConfigError unless `model`, a network of the user's own, is a function of its parameters, inputs (M, …) and torch's generator.
+    """Raises ConfigError unless `model`, a user's network, is a function of its parameters, inputs (M, …) and torch's generator.
 
     That is: it leaves inputs, parameters and buffers as they are, gives the same when it is called again, draws nothing in evaluation,
     where each row depends on its own input alone, and has the right gradient when it is called with other parameters than its own.

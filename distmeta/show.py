@@ -136,15 +136,11 @@ def show_classes(score: "Score", classes: "Iterable[str]") -> None:
 
 def prediction_notes(score: "Score", reader: "FileReader", support: "Support", left_out: "LeftOut") -> Iterator[str]:
     """What is worth saying after predictions, in sentences."""
-    if left_out.counts:
-        yield str(left_out)
-    if reader.several:
-        yield f"{reader.several} files are animated or have several pages; the first picture of each was read"
-    if support.copies:
-        first, second = support.copies[0]
-        yield f"{len(support.copies)} support images are copies of another one, such as {first} and {second}"
+    yield from support_notes(reader, support, left_out)
     if score.rejected:
         yield f"rejected {score.rejected} of {score.asked} queries"
+    if score.asked and not score.known:
+        yield "accuracy is unknown: no query is in a folder named like a class of the support set"
     if score.labelled:
         accuracy, low, high = score.accuracy()
         line = (
@@ -153,6 +149,17 @@ def prediction_notes(score: "Score", reader: "FileReader", support: "Support", l
         accepted = score.asked - score.rejected
         labelled = "" if score.labelled == accepted else f"; {score.labelled} of {accepted} labelled"
         yield f"{line}, this support set alone{labelled}"
+
+
+def support_notes(reader: "FileReader", support: "Support", left_out: "LeftOut") -> Iterator[str]:
+    """What is worth saying of the files that were read, in sentences."""
+    if left_out.counts:
+        yield str(left_out)
+    if reader.several:
+        yield f"{reader.several} files are animated or have several pages; the first picture of each was read"
+    if support.copies:
+        first, second = support.copies[0]
+        yield f"{len(support.copies)} support images are copies of another one, such as {first} and {second}"
 
 
 def show_test(test: dict[str, Any]) -> None:

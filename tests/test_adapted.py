@@ -104,6 +104,37 @@ def test_a_name_holds_models_of_one_kind(uri: str, model: str, episode: Path, tm
     assert load_adapted(uri, model) is None
 
 
+def test_what_was_left_out_is_said_and_the_version_that_was_adapted_is_named(
+    uri: str, model: str, episode: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alias is gone once the model is loaded: what is registered came from the version that was."""
+    (episode / "support" / "notes.txt").write_text("")
+    versions.promote(uri, model, "moving")
+    load = versions.load_model
+
+    def and_move(*asked: Any) -> Any:
+        loaded = load(*asked)
+        versions.client(uri).delete_registered_model_alias("few-shot", "moving")
+        return loaded
+
+    monkeypatch.setattr(versions, "load_model", and_move)
+    ask = (
+        "publish-adapted",
+        "--tracking-uri",
+        uri,
+        "--support",
+        episode / "support",
+        "--name",
+        "moved",
+        "--model",
+        "models:/few-shot@moving",
+    )
+    code, _, err = call(monkeypatch, capsys, *map(str, ask))
+    assert code == 0, err
+    assert f"left out 1 files outside class folders ({episode}/support/notes.txt)" in err
+    assert MlflowClient(uri).get_model_version("moved", "1").tags["adapted_from"] == "models:/few-shot/1"
+
+
 def test_a_changed_classifier_is_refused(uri: str, model: str, episode: Path) -> None:
     adapted, _ = adapt_to_folder(versions.load_model(uri, model), episode / "support")
     address = publish_adapted(uri, model, adapted, "tampered")

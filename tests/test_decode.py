@@ -89,15 +89,15 @@ def test_heic_is_read_where_pillow_heif_is_installed() -> None:
 def test_16_bits_are_read_by_their_full_range() -> None:
     wanted = np.asarray(picture().convert("L"), dtype=float)
     values = (grey() * 65535).astype(np.uint16)
-    for content in (
-        png_16_bit(values),
-        tiff(values),
-        tiff(65535 - values, photometric=0),
-        b"P5 48 48 65535\n" + values.astype(">u2").tobytes(),
+    for content, peak in (
+        (png_16_bit(values), values.max()),
+        (tiff(values), values.max()),
+        (tiff(65535 - values, photometric=0), 65535 - values.min()),
+        (b"P5 48 48 65535\n" + values.astype(">u2").tobytes(), values.max()),
     ):
         decoded = decode_file(content, 1, "x")
         assert np.abs(np.asarray(decoded.picture, float) - wanted).max() <= 1
-        assert decoded.peak == pytest.approx(values.max(), abs=1)
+        assert decoded.peak == pytest.approx(peak, abs=1)
     twelve_bits = decode_file(b"P5 48 48 4095\n" + (grey() * 4095).astype(">u2").tobytes(), 1, "x")  # the header says what is white
     assert np.abs(np.asarray(twelve_bits.picture, float) - wanted).max() <= 1
     colours = np.asarray(picture()).astype(np.uint16) * 257
@@ -135,6 +135,18 @@ def test_values_without_a_range_of_their_own_need_one(values: NDArray[np.generic
     assert np.abs(np.asarray(found.picture, dtype=float) - wanted).max() <= 1
     assert found.peak is None
     assert decode(content, PREPROCESSING.model_copy(update={"value_range": value_range}), "x").max() > 200
+
+
+@pytest.mark.parametrize("white", [1, 255, 4095, 65535], ids=["float", "8 in 16", "12 in 16", "16"])
+def test_a_tiff_whose_lowest_value_is_white_is_read_as_people_see_it(white: int) -> None:
+    """The values of the picture's negative, which the file says are to be shown the other way round."""
+    values = ((1 - grey()) * white).astype(np.float32 if white == 1 else np.uint16)
+    content = tiff(values, photometric=0)
+    found = decode_file(content, 1, "x", (0, white))
+    assert np.abs(np.asarray(found.picture, float) - 255 * grey()).max() <= 1
+    if white < 65535:  # without a range, it would be white all over
+        with pytest.raises(DataError, match="--value-range"):
+            check_bright(decode_file(content, 1, "x").peak, "x")
 
 
 def test_the_range_that_a_refusal_suggests_works() -> None:

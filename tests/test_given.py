@@ -276,6 +276,36 @@ def test_tensors_that_are_not_finite_are_refused(bad: float, model: Model) -> No
         model.adapt(SUPPORT, LABELS).predict(tensor)
 
 
+TENSORS = {
+    "sparse": torch.zeros(3, 1, 16, 16).to_sparse(),
+    "nested": torch.nested.nested_tensor([torch.zeros(1, 16, 16)] * 3),
+    "quantized": torch.quantize_per_tensor(torch.zeros(3, 1, 16, 16), 1.0, 0, torch.quint8),
+    "without values": torch.zeros(3, 1, 16, 16, device="meta"),
+}
+
+
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_without_plain_values_are_refused(kind: str, model: Model) -> None:
+    adapted = model.adapt(SUPPORT, LABELS)
+    for ask in (lambda: model.adapt(TENSORS[kind], LABELS), lambda: adapted.predict(TENSORS[kind])):
+        with pytest.raises(DataError, match=f"images are a tensor that is {kind}"):
+            ask()
+    with pytest.raises(DataError, match=f"labels are a tensor that is {kind}"):
+        model.adapt(SUPPORT, TENSORS[kind])
+
+
+@pytest.mark.parametrize("labels", [5, None, "abc", b"abc", {"ant", "bee", "cow"}, {"ant": 0, "bee": 1, "cow": 2}, np.array(3)])
+def test_labels_are_a_list(labels: Any, model: Model) -> None:
+    with pytest.raises(DataError, match=r"labels is \w+; a list with a label for each image is needed"):
+        model.adapt(SUPPORT, labels)
+
+
+def test_a_label_is_one_class_in_any_unicode_form(model: Model) -> None:
+    images = [SUPPORT[0], SUPPORT[0], *SUPPORT[1:]]
+    adapted = model.adapt(images, ["\u00e9te", "e\u0301te", "bee", "cow"])
+    assert adapted.classes == ["bee", "cow", "\u00e9te"]
+
+
 def test_arrays_that_are_not_pixels_are_refused(model: Model) -> None:
     for images in ([[[1, 2], [3]]] * 3, [object()] * 3, np.zeros((3, 16, 16), bool), np.full((3, 16, 16), "a")):
         with pytest.raises(DataError, match=r"is needed|is not an array"):

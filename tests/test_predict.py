@@ -578,6 +578,61 @@ def test_the_part_that_is_labelled_is_said(
     assert f"left out 1 files not named as images ({episode}/query/unknown/notes.txt)" in err
 
 
+def test_categories_need_not_be_repeated_among_the_queries(
+    uri: str,
+    published: dict[str, versions.Published],
+    episode: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Support images are in CATEGORY/CLASS, queries in CLASS: a class of the same name in two categories is not known."""
+    support, names = episode / "support", sorted(path.name for path in (episode / "support").iterdir())
+    for category, name, renamed in (("a", names[0], "one"), ("a", names[1], "two"), ("b", names[2], "two")):
+        (support / category).mkdir(exist_ok=True)
+        (support / name).rename(support / category / renamed)
+    for name, place in zip(names, ("one", "two", "b/two"), strict=True):
+        (episode / "query" / place).parent.mkdir(exist_ok=True)
+        (episode / "query" / name).rename(episode / "query" / place)
+    ask = ["predict", "--tracking-uri", uri, "--model", published["maml"].uri, "--support", support, "--query"]
+    _, out, err = call(monkeypatch, capsys, *ask, episode / "query", "--json")
+    truths = {str(Path(row["file"]).relative_to(episode / "query").parent): row["truth"] for row in json.loads(out)}
+    assert truths == {"one": "a/one", "two": None, "b/two": "b/two"}
+    assert "; 6 of 9 labelled" in err
+    _, _, err = call(monkeypatch, capsys, *ask, episode / "query" / "two")
+    assert "accuracy is unknown: no query is in a folder named like a class of the support set" in err
+
+
+def test_a_list_of_files_may_come_from_windows_and_a_file_may_be_named_like_it(
+    episode: Path, monkeypatch: pytest.MonkeyPatch, loaded: dict[str, Model]
+) -> None:
+    files = sorted((episode / "query").rglob("*.png"))
+    listed = io.StringIO("".join(f"{file}\r\n" for file in files) + "\r\n", newline="")
+    assert list(query_files("-", listed)) == files
+    monkeypatch.chdir(episode)
+    (episode / "-").write_bytes(files[0].read_bytes())
+    assert list(query_files("./-", io.StringIO())) == [Path("-")]
+    (answer,) = predict(loaded["maml"], episode / "support", Path("-"))
+    assert answer.file == Path("-")
+
+
+def test_predict_works_with_one_version_though_its_alias_moves(
+    uri: str,
+    published: dict[str, versions.Published],
+    episode: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    versions.promote(uri, f"models:/protonet/{published['protonet'].version}", "moving")
+    ask = ["predict", "--tracking-uri", uri, "--support", episode / "support", "--query", episode / "query", "--json", "--model"]
+    _, expected, _ = call(monkeypatch, capsys, *ask, "models:/protonet/1")
+    monkeypatch.setattr(
+        "distmeta.registry.adapted.load_adapted",
+        lambda at, model, own: versions.client(at).delete_registered_model_alias("protonet", "moving"),
+    )
+    code, found, err = call(monkeypatch, capsys, *ask, "models:/protonet@moving")
+    assert (code, found) == (0, expected), err
+
+
 def test_a_class_is_known_by_its_name_in_any_unicode_form(loaded: dict[str, Model], episode: Path) -> None:
     for role, name in (("support", "\u00e9te"), ("query", "e\u0301te")):
         sorted((episode / role).iterdir())[0].rename(episode / role / name)
@@ -622,7 +677,7 @@ def test_a_pipe_among_the_queries_does_not_hang(loaded: dict[str, Model], episod
     adapted, shown = adapt_to_folder(loaded["maml"], episode / "support")
     bad: list[DataError] = []
     listed = io.StringIO(f"/dev/zero\n{episode}/query/pipe.png\n")
-    assert list(predict_files(adapted, query_files(Path("-"), listed), shown, bad.append)) == []
+    assert list(predict_files(adapted, query_files("-", listed), shown, bad.append)) == []
     assert [error.message.split(": ")[1] for error in bad] == ["it is a pipe or device, not a file"] * 2
 
 

@@ -78,7 +78,7 @@ def test_everything_that_is_written_is_read_back(run_folder: RunFolder) -> None:
     run_folder.write_mlflow({"uri": "u", "run_id": "r"})
     assert run_folder.read_mlflow() == {"uri": "u", "run_id": "r"}
     for number in (0, 1):
-        run_folder.trial(number).write_trial({"number": number})
+        run_folder.trial(number).write_trial({"number": number, "state": "running", "reason": "", "params": {}})
     assert sorted(record["number"] for record in run_folder.read_trials()) == [0, 1]
     trial = run_folder.trial(1)
     assert trial.read_failure() is None

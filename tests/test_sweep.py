@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -207,6 +208,43 @@ def test_records_are_taken_up_where_they_were_left(tmp_path: Path) -> None:
     unbroken = Search(records.settings, base.seed).propose(2)  # trial 0 is the config itself
     assert taken[1].params == unbroken
     assert [trial.number for trial in load_trials(folder)] == [0, 1, 2]
+
+
+def test_a_trial_whose_folder_was_removed_is_run_again(tmp_path: Path) -> None:
+    """Not another one into the folder of the last: the next number is the one that is missing, with the values it had."""
+    base = config(tmp_path)
+    folder = RunFolder(base.run_folder)
+    for number in (0, 1, 2):
+        finished(folder, number, [0.5] * 6, state="finished")
+    shutil.rmtree(folder.trial(1).path)
+    records = Records(base)
+    taken = records.next()
+    assert taken is not None
+    assert (taken.number, taken.params) == (1, Search(records.settings, base.seed).propose(0))
+    assert [trial.number for trial in records.trials] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 7},
+        {"number": "../../x"},
+        {"number": -1},
+        {"number": None},
+        {"state": "lost"},
+        {"params": []},
+        {"later": 1},
+        {"until": "x"},
+    ],
+    ids=str,
+)
+def test_a_trials_record_by_somebody_else_is_refused_by_name(change: dict[str, Any], tmp_path: Path) -> None:
+    base = config(tmp_path)
+    folder = RunFolder(base.run_folder)
+    record = asdict(finished(folder, 0, [0.5] * 6))
+    folder.trial(0).write_trial(record | change)
+    with pytest.raises(RunError, match=r"trial-000/trial\.json cannot be read|does not understand"):
+        Records(base)
 
 
 def test_how_a_trial_ended_is_what_its_run_folder_says(tmp_path: Path) -> None:

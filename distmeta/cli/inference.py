@@ -23,7 +23,7 @@ _CALIBRATED_ON = 200  # validation episodes, for `evaluate --calibrate`
 
 def predict(
     model: Annotated[str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model.")],
-    query: Annotated[Path, typer.Option(help="Folder of images to classify, one image, or - for paths on standard input.")],
+    query: Annotated[str, typer.Option(help="Folder of images to classify, one image, or - for paths on standard input.")],
     support: Annotated[
         Path | None, typer.Option(help="Folder with one folder of images per class. A model that publish-adapted made takes none.")
     ] = None,
@@ -106,8 +106,10 @@ def _adapted(
     from distmeta.inference.predict import FileReader, Support
     from distmeta.registry.adapted import load_adapted
     from distmeta.registry.tracking import tracking_uri as resolve
+    from distmeta.registry.versions import pinned
 
-    adapted = load_adapted(resolve(tracking_uri), model, own)
+    version = pinned(resolve(tracking_uri), model)
+    adapted = load_adapted(resolve(tracking_uri), version, own)
     if adapted is not None:
         for flag, given in (("--support", support), ("--steps", steps), ("--value-range", value_range)):
             if given is not None:
@@ -117,7 +119,7 @@ def _adapted(
         raise ConfigError(
             f"{model} adapts to labelled images, but --support is missing", "give a folder with one folder of images per class"
         )
-    return adapt(tracking_uri, model, own, support, steps, value_range, max_pixels, passed_over)
+    return adapt(tracking_uri, version, own, support, steps, value_range, max_pixels, passed_over)
 
 
 def adapt(
@@ -128,7 +130,7 @@ def adapt(
     steps: int | None,
     value_range: "ValueRangeGiven | None",
     max_pixels: int,
-    passed_over: "LeftOut | None" = None,
+    passed_over: "LeftOut",
 ) -> "tuple[Adapted, Support, FileReader]":
     """The registered model adapted to the folder `support`, what it was shown, and what reads images for it."""
     from distmeta.inference.predict import FileReader, adapt_to_folder
@@ -235,9 +237,10 @@ def evaluate(
     """
     from distmeta.registry.temperatures import tags_of
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.registry.versions import load_model, tag_version
+    from distmeta.registry.versions import load_model, pinned, tag_version
 
     own = own_classes(network, learner)
+    model = pinned(resolve(tracking_uri), model)
     loaded = load_model(resolve(tracking_uri), model, own)
     say(f"evaluating {model}")  # checked before importing Ray, which takes seconds
     from distmeta.scale.evaluate import PART, EpisodeSource

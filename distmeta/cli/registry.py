@@ -8,7 +8,7 @@ import typer
 from distmeta.cli.inference import adapt
 from distmeta.cli.options import Json, MaxPixels, Network, OwnLearner, TrackingUri, ValueRange, own_classes
 from distmeta.masking import printable
-from distmeta.show import print_json, say, show_table, summary
+from distmeta.show import print_json, say, show_table, summary, support_notes
 
 
 def models(
@@ -90,13 +90,17 @@ def publish_adapted(
     Example: distmeta publish-adapted --model models:/photos-5way-5shot@champion --support new/support --name pets
     """
     from distmeta.data.decode import parse_value_range
+    from distmeta.data.image_files import LeftOut
     from distmeta.registry.adapted import publish_adapted as register
     from distmeta.registry.tracking import tracking_uri as resolve
-    from distmeta.registry.versions import check_model_name
+    from distmeta.registry.versions import check_model_name, pinned
 
     check_model_name(name)
-    chosen, own = parse_value_range(value_range), own_classes(network, learner)
-    adapted, _, _ = adapt(tracking_uri, model, own, support, steps, chosen, max_pixels)
+    chosen, own, passed_over = parse_value_range(value_range), own_classes(network, learner), LeftOut()
+    model = pinned(resolve(tracking_uri), model)
+    adapted, shown, reader = adapt(tracking_uri, model, own, support, steps, chosen, max_pixels, passed_over)
+    for note in support_notes(reader, shown, passed_over):
+        say(note)
     if onnx is not None:
         adapted.export_onnx(onnx)
         say(f"wrote {onnx}")

@@ -64,7 +64,8 @@ _UPRIGHT = {  # EXIF orientation → what turns the stored picture upright
 _EXIF_BLOCKS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # places where Pillow finds an orientation
 
 ValueRange = tuple[float, float]
-"""The values that are black and white in files of unknown range. Values outside are clipped."""
+"""The values that are black and white in files of unknown range, in this order; white and black in those that say that 0 is white. Values
+outside are clipped."""
 
 
 def parse_value_range(text: str | None) -> ValueRange | None:
@@ -176,7 +177,7 @@ def check_bright(peak: int | None, origin: str) -> None:
         return
     likely = 2 ** max(8, peak.bit_length()) - 1
     raise DataError(
-        f"{origin} has 16-bit values, but none above {peak} of {_FULL_RANGE}: read by their full range, they would be black",
+        f"{origin} has 16-bit values, but none above {peak} of {_FULL_RANGE}: read by their full range, they would show nothing",
         f"say which values are black and white, such as --value-range 0,{likely}, or save the images with 8 bits",
     )
 
@@ -233,8 +234,10 @@ def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) 
     values = _values(image)
     if not np.isfinite(values).all():
         raise DataError(f"{origin} has values that are not finite numbers (NaN or infinity)", "replace or remove that file")
+    negative = _is_negative(image)
     if value_range is not None:
-        return _scaled(values, value_range), None
+        low, high = value_range
+        return _scaled(values, (high, low) if negative else (low, high)), None
     # a PGM's header states the value of white, and Pillow scales by it
     if image.mode in ("F", "L") or (image.mode == "I" and image.format != "PPM"):
         kind = "float" if image.mode == "F" else "signed or 32-bit"
@@ -243,7 +246,8 @@ def eight_bits(image: Image.Image, origin: str, value_range: ValueRange | None) 
             f"{origin} has {kind} values, {extent}: say which are black and white by --value-range LOW,HIGH",
             "give --value-range LOW,HIGH, such as --value-range 0,1, or save the image with 8 bits",
         )
-    return Image.fromarray((values // 257).astype(np.uint8)), int(values.max())
+    positive = _FULL_RANGE - values if negative else values
+    return Image.fromarray((positive // 257).astype(np.uint8)), int(values.max())
 
 
 def as_pillow_scales(image: Image.Image, value_range: ValueRange | None) -> ValueRange | None:
@@ -300,18 +304,19 @@ def _lower_bytes(content: bytes, origin: str) -> NDArray[np.uint8]:
 
 
 def _values(image: Image.Image) -> NDArray[Any]:
-    """A picture's values as the file defines them, in three cases that Pillow does not handle: signed bytes, unsigned 32 bits, and 16 bits
-    with 0 as white.
-    """
+    """A picture's values as the file holds them, in two cases that Pillow does not handle: signed bytes and unsigned 32 bits."""
     values, tags = np.asarray(image), getattr(image, "tag_v2", {})
     sample_format = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
     if image.mode == "I" and tags.get(TiffImagePlugin.BITSPERSAMPLE) == (32,) and sample_format == (1,):
         return values.view(np.uint32)
     if image.mode == "L":
         return values.view(np.int8)
-    if image.mode.startswith("I;") and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
-        return _FULL_RANGE - values
     return values
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether a TIFF says that the lowest value is white. Pillow follows this only for values of up to 8 bits."""
+    return getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _scaled(values: NDArray[Any], value_range: ValueRange) -> Image.Image:

@@ -173,6 +173,13 @@ def images_under(folder: Path, left_out: LeftOut, _above: frozenset[tuple[int, i
 
 
 def class_of(file: Path, classes: Iterable[str]) -> str | None:
-    """The one of `classes` whose folder, CLASS or CATEGORY/CLASS, holds the file, or None."""
+    """The one of `classes` whose folder holds the file, or None: CLASS or CATEGORY/CLASS, or the CLASS of a CATEGORY/CLASS if no other
+    category has one of that name and the folder above is not another category.
+    """
     parent, above = (unicodedata.normalize("NFC", name) for name in (file.parent.name, file.parent.parent.name))
-    return next((name for name in (f"{above}/{parent}", parent) if name in classes), None)
+    named = next((name for name in (f"{above}/{parent}", parent) if name in classes), None)
+    if named is not None:
+        return named
+    in_categories = [name for name in classes if name.endswith(f"/{parent}")]
+    another = any(name.startswith(f"{above}/") for name in classes)
+    return in_categories[0] if len(in_categories) == 1 and not another else None

@@ -1,11 +1,13 @@
 """Converts a model's arguments: pictures of any kind → network input, and labels of any kind → class names."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -24,6 +26,7 @@ _KINDS = (str, int, float, bool)
 
 def check_several(images: Any) -> None:
     """Raises DataError for a single picture, whose rows would be read as pictures, or for anything but a sequence."""
+    check_dense(images, "images")
     shape = getattr(images, "shape", None)
     if shape is not None and not (isinstance(images, Tensor) and images.is_floating_point()):
         one = len(shape) == 3 and shape[2] in (1, 3, 4)  # (H, W, C)
@@ -32,6 +35,19 @@ def check_several(images: Any) -> None:
     if one or not hasattr(images, "__getitem__") or shape == ():
         given = type(images).__name__ if shape is None else f"an array {tuple(shape)}"
         raise DataError(f"images is {given}; a list of pictures is needed", "give one picture as a list: [picture]")
+
+
+def check_dense(values: Any, what: str) -> None:
+    """Raises DataError if `values` is a tensor that is sparse, nested or quantized, or has no values (on the device "meta")."""
+    if not isinstance(values, Tensor):
+        return
+    kinds = {"nested": values.is_nested, "sparse": values.layout != torch.strided, "quantized": values.is_quantized}
+    kinds |= {"without values (on the device meta)": values.is_meta}
+    found = [kind for kind, true in kinds.items() if true]
+    if found:
+        raise DataError(
+            f"{what} are a tensor that is {found[0]}; a dense tensor is needed", "give a dense tensor, such as values.to_dense()"
+        )
 
 
 def network_input(images: Pictures, preprocessing: Preprocessing, like: Tensor, first: int = 0) -> Tensor:
@@ -81,8 +97,12 @@ def _picture(image: Any, origin: str) -> Image.Image:
 def class_labels(labels: Iterable[Any]) -> list[Any]:
     """Labels as plain Python values of one kind: text, integers, floats or booleans. Values of NumPy, torch and pandas are converted.
 
-    Raises DataError naming the first label that is missing, or of another kind than the first.
+    Text is converted to Unicode's form NFC, as the names of class folders are. Raises DataError if `labels` is not a sequence; else for
+    the first label that is missing, or of another kind than the first.
     """
+    check_dense(labels, "labels")
+    if isinstance(labels, str | bytes | Mapping | Set) or not isinstance(labels, Iterable) or getattr(labels, "shape", None) == ():
+        raise DataError(f"labels is {type(labels).__name__}; a list with a label for each image is needed", "give the labels as a list")
     plain = [_plain(label) for label in labels]
     for number, label in enumerate(plain):
         if is_missing(label):
@@ -99,7 +119,7 @@ def _plain(label: Any) -> Any:
     """A number or text of NumPy or torch as a Python value."""
     if isinstance(label, np.generic | np.ndarray | Tensor) and math.prod(label.shape) == 1:
         label = label.item()
-    return str(label) if isinstance(label, str) else label  # also NumPy's and other subclasses of text
+    return unicodedata.normalize("NFC", str(label)) if isinstance(label, str) else label  # str: also of NumPy's and other subclasses
 
 
 def is_missing(label: Any) -> bool:

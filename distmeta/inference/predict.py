@@ -66,14 +66,15 @@ def support_set(folder: Path, left_out: LeftOut | None = None) -> dict[str, list
     return classes
 
 
-def query_files(query: Path, listed: TextIO, left_out: LeftOut | None = None) -> Iterator[Path]:
-    """Images to classify: all under a folder, sorted; one file; or, for `-`, the paths in `listed`, one per line. Other files of a folder
-    are counted in `left_out`. Raises DataError if there is no image.
+def query_files(query: Path | str, listed: TextIO, left_out: LeftOut | None = None) -> Iterator[Path]:
+    """Images to classify: all under a folder, sorted; one file; or, for the text "-", the paths in `listed`, one per line. A file or
+    folder called - is `./-`. Other files of a folder are counted in `left_out`. Raises DataError if there is no image.
     """
     left_out = left_out if left_out is not None else LeftOut()
-    if str(query) == "-":
-        files: Iterator[Path] = (Path(line.rstrip("\n")) for line in listed if line.strip())
+    if query == "-":
+        files: Iterator[Path] = (Path(line.rstrip("\r\n")) for line in listed if line.strip())
     else:
+        query = Path(query)
         files = images_under(query, left_out) if query.is_dir() else iter([query] if query.is_file() else [])
     first = next(files, None)
     if first is None:

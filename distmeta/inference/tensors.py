@@ -11,6 +11,7 @@ from torch import Tensor
 from distmeta.data.episodes import EpisodeBatch
 from distmeta.data.functions import FAMILIES
 from distmeta.errors import ConfigError, DataError
+from distmeta.inference.inputs import check_dense
 from distmeta.inference.limits import limits
 from distmeta.inference.model import build
 from distmeta.learners.learner import Learner
@@ -35,6 +36,7 @@ class TensorModel(NamedTuple):
         learner does not support.
         """
         _check(inputs, "input")
+        check_dense(targets, "targets")
         if not isinstance(targets, Tensor) or targets.shape[:1] != inputs.shape[:1] or not len(inputs):
             given = f"targets {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"targets of type {type(targets).__name__}"
             raise DataError(f"{len(inputs)} inputs but {given}", "give a tensor with one target for each input, and at least one")
@@ -93,6 +95,7 @@ def build_tensor_model(
 
 def _check(values: Tensor, what: str) -> None:
     """Raises DataError unless `values`, (M, …), are a tensor of finite values; `what` names one."""
+    check_dense(values, f"{what}s")
     if not isinstance(values, Tensor) or not values.dim():
         found = "a single number" if isinstance(values, Tensor) else type(values).__name__
         raise DataError(f"inputs are {found}; a tensor (M, …) is needed", "convert them with torch.as_tensor")

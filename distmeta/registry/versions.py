@@ -324,6 +324,12 @@ def look_up(uri: str, model_uri: str) -> ModelVersion:
         return version
 
 
+def pinned(uri: str, model_uri: str) -> str:
+    """models:/NAME/VERSION of the version that `look_up` finds: an alias may move while a command works with its version."""
+    version = look_up(uri, model_uri)
+    return f"models:/{version.name}/{version.version}"
+
+
 def _listed(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:_NAMED]) + (f", … {len(ordered)} in all" if len(ordered) > _NAMED else "") or "none"

@@ -28,8 +28,8 @@ def status(folder: RunFolder) -> dict[str, Any]:
             runs = {f"seed {seed}": folder.of_seed(seed) for seed in folder.read_seeds()["seeds"]}
             return _of_several(folder, "seeds", {name: status(run) if run.holds_run else _absent(run) for name, run in runs.items()})
         if config.sweep is not None:
-            trials = sorted(folder.read_trials(), key=lambda record: record["number"])
-            return _of_several(folder, "sweep", {f"trial {record['number']}": _of_trial(folder, record) for record in trials})
+            trials = {f"trial {record['number']}": _of_trial(folder, record) for record in folder.read_trials()}
+            return _of_several(folder, "sweep", trials)
         return _of_run(folder, config.outer.steps)
 
 

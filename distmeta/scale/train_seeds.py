@@ -32,7 +32,7 @@ def train_seeds(
     folder = this.folder
     with opened(this, resume, several_seeds=True) as held:
         uri = ask_mlflow(this, say)
-        models = folder.read_seeds()["models"] if folder.holds_seeds else _versions(this.config, uri)
+        models = folder.read_seeds().get("models", {}) if folder.holds_seeds else _versions(this.config, uri)
         folder.write_seeds({"seeds": seeds, "models": models})
         parent = begin(this, {"kind": "seeds"})
         tracking.say_page(folder, say)
@@ -54,8 +54,7 @@ def train_seeds(
 def _versions(config: Config, uri: str) -> dict[str, str]:
     """Each registered model that the config names → its present version, because an alias may move between the seeds' runs."""
     named = {origin for origin in (config.init_from, *config.data.eval.beside) if origin is not None and is_registered(origin)}
-    current = {origin: versions.look_up(uri, origin) for origin in sorted(named)}
-    return {origin: f"models:/{version.name}/{version.version}" for origin, version in current.items()}
+    return {origin: versions.pinned(uri, origin) for origin in sorted(named)}
 
 
 def _of_seed(config: Config, seed: int, models: dict[str, str]) -> Config:

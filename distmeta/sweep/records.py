@@ -1,5 +1,6 @@
 """A sweep's records: its trials on disk and in memory, the next trial, and the ranking."""
 
+import itertools
 import math
 import time
 from typing import Any
@@ -54,14 +55,14 @@ class Records:
         return self._new() if len(self.trials) < self.settings.total else None
 
     def _new(self) -> Trial:
-        number = len(self.trials)
+        number = next(number for number in itertools.count() if number not in {trial.number for trial in self.trials})
         if self.settings.baseline and number == 0:
             own = {key: value_of(self.config, key) for key in self.settings.space}
             params = {key: value for key, value in own.items() if value is not None}
         else:
             params = self._search.propose(number - self.settings.baseline)
         trial = Trial(number, params, began=time.time())
-        self.trials.append(trial)
+        self.trials.insert(number, trial)
         return trial
 
     def config_of(self, trial: Trial) -> Config:

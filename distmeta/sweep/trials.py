@@ -21,6 +21,7 @@ from distmeta.training.lease import Claim
 from distmeta.training.measurement import Measurement, measurement_of, score_of
 from distmeta.training.metrics_folder import Record
 from distmeta.training.run_folder import RunFolder
+from distmeta.training.storage import understood
 
 _POLL_S = 0.5
 
@@ -86,8 +87,9 @@ class Trial:
 
 
 def load_trials(sweep_folder: RunFolder) -> list[Trial]:
-    """Every trial that was ever started, by number."""
-    return sorted((Trial(**record) for record in sweep_folder.read_trials()), key=lambda trial: trial.number)
+    """Every trial that was ever started, by number. Raises RunError."""
+    with understood(sweep_folder):  # a later version may record more of a trial
+        return [Trial(**record) for record in sweep_folder.read_trials()]
 
 
 def run_trial(settings: dict[str, Any], secrets: dict[str, Any]) -> None:

@@ -272,8 +272,8 @@ class RunFolder:
         return RunFolder(self.trials_folder / f"trial-{number:03d}")
 
     def read_trials(self) -> list[dict[str, Any]]:
-        """The records of all trials that were ever started."""
-        return [read_json(path, dict[str, Any]) for path in self.path.glob(f"{_TRIALS}/trial-*/{_TRIAL}")]
+        """The records of all trials that were ever started, by number."""
+        return sorted(map(stored.read_trial, self.path.glob(f"{_TRIALS}/trial-*/{_TRIAL}")), key=lambda record: record["number"])
 
     def write_trial(self, record: dict[str, Any]) -> None:
         """Record this folder's trial, with the present time as its start if it has none."""

@@ -1,11 +1,13 @@
 """Types and ranges of values in a run folder's files. They are checked once on reading, because somebody else may have written them."""
 
-from typing import Annotated, Any, NotRequired
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
 from distmeta.learners.description import Temperature
+from distmeta.training.storage import read_json, unknown_content
 
 _Step = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -37,13 +39,44 @@ class Failure(TypedDict):
     message: str
 
 
+_Time = Annotated[float, Field(ge=0, le=1e10)]  # seconds since 1970
+_TrialNumber = Annotated[int, Field(ge=0, le=10**6)]  # the numbers and seeds here are parts of paths
+
+
+class Trial(TypedDict):
+    number: _TrialNumber
+    params: dict[str, Any]
+    state: Literal["running", "finished", "stopped", "failed"]
+    reason: str
+    began: NotRequired[_Time | None]
+    ended: NotRequired[_Time | None]
+    since: NotRequired[_Step]
+    until: NotRequired[_Step | None]
+    history: NotRequired[list[dict[str, Any]]]
+    unplaced: NotRequired[bool]
+
+
+def read_trial(path: Path) -> dict[str, Any]:
+    """The record of a trial. Raises RunError also if it is that of another trial than its folder is named after."""
+    record: dict[str, Any] = read_json(path, Trial)
+    if path.parent.name.removeprefix("trial-") != f"{record['number']:03d}":
+        raise unknown_content(path, f"it is the record of trial {record['number']}")
+    return record
+
+
+class Winner(TypedDict):
+    number: _TrialNumber
+    retrained_steps: NotRequired[_Step]
+
+
 class SweepTable(TypedDict):
     trials: list[dict[str, Any]]
-    best: Any
+    best: Winner
 
 
 class Seeds(TypedDict):
-    seeds: list[Any]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]]
+    models: NotRequired[dict[str, Annotated[str, Field(pattern=r"^models:/[^/@]+/[0-9]{1,9}$")]]]
 
 
 class Member(TypedDict):
@@ -52,9 +85,6 @@ class Member(TypedDict):
     rank: Annotated[int, Field(ge=0, le=10**6)]
     pid: int
     node: str
-
-
-_Time = Annotated[float, Field(ge=0, le=1e10)]  # seconds since 1970
 
 
 class _Event(TypedDict):

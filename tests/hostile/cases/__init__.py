@@ -2,7 +2,7 @@
 
 from case import Case
 
-from cases import folders, given, own_files, pictures, received, registry, settings, surroundings, terminals
+from cases import folders, given, own_files, pictures, received, registry, settings, several, surroundings, terminals
 
 TABLE: tuple[tuple[Case, ...], ...] = (
     tuple(pictures.CASES),
@@ -14,6 +14,7 @@ TABLE: tuple[tuple[Case, ...], ...] = (
     tuple(settings.CASES),
     tuple(own_files.CASES),
     tuple(surroundings.CASES),
+    tuple(several.CASES),
 )
 CASES: list[Case] = [case for of_kind in TABLE for case in of_kind]
 REAL: list[Case] = [case for of_kind in TABLE for case in [case for case in of_kind if case.real][:5]]

@@ -27,12 +27,29 @@ def on_files(files: Any, config: Any) -> Any:
     for name, page in (("config", config_page), ("commands", commands_page), ("python", python_page)):
         files.append(File.generated(config, f"reference/{name}.md", content=page()))
     files.append(File.generated(config, "contributing.md", content=contributing_page()))
+    for notebook in sorted((Path(__file__).parent / "notebooks").glob("*.ipynb")):
+        for name, content in notebook_pages(notebook).items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
     return files
 
 
 def contributing_page() -> str:
     """CONTRIBUTING.md, whose links into this folder lead to the site's own pages."""
     return (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links to notebooks lead to their pages."""
+    return markdown.replace(".ipynb)", ".md)")
+
+
+def notebook_pages(notebook: Path) -> dict[str, str | bytes]:
+    """A notebook as a Markdown page, and the pictures on the page; each with its path in `notebooks`."""
+    from nbconvert import MarkdownExporter
+
+    place = {"unique_key": notebook.stem, "output_files_dir": f"{notebook.stem}_files"}
+    page, resources = MarkdownExporter().from_filename(str(notebook), resources=place)
+    return {f"{notebook.stem}.md": page, **resources["outputs"]}
 
 
 def config_page() -> str:

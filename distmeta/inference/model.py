@@ -36,7 +36,7 @@ from distmeta.learners.objective import Objective
 from distmeta.learners.params import Params, difference, fill, floating, state, unusable
 from distmeta.models import MODELS, build_model
 from distmeta.models.convert import batch_norms
-from distmeta.models.head import is_head, set_head
+from distmeta.models.head import NoHead, has_head, head_of, is_head, set_head
 from distmeta.models.lora import merge, without_pairs
 
 WEIGHTS_FILE, _ABOUT = "adapted.safetensors", "adapted"  # the file, and what its header calls classes and description
@@ -279,8 +279,8 @@ def named_classes(description: dict[str, Any]) -> set[str]:
 
 def _filled(network: nn.Module, tensors: Params) -> nn.Module:
     """`network` with these values, of a head only if they hold one; norm statistics become part of its state."""
-    if not any(is_head(network, name) for name in tensors):
-        set_head(network, nn.Identity())  # a metric learner compares features
+    if has_head(network) and not any(is_head(network, name) for name in tensors):
+        set_head(network, NoHead(head_of(network)))  # a metric learner compares features
     for norm in batch_norms(network).values():
         for name in ("running_mean", "running_var"):
             norm.register_buffer(name, getattr(norm, name), persistent=True)

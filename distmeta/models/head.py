@@ -62,6 +62,21 @@ def set_head(model: nn.Module, head: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, head)
 
 
+class NoHead(nn.Module):
+    """Stands where a head was whose outputs nothing uses. It holds no values, but a forward still finds the head's attributes."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_head"] = head  # not registered, so it is not part of the network's state
+
+    def __getattr__(self, name: str) -> Any:
+        head = self.__dict__.get("_head")
+        return super().__getattr__(name) if head is None else getattr(head, name)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
 def features(model: nn.Module, inputs: Tensor) -> Tensor:
     """The head's inputs: (M, D) for inputs (M, …). Raises ConfigError if they are not rows, or if the head is never called."""
     held: list[Tensor] = []

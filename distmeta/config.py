@@ -525,6 +525,8 @@ def _sections(text: str, origin: str) -> dict[str, Any]:
         content = yaml12.load(text, _wants_text)
     except ValueError as error:
         raise ConfigError(f"config {origin} is not YAML: {error}", "see configs/ for examples") from None
+    if content is None:
+        raise ConfigError(f"config {origin} is empty", "see configs/ for examples")
     if not isinstance(content, dict):
         raise ConfigError(f"config {origin} holds {type(content).__name__}, not sections of keys", "see configs/ for examples")
     return content
@@ -638,7 +640,7 @@ def _nearest(unknown: str) -> str:
         unknown, known_keys(), n=3, cutoff=0.75
     )
     last_parts = [key for key in known_keys() if difflib.SequenceMatcher(None, key.rpartition(".")[2], unknown).ratio() > 0.75]
-    return f"nearest valid keys: {', '.join(near or last_parts or siblings)}"
+    return f"nearest valid keys: {', '.join(near or last_parts or siblings or Config.model_fields)}"
 
 
 def known_keys(section: type[Section] = Config, prefix: str = "") -> list[str]:

@@ -5,23 +5,29 @@ from typing import Any
 
 _LONGEST = 10_000  # characters kept; a message is far shorter
 _NAME = (
-    r"(?:password|passwd|pwd|secret|token|signature|credentials?|auth|"
-    r"api[_-]?key|access[_-]?key(?:id)?|private[_-]?key|account[_-]?key)"
+    r"(?:password|passwd|passphrase|passcode|pwd|secret|token|bearer|signature|credentials?|auth|"
+    r"api[_-]?key|access[_-]?key(?:id)?|secret[_-]?key|private[_-]?key|account[_-]?key|storage[_-]?key)"
 )
 _VALUE = r"(?!\*\*\*)[^\s&'\"#;,)}\]]+"
 _KNOWN_BY_LOOKS = (
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    r"\b(?:ghp|gho|ghs|hf|glpat|xoxb|xoxp)[_-][A-Za-z0-9_-]{16,}",
+    r"\b(?:ghp|gho|ghs|ghu|ghr|github_pat|hf|glpat|npm|pypi|xoxb|xoxp)[_-][A-Za-z0-9_-]{16,}",
+    r"\bAIza[A-Za-z0-9_-]{35}",
+    r"\bdapi[0-9a-f]{32}\b",
+    r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*",  # JSON web tokens
     r"\bsk-[A-Za-z0-9_-]{20,}",
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?s:.)*",
 )
 # Patterns of a prefix and the secret after it, tried in this order.
 _NAMED = (
-    (rf"[?&;](?:[\w.-]{{0,40}}{_NAME}[\w.-]{{0,40}}|sig|key|code|jwt|sas)=", _VALUE),
+    (rf"[?&;](?:[\w.-]{{0,40}}{_NAME}[\w.-]{{0,40}}|sig|key|code|jwt|sas|pass|session)=", _VALUE),
     (rf"(?<![\w-])[\w.-]{{0,40}}{_NAME}['\"]?=['\"]?(?!true\b|false\b|none\b)", _VALUE),
     (rf"['\"][\w.-]{{0,40}}{_NAME}['\"]: ?['\"]", r"(?!\*\*\*)[^'\"]+"),
     (rf"(?<!\S)--[\w-]{{0,40}}{_NAME}\s+['\"]?", _VALUE),
     (r"(?<!\S)(?:-u|-U|--user|--proxy-user)[\s=]*['\"]?", r"[^\s'\":]+:(?!//)(?!\*\*\*)[^\s'\"]+"),  # curl's user:password
+    (r"(?<!\S)(?:-b|--cookie)[\s=]*['\"]?[\w.-]{1,60}=", _VALUE),
+    (r"\bsshpass\s+-p\s*['\"]?", _VALUE),
+    (rf"(?m:^|[{{,\s])[\w.-]{{0,40}}{_NAME}: +(?!['\"])", r"(?!null\b|true\b|false\b|none\b|~)(?!\*\*\*)[^\s,'\"}}]{6,}"),  # YAML
     (r"\b(?:[\w-]{0,40}-(?:token|key|secret)|cookie|authorization):\s*", r"(?!\s|\*\*\*)[^'\"\n]+"),  # headers
     (r"\bBearer\s+", r"[\w.~+/=-]{8,}"),
 )

@@ -63,7 +63,7 @@ def test_bad_overrides(override: str, message: str, tmp_path: Path) -> None:
     [
         ("a: [", "is not YAML"),
         ("- 1", "holds list"),
-        ("", "holds NoneType"),
+        ("", "is empty"),
         ("data: {way: 5}", r"data.shards is missing in .*\nadd it, or give --set data.shards=…"),
         ("data: 3", r"data=3 in"),
         ("!!python/object/apply:os.system [id]", "is not YAML"),

@@ -294,6 +294,12 @@ def test_tensors_without_plain_values_are_refused(kind: str, model: Model) -> No
         model.adapt(SUPPORT, TENSORS[kind])
 
 
+def test_inputs_of_any_float_type_are_converted(model: Model) -> None:
+    images = torch.rand(3, 1, 16, 16)
+    expected = model.adapt(images.to(torch.float8_e5m2).float(), LABELS).predict(images)
+    assert torch.equal(model.adapt(images.to(torch.float8_e5m2), LABELS).predict(images), expected)
+
+
 @pytest.mark.parametrize("labels", [5, None, "abc", b"abc", {"ant", "bee", "cow"}, {"ant": 0, "bee": 1, "cow": 2}, np.array(3)])
 def test_labels_are_a_list(labels: Any, model: Model) -> None:
     with pytest.raises(DataError, match=r"labels is \w+; a list with a label for each image is needed"):
@@ -343,7 +349,7 @@ def test_a_picture_without_pixels_is_refused(model: Model) -> None:
         model.adapt(SUPPORT, LABELS).predict([Image.new("L", (0, 5))])
 
 
-@pytest.mark.parametrize("steps", [1.5, "2", [1], float("nan")])
+@pytest.mark.parametrize("steps", [1.5, "2", [1], float("nan"), True])
 def test_inner_steps_are_a_whole_number(steps: Any, model: Model) -> None:
     with pytest.raises(DataError, match="inner steps; a whole number is needed"):
         model.adapt(SUPPORT, LABELS, inner_steps=steps)

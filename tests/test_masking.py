@@ -39,6 +39,15 @@ CARRIERS = [
     "pipe:wget --http-password={} -O- https://host/{{name}}",
     "pipe:wget --http-password {} -O- https://host/{{name}}",
     "pipe:az storage blob download --sas-token '{}' -n {{name}}",
+    "pipe:curl --oauth2-bearer {} https://host/{{name}}",
+    "pipe:curl -b 'session={}' https://host/{{name}}",
+    "pipe:s3cmd --secret_key={} get s3://b/{{name}} -",
+    "pipe:tool --secret-key {} {{name}}",
+    "pipe:gpg --batch --passphrase '{}' -d {{name}}",
+    "pipe:sshpass -p {} ssh me@host cat {{name}}",
+    "https://host/s?pass={}",
+    "tracking:\n  password: {}\n",
+    "{{user: me, db_password: {}}}",
     "HTTP 401 for url https://me:{}@host/manifest.json (5 attempts)",
 ]
 
@@ -49,6 +58,19 @@ def test_a_secret_is_masked_wherever_it_stands(carrier: str) -> None:
     assert SECRET not in masked(text)
     assert SECRET not in str(DataError(f"{text} cannot be read", f"look at {text}"))
     assert SECRET not in str(masked_tree({"a": [text], text: 1}))
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "github_pat_11ABCDEFG0abcdefghijkl",
+        "AIza" + "Sy0" * 11 + "ab",
+        "dapi" + "0123456789abcdef" * 2,
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.sflKxwRJSMeK",
+    ],
+)
+def test_a_secret_that_is_known_by_its_looks_is_masked(secret: str) -> None:
+    assert masked(f"cannot read {secret} there") == "cannot read *** there"
 
 
 @given(st.sampled_from(CARRIERS), st.from_regex(r"[A-Za-z0-9._~%+-]{8,24}", fullmatch=True), st.text("abc =&? ", max_size=8))
@@ -73,6 +95,9 @@ def test_any_secret_is_masked_and_masking_twice_changes_nothing(carrier: str, se
         "outer.lr=0.001 in c.yaml: input should be greater than 0",
         "me@host.example",
         "mlflow server --host 127.0.0.1 --port 5000",
+        "HTTP 401: the server says: unauthorized",
+        "a forgotten token: set RAY_AUTH_TOKEN",
+        "token: null",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:

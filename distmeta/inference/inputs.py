@@ -65,11 +65,12 @@ def _checked(images: Tensor, preprocessing: Preprocessing, like: Tensor, first: 
     wanted = (preprocessing.channels, preprocessing.image_size, preprocessing.image_size)
     if images.shape[1:] != wanted:
         raise DataError(f"image {first} has shape {tuple(images.shape[1:])}; {wanted} is needed", "normalise and resize the images")
+    images = images.to(like)  # some types, such as float8, cannot be examined
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         number = first + int(finite.int().argmin())
         raise DataError(f"image {number} holds values that are not finite (NaN or infinity)", "check how it was computed")
-    return channels_last(images.to(like))
+    return channels_last(images)
 
 
 def _pixels(image: Picture, preprocessing: Preprocessing, origin: str) -> Pixels:

@@ -21,7 +21,7 @@ class Limits(NamedTuple):
     def check(self, name: str, value: Any) -> None:
         """Raises DataError if `value` is not a whole number, or exceeds the limit `name`."""
         limit, what = getattr(self, name), name.replace("_", " ")
-        if not isinstance(value, Integral):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise DataError(f"{value!r:.60} {what}; a whole number is needed", "give a whole number")
         if value > limit:
             raise DataError(f"{value:,} {what}; at most {limit:,} are allowed", _REMEDY.format(variable=variable(name)))

@@ -99,7 +99,7 @@ def _check(values: Tensor, what: str) -> None:
     if not isinstance(values, Tensor) or not values.dim():
         found = "a single number" if isinstance(values, Tensor) else type(values).__name__
         raise DataError(f"inputs are {found}; a tensor (M, …) is needed", "convert them with torch.as_tensor")
-    check_finite(values, what)
+    check_finite(values.float() if values.is_floating_point() and values.element_size() == 1 else values, what)  # float8
 
 
 @contextmanager

@@ -298,7 +298,7 @@ def run_of(uri: str, version: ModelVersion) -> tuple[str, str]:
 
 def look_up(uri: str, model_uri: str) -> ModelVersion:
     """The version that models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model names. Raises ConfigError, RegistryError."""
-    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))|runs:/([\w-]+)/model", model_uri)
+    match = re.fullmatch(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))|runs:/([\w-]+)/model", str(model_uri))
     if match is None:
         raise ConfigError(
             f"model {model_uri!r} is not a registry address", "write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN_ID/model"

@@ -249,6 +249,7 @@ def _configs() -> Iterator[Case]:
         "colours": "\x1b[2Jseed: 1\n",
         "an unknown section": "sections: {}\n",
         "no data": "seed: 1\n",
+        "empty": "# nothing\n",
     }.items():
         yield Case(f"a config that is {name}", _after(_write("hostile.yaml", text), "train", "hostile.yaml"), "hostile.yaml", 2)
     for place in ("nowhere.yaml", "data", "/dev/zero", "/dev/stdin", "", "x" * 5000):

@@ -26,7 +26,7 @@ WRONG = {
     "seed": "has no value",
     "=1": "has no value",
     "": "has no value",
-    "a.b.c=1": "unknown key",
+    "a.b.c=1": "(?s)unknown key.*nearest valid keys: run_folder",
     "seed.x=1": "seed",
     "data=1": "data",
     "data..way=1": "unknown key|data",

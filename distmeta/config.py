@@ -15,7 +15,7 @@ from distmeta import yaml12
 from distmeta.bounds import Count, Fraction, Positive, PositiveFloat
 from distmeta.errors import ConfigError
 from distmeta.files import read_text
-from distmeta.masking import masked, masked_tree, printable
+from distmeta.masking import is_printable, masked_tree
 
 Steps = Annotated[int, Field(ge=1, le=10**9)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
@@ -47,7 +47,7 @@ class Section(BaseModel):
         for item in value if isinstance(value, list | tuple) else [value]:
             if isinstance(item, bool) and not kinds & {bool, Any}:
                 raise PydanticCustomError("not_a_number", "true and false are not valid here")
-            if isinstance(item, str) and (not item.strip() or len(item) > _LONGEST_TEXT or printable(item) != masked(item)):
+            if isinstance(item, str) and (not item.strip() or len(item) > _LONGEST_TEXT or not is_printable(item)):
                 raise PydanticCustomError("not_text", "printable text of 1 to {most} characters is needed", {"most": _LONGEST_TEXT})
         return value
 

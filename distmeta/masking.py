@@ -68,6 +68,11 @@ def masked_tree(value: Any) -> Any:
     return value
 
 
+def is_printable(text: str) -> bool:
+    """Whether a terminal would show all of `text` and obey nothing."""
+    return not _OBEYED.search(text)
+
+
 def printable(text: str) -> str:
     """`text` masked, with control characters escaped (\\x1b) so that a terminal shows them instead of obeying them."""
     return _OBEYED.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), masked(text))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from distmeta.cli.options import Address, Json, OtherHardware, Seeds, Sets, TrackingUri, import_from_here, imported_of
+from distmeta.masking import printable
 from distmeta.show import (
     next_commands,
     print_json,
@@ -36,7 +37,7 @@ def init(
     for path in write(template, folder):
         say(f"wrote {path}")
     say("next:")
-    print("\n".join((f"cd {shlex.quote(str(folder))}", *TEMPLATES[template])))
+    print("\n".join((f"cd {printable(shlex.quote(str(folder)))}", *TEMPLATES[template])))
 
 
 def config(

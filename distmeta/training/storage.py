@@ -1,6 +1,7 @@
 """Folders on a file system or in object storage, with pathlib's interface."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from distmeta import files
 from distmeta.errors import ConfigError, RunError
 
 LEASE = "lease.json"
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:[A-Za-z0-9:._-]{1,255}")
 _S3 = {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}}
 
 
@@ -26,6 +28,12 @@ def folder_at(location: str) -> Path:
     protocol, is_url, _ = location.partition("://")
     if not is_url:
         return Path(location).absolute()
+    bucket = location.removeprefix(f"{protocol}://").partition("/")[0]
+    if protocol in ("s3", "gs") and not _BUCKET.fullmatch(bucket):
+        raise ConfigError(
+            f"run_folder={location} cannot be used: a bucket's name holds only letters, digits, '.', '_' and '-'",
+            "give s3://BUCKET/FOLDER, and credentials in the environment (AWS_ACCESS_KEY_ID)",
+        )
     options: dict[str, Any] = {"use_listings_cache": False}  # other machines write there too
     try:
         folder = UPath(location.rstrip("/"), **options | (_S3 if protocol == "s3" else {}))

@@ -94,6 +94,9 @@ WRONG = {
     "run_folder=nonsense://x": "run_folder=nonsense://x",
     "run_folder=a\x00b": "run_folder",
     "run_folder=" + "x" * 5000: "run_folder",
+    "run_folder=s3://me:hunter2@b/x": "a bucket's name holds only letters",
+    "run_folder=s3://a b/x": "a bucket's name holds only letters",
+    "tracking.experiment=password=hunter2\x1b[2J": "tracking.experiment",
     "sweep.trials=5": "sweep",
 }
 RIGHT: dict[str, tuple[str, Any]] = {
@@ -149,6 +152,8 @@ def _cases() -> Iterator[Case]:
         yield Case(f"--set {text[:40]!r}", lambda ask=ask: ask, says, (1, 2), real=text in ("seed=2020-99-99", "data.shot=1000"))
     for text, (key, value) in RIGHT.items():
         yield Case(f"--set {text!r} is {value!r}", lambda text=text, key=key: _read(text, key), _whole_line(value), 0)
+    for folder in ("\x1b[2J", "password=hunter2"):
+        yield Case(f"init into {folder!r}", lambda folder=folder: ("init", folder, "--template", "regression"), "next:", 0)
     for name, (ask, says) in OPTIONS.items():
         yield Case(name, lambda ask=ask: ask, says, (1, 2), real=name == "an unknown verb")
 

@@ -26,6 +26,8 @@ static uint64_t all_sizes() {
       probe_hidden(probe, {2, side + 2, side, 16 * groups, 32});
       probe_first<1>(probe, {2, side, side + 3, 1, 16 * groups});
       probe_first<3>(probe, {2, side + 1, side, 3, 16 * groups});
+      probe_convolution(probe, {2, side, side + 1, 16, 16 * groups});
+      probe_convolution(probe, {2, side + 1, side, 16 * groups, 32});
       evaluate(probe, {3, side, side + 1, 16, 16 * groups});
       evaluate(probe, {2, side + 1, side, 3, 16 * groups});
     }

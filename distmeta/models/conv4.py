@@ -62,6 +62,10 @@ class PooledBlock(nn.Module):
         self.norm = make_norm(norm, outputs, epsilon)
         self.pool = nn.MaxPool2d(2)
 
+    def fits(self) -> bool:
+        """Whether native kernels can compute this block."""
+        return native.layers_fit(self.conv, self.norm, self.pool)
+
     def forward(self, images: Tensor) -> Tensor:
         if self.library is not None and native.applies(self.library, images, self.conv, self.norm, self.pool):
             return native.compute(self.library, images, self.conv, self.norm)

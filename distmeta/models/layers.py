@@ -5,10 +5,12 @@ image.
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from distmeta.bounds import Positive
 from distmeta.errors import ConfigError
+from distmeta.models import native
+from distmeta.models.native.blocks import convolved
 
 Widths = Annotated[tuple[Positive, ...], Field(min_length=1)]
 
@@ -17,6 +19,18 @@ class KaimingConv2d(nn.Conv2d):
     """A convolution whose weights are drawn from N(0, 2 / fan_out), fan_out counting its outputs times kernel pixels; the initial bias is
     zero. He et al. 2015 (arXiv:1502.01852), equation 14, with ReLU's gain for leaky ReLUs as well, as the few-shot ResNet-12s do.
     """
+
+    library: native.Library | None = None
+    """Native kernels for this layer: see `distmeta.models.native.use`."""
+
+    def fits(self) -> bool:
+        """Whether native kernels can compute this layer."""
+        return native.convolution_fits(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.library is not None and native.convolves(self.library, images, self):
+            return convolved(images, self.weight, self.library)
+        return super().forward(images)
 
     def reset_parameters(self) -> None:
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")

@@ -225,7 +225,9 @@ def reduction(repeats: int) -> Iterator[Row]:
 
 
 def kernels(repeats: int) -> Iterator[Row]:
-    """Native kernels beside torch's, and first order beside second: one process with one thread, at 84 px and at the quickstart's 28 px."""
+    """Native kernels beside torch's, and first order beside second: one process with one thread, at 84 px and at the quickstart's 28 px; and
+    ResNet-12's convolutions.
+    """
     quickstart = replace(W, size=28, queries=5, inner_steps=1)
     for label, work in (("W", W), ("28 px, 5 queries, 1 inner step", quickstart)):
         works = {"native": work, "torch": replace(work, kernels="torch"), "fomaml": replace(work, learner="fomaml")}
@@ -234,6 +236,12 @@ def kernels(repeats: int) -> Iterator[Row]:
             seconds = in_turn(processes, repeats)
         yield compared(f"{label}: native kernels beside torch's", seconds["native"], seconds["torch"], 0.5)
         yield compared(f"{label}: FOMAML beside MAML", seconds["fomaml"], seconds["native"], 0.55 if work is W else None)
+    resnet = replace(RESNET12, inner_steps=1, settings={})
+    with ExitStack() as stack:
+        both = {"native": resnet, "torch": replace(resnet, kernels="torch")}
+        processes = {name: stack.enter_context(Contender("distmeta", each, 1, ALLOCATOR)) for name, each in both.items()}
+        seconds = in_turn(processes, max(3, repeats // 3), warm_up=1)
+    yield compared("ResNet-12, one task, one inner step: native kernels beside torch's", seconds["native"], seconds["torch"], 0.8)
 
 
 def checkpointed(repeats: int) -> Iterator[Row]:

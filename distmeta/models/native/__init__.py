@@ -1,4 +1,6 @@
-"""Native kernels: Conv-4's block compiled from C++. `use` enables them for a network; `applies` decides for each call."""
+"""Native kernels, compiled from C++: Conv-4's block, and the 3×3 convolutions of ResNet-12 and VGG. `use` enables them for a network;
+`applies` and `convolves` decide for each call.
+"""
 
 from typing import Any
 
@@ -12,20 +14,20 @@ from distmeta.models.norm import BatchNorm2d, RunningBatchNorm2d
 
 _NORMS = (BatchNorm2d, RunningBatchNorm2d)
 _PLAIN = (Tensor, nn.Parameter, FakeTensor)
+_LEAST_PIXELS = 400  # of an image: on smaller ones the native convolution's gradient by the weights errs more than torch's
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def use(model: nn.Module, library: Library | None) -> None:
-    """Let the blocks of `model` compute by `library` wherever `applies` holds. With None, torch computes everything."""
+    """Let `model` compute by `library` wherever `applies` or `convolves` holds. With None, torch computes everything."""
     for module in model.modules():
         if hasattr(type(module), "library"):
             vars(module)["library"] = library
 
 
 def serves(model: nn.Module) -> bool:
-    """Whether `model` has a block that native kernels can compute."""
-    blocks = (module for module in model.modules() if hasattr(type(module), "library"))
-    return any(_layers_fit(block.conv, block.norm, block.pool) for block in blocks)
+    """Whether `model` has a block or convolution that native kernels can compute."""
+    return any(module.fits() for module in model.modules() if hasattr(type(module), "library"))
 
 
 def compute(library: Library, images: Tensor, convolution: Any, norm: Any) -> Tensor:
@@ -41,14 +43,36 @@ def compute(library: Library, images: Tensor, convolution: Any, norm: Any) -> Te
 def applies(library: Library, images: Tensor, convolution: Any, norm: Any, pool: Any) -> bool:
     """Whether the native block computes what these layers compute, for images (N, C, H, W); otherwise torch does."""
     return (
-        _layers_fit(convolution, norm, pool)
+        layers_fit(convolution, norm, pool)
         and _images_fit(library, images, convolution.weight)
-        and _nothing_else_looks(images, norm)
+        and not _something_else_looks(images, norm.weight, norm.running_mean)
         and (norm.training or not _has_gradient(images, convolution, norm))
     )
 
 
-def _layers_fit(convolution: Any, norm: Any, pool: Any) -> bool:
+def convolves(library: Library, images: Tensor, layer: nn.Conv2d) -> bool:
+    """Whether the native convolution computes what this layer computes, for images (N, C, H, W); otherwise torch does."""
+    return (
+        convolution_fits(layer)
+        and images.shape[2] * images.shape[3] >= _LEAST_PIXELS
+        and images.shape[1] % GROUP == 0
+        and _images_fit(library, images, layer.weight)
+        and not _something_else_looks(images, layer.weight)
+    )
+
+
+def convolution_fits(layer: nn.Conv2d) -> bool:
+    """Whether the native convolution can compute this layer."""
+    return (
+        (layer.kernel_size, layer.stride, layer.padding, layer.dilation) == ((3, 3), (1, 1), (1, 1), (1, 1))
+        and layer.groups == 1
+        and layer.bias is None
+        and layer.in_channels % GROUP == 0 == layer.out_channels % GROUP
+    )
+
+
+def layers_fit(convolution: Any, norm: Any, pool: Any) -> bool:
+    """Whether the native block can compute these layers of a block."""
     return (
         type(convolution) is nn.Conv2d
         and type(norm) in _NORMS
@@ -76,12 +100,10 @@ def _has_gradient(images: Tensor, convolution: Any, norm: Any) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
 
-def _nothing_else_looks(images: Tensor, norm: Any) -> bool:
-    """No torch transform is active on these tensors, and torch uses only one thread."""
-    return not (
-        torch._C._functorch.is_functorch_wrapped_tensor(images)
-        or torch._C._functorch.is_functorch_wrapped_tensor(norm.weight)
-        or torch._C._functorch.is_functorch_wrapped_tensor(norm.running_mean)
+def _something_else_looks(*tensors: Tensor) -> bool:
+    """Whether a torch transform is active on these tensors, or torch uses more than one thread."""
+    return (
+        any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()

@@ -1,5 +1,6 @@
-// What Python calls (library.py): the two blocks' four functions each, and a probe. No function keeps state, so any thread may call it. Each
-// returns 0, or 1 if memory ran out. hidden_block.h and first_block.h say what the arrays hold.
+// What Python calls (library.py): the two blocks' four functions each, a convolution's three, and a probe. No function keeps state, so any thread
+// may call it. Each returns 0, or 1 if memory ran out. hidden_block.h, first_block.h and convolution.h say what the arrays hold.
+#include "convolution.h"
 #include "first_block.h"
 #include "hidden_block.h"
 #include "probe.h"
@@ -86,6 +87,19 @@ int first_block_second(SIZES, IMAGES, const real* hw, const real* u, const real*
     first_second<C>({N, H, W, in, out}, {x, next_image, next_colour, next_row, next_pixel}, hw, u, v, w, gamma, {output, y_max, where}, mean, r,
                     grad_gamma, grad_beta, gram, S, by_grad_output, by_w, by_gamma);
   });
+}
+
+int convolution(SIZES, const real* x, const real* w, real* y) {
+  return guarded([&] { convolution_forward({N, H, W, in, out}, x, w, y); });
+}
+
+int convolution_gradients(SIZES, const real* g, const real* x, const real* w, real* grad_x, real* grad_w) {
+  return guarded([&] { convolution_backward({N, H, W, in, out}, g, x, w, grad_x, grad_w); });
+}
+
+int convolution_gradients_twice(SIZES, const real* hx, const real* hw, const real* g, const real* x, const real* w, real* by_g, real* by_x,
+                                real* by_w) {
+  return guarded([&] { convolution_second({N, H, W, in, out}, hx, hw, g, x, w, by_g, by_x, by_w); });
 }
 
 uint64_t probe() { return probe_digest(); }

@@ -1,9 +1,10 @@
-"""The native blocks as functions that autograd differentiates twice.
+"""The native blocks and the native convolution as functions that autograd differentiates twice.
 
 blocks.cpp computes; this module allocates memory and links each function to its derivative.
 
 A block is 3×3 convolution with zero padding, batch norm over all images, 2×2 max-pool and ReLU:
 images (N, C, H, W), weight (F, C, 3, 3), gamma and beta (F,) → (N, F, H//2, W//2), mean (F,) and inverse standard deviation (F,).
+The convolution by itself maps images and weight to (N, F, H, W).
 """
 
 from typing import Any
@@ -39,6 +40,11 @@ def evaluated_block(
     statistics = mean.contiguous(), variance.contiguous()
     library(name, *_sizes(images, w), *x, w, gamma.contiguous(), beta.contiguous(), *statistics, eps, output)
     return output
+
+
+def convolved(images: Tensor, weight: Tensor, library: Library) -> Tensor:
+    """The 3×3 convolution with zero padding, without a bias."""
+    return _Convolution.apply(images, weight, library)
 
 
 class _Block(torch.autograd.Function):
@@ -177,6 +183,43 @@ class _FirstBlockBackward(torch.autograd.Function):
         inputs = hw, u, v, w, gamma, *kept, grad_gamma, grad_beta, gram, sums
         ctx.library("first_block_second", *_sizes(images, w), *_layout(images), *inputs, by_grad_output, by_w, by_gamma)
         return by_grad_output, None, by_w, by_gamma, *[None] * 7
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, library: Library) -> Tensor:
+        x, w = _channels_last(images), _channels_last(weight)
+        y = _new(x, len(x), len(w), *x.shape[2:])
+        library("convolution", *_sizes(x, w), x, w, y)
+        ctx.save_for_backward(images, weight)
+        ctx.library = library
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        return *_ConvolutionBackward.apply(grad_y, *ctx.saved_tensors, ctx.needs_input_grad[0], ctx.library), None
+
+
+class _ConvolutionBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad_y: Tensor, images: Tensor, weight: Tensor, by_images: bool, library: Library
+    ) -> tuple[Tensor | None, Tensor]:
+        g, x, w = map(_channels_last, (grad_y, images, weight))
+        grad_x, grad_w = torch.empty_like(x) if by_images else None, torch.empty_like(w)
+        library("convolution_gradients", *_sizes(x, w), g, x, w, grad_x, grad_w)
+        ctx.save_for_backward(g, x, w)
+        ctx.library = library
+        return grad_x, grad_w
+
+    @staticmethod
+    def backward(ctx: Any, hx: Tensor | None, hw: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_third_derivative()
+        g, x, w = ctx.saved_tensors
+        hx, hw = None if hx is None else _channels_last(hx), _channels_last(hw)
+        by_g, by_x, by_w = torch.empty_like(g), None if hx is None else torch.empty_like(x), torch.empty_like(w)
+        ctx.library("convolution_gradients_twice", *_sizes(x, w), hx, hw, g, x, w, by_g, by_x, by_w)
+        return by_g, by_x, by_w, None, None
 
 
 def refuse_third_derivative() -> None:

@@ -49,6 +49,9 @@ _FUNCTIONS = {
     "first_block_evaluate": [*_SIZES, *_IMAGES, *[_pointer] * 5, _double, _pointer],
     "first_block_backward": [*_SIZES, *_IMAGES, *[_pointer] * 13],
     "first_block_second": [*_SIZES, *_IMAGES, *[_pointer] * 17],
+    "convolution": [*_SIZES, *[_pointer] * 3],
+    "convolution_gradients": [*_SIZES, *[_pointer] * 5],
+    "convolution_gradients_twice": [*_SIZES, *[_pointer] * 8],
 }
 
 

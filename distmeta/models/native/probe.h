@@ -1,5 +1,6 @@
 // A small computation with every function that training needs, as one number: two machines whose numbers agree compute the same bits.
 #pragma once
+#include "convolution.h"
 #include "first_block.h"
 #include "hidden_block.h"
 
@@ -69,11 +70,24 @@ template <int C> static void probe_first(Probe& probe, Sizes s) {
   probe.take(by_w, weights * sizeof(real));
 }
 
+static void probe_convolution(Probe& probe, Sizes s) {
+  const size_t inputs = s.N * s.pixels() * s.in, outputs = s.N * s.pixels() * s.out, weights = (size_t)9 * s.in * s.out;
+  Buffer<real> x = probe.numbers(inputs), w = probe.numbers(weights), g = probe.numbers(outputs), hx = probe.numbers(inputs), hw = probe.numbers(weights);
+  Buffer<real> y(outputs), grad_x(inputs), grad_w(weights), by_g(outputs), by_x(inputs), by_w(weights);
+  convolution_forward(s, x, w, y);
+  convolution_backward(s, g, x, w, grad_x, grad_w);
+  convolution_second(s, hx, hw, g, x, w, by_g, by_x, by_w);
+  for (real* full : {(real*)y, (real*)by_g}) probe.take(full, outputs * sizeof(real));
+  for (real* like_x : {(real*)grad_x, (real*)by_x}) probe.take(like_x, inputs * sizeof(real));
+  for (real* like_w : {(real*)grad_w, (real*)by_w}) probe.take(like_w, weights * sizeof(real));
+}
+
 static uint64_t probe_digest() {
   Probe probe;
   probe_hidden(probe, {3, 9, 11, 32, 48});
   probe_hidden(probe, {2, 3, 2, 16, 32});
   probe_first<3>(probe, {2, 15, 18, 3, 48});
   probe_first<1>(probe, {2, 5, 6, 1, 16});
+  probe_convolution(probe, {2, 7, 8, 16, 32});
   return probe.digest();
 }

@@ -225,8 +225,8 @@ def reduction(repeats: int) -> Iterator[Row]:
 
 
 def kernels(repeats: int) -> Iterator[Row]:
-    """Native kernels beside torch's, and first order beside second: one process with one thread, at 84 px and at the quickstart's 28 px; and
-    ResNet-12's convolutions.
+    """Native kernels beside torch's, and first order beside second: one process with one thread, at 84 px and at the quickstart's 28 px;
+    and ResNet-12's convolutions.
     """
     quickstart = replace(W, size=28, queries=5, inner_steps=1)
     for label, work in (("W", W), ("28 px, 5 queries, 1 inner step", quickstart)):

@@ -27,7 +27,8 @@ def use(model: nn.Module, library: Library | None) -> None:
 
 def serves(model: nn.Module) -> bool:
     """Whether `model` has a block or convolution that native kernels can compute."""
-    return any(module.fits() for module in model.modules() if hasattr(type(module), "library"))
+    layers: list[Any] = [module for module in model.modules() if hasattr(type(module), "library")]
+    return any(layer.fits() for layer in layers)
 
 
 def compute(library: Library, images: Tensor, convolution: Any, norm: Any) -> Tensor:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from distmeta.config import Change, Config, Section, change_of, known_keys, load_config, validate
 from distmeta.errors import ConfigError
 from distmeta.scale.run import check_run_folder
+from distmeta.training.run_folder import RunFolder
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -132,10 +133,15 @@ def test_a_sweep_varies_the_keys_that_trials_may_differ_in_and_no_others(key: st
 @pytest.mark.parametrize("key", [*LEAVES, *OWN])
 def test_a_resumed_run_may_differ_in_what_its_result_does_not_depend_on_and_in_nothing_else(key: str) -> None:
     def config(value: str) -> SimpleNamespace:
-        return SimpleNamespace(shown=lambda: {key: value}, train=SimpleNamespace(kernels="torch"))
+        plain = validate({"data": {"shards": "x"}, "run_folder": "r", "train": {"kernels": "torch"}}, "test")
+        return SimpleNamespace(**dict(plain), shown=lambda: {key: value})
 
     folder = SimpleNamespace(
-        holds_run=True, holds_seeds=False, read_config=lambda: config("before"), read_dataset=lambda: {"fingerprint": "f" * 64}
+        holds_run=True,
+        holds_seeds=False,
+        code=RunFolder("r").code,
+        read_config=lambda: config("before"),
+        read_dataset=lambda: {"fingerprint": "f" * 64},
     )
     resumed: Any = SimpleNamespace(config=config("after"), folder=folder, domain=SimpleNamespace(fingerprint="f" * 64))
     if change_of(key) is Change.ON_RESUME:

@@ -144,9 +144,10 @@ def main() -> None:
     parser.add_argument("--learner", default="meta-baseline")
     parser.add_argument("--split", default="test")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--classes", type=lambda text: text.split(","))
     given = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(given.threads)
     if given.classes:
         one_task(given)
         return

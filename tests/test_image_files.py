@@ -117,4 +117,4 @@ def test_folders_without_classes_of_images_are_refused(paths: tuple[str, ...], m
 def test_the_list_on_standard_input_is_taken_as_it_is(tmp_path: Path) -> None:
     from distmeta.inference.predict import query_files
 
-    assert list(query_files(Path("-"), io.StringIO("a.txt\n\n.hidden\n"))) == [Path("a.txt"), Path(".hidden")]
+    assert list(query_files("-", io.StringIO("a.txt\n\n.hidden\n"))) == [Path("a.txt"), Path(".hidden")]

@@ -112,6 +112,7 @@ RIGHT: dict[str, dict[str, Any]] = {
     "parallel": {"head": "module.head"},
 }
 LOOPS = {
+    "Autocast",
     "FunctionalDropout",
     "Recurrent",
     "ChannelsLast",

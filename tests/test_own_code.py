@@ -73,10 +73,14 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def edit(own: Path, change: tuple[str, str]) -> None:
-    """Change a file as an editor does, and forget what was imported, as a new process has."""
+    """Change a file as an editor does, and forget what was imported, as a new process has.
+
+    Python takes a compiled file for current if the source has its size and, to the second, its time.
+    """
     for name in ("own_net", "own_layers"):
         file = own / f"{name}.py"
         file.write_text(file.read_text().replace(*change))
+        shutil.rmtree(own / "__pycache__", ignore_errors=True)
         sys.modules.pop(name, None)
     importlib.invalidate_caches()
 

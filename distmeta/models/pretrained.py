@@ -84,6 +84,7 @@ def load_into(model: nn.Module, given: dict[str, Tensor], origin: str, prefix: s
         if not any(name.startswith(prefix) for name in given):
             raise ConfigError(f"init_prefix={prefix!r}, but no name in {origin} begins with it", f"its names: {_listed(list(given))}")
         given = {name.removeprefix(prefix): value for name, value in given.items()}
+    given = dict(sorted(given.items()))  # safetensors gives names in an order that changes from one reading to the next
     held = tensors_of(model.state_dict(keep_vars=True))
     places = {name: given.get(name, given.get(plain_name(name))) for name in held}
     missing = [name for name, value in places.items() if value is None and not _free(model, name)]

@@ -69,9 +69,9 @@ class Run:
         """Raises ConfigError if the learner or its network does not take a setting."""
         if not self.folder.initial.is_whole:
             return learner_of(self.config, self.domain, self.device, self.dtype)
-        check_code(import_paths(self.config), self.folder.code, str(self.folder))
-        learner = learner_of(self.config, self.domain, self.device, self.dtype, drawn=False)
         paths = import_paths(self.config)
+        check_code(paths, self.folder.code, str(self.folder))
+        learner = learner_of(self.config, self.domain, self.device, self.dtype, drawn=False)
         if paths:
             named = self.folder.initial.read_description().get("libraries", {})
             check_libraries(named, libraries(paths, learner, *learner.model.modules()), str(self.folder))

@@ -33,26 +33,44 @@ static void convolution_backward(Sizes s, const real* g, const real* x, const re
   by_weights.finish(grad_w);
 }
 
-// From hx (null if the gradient by x was not asked for) and hw: the gradients by g, x (null with hx) and w.
+// The second derivative, image after image: from hx (null if the gradient by x was not asked for) and hw, the gradients by g, x (null with hx) and w.
+class ConvolutionTwice {
+ public:
+  ConvolutionTwice(Sizes s, const real* w, const real* hw)
+      : s_(s), filters_(Filters::forward(w, s.in, s.out)), other_(Filters::forward(hw, s.in, s.out)), turned_(Filters::backward(hw, s.out, s.in)),
+        convolve_(s.in, s.out, 2), convolve_back_(s.out, s.in, 1), by_weights_(s.in, s.out), padded_x_(padded_size(s.H, s.W, s.in)),
+        padded_h_(padded_size(s.H, s.W, s.in)), padded_gradient_(padded_size(s.H, s.W, s.out)) {}
+
+  // One image's.
+  void add(const real* hx, const real* g, const real* x, real* by_g, real* by_x) {
+    pad(x, padded_x_, s_.H, s_.W, s_.in);
+    if (hx) {
+      pad(hx, padded_h_, s_.H, s_.W, s_.in);
+      pad(g, padded_gradient_, s_.H, s_.W, s_.out);
+      const Term back[1] = {{padded_gradient_, turned_}};
+      convolve_back_(back, 1, by_x, s_.H, s_.W);
+      by_weights_.add(padded_h_, padded_gradient_, s_.H, s_.W);
+    }
+    const Term terms[2] = {{padded_h_, filters_}, {padded_x_, other_}};
+    convolve_(hx ? terms : terms + 1, hx ? 2 : 1, by_g, s_.H, s_.W);
+  }
+
+  void finish(real* by_w) { by_weights_.finish(by_w); }
+
+ private:
+  const Sizes s_;
+  const Filters filters_, other_, turned_;
+  Convolution convolve_, convolve_back_;
+  WeightGradient by_weights_;
+  Buffer<real> padded_x_, padded_h_, padded_gradient_;
+};
+
 static void convolution_second(Sizes s, const real* hx, const real* hw, const real* g, const real* x, const real* w, real* by_g, real* by_x,
                                real* by_w) {
-  const Filters filters = Filters::forward(w, s.in, s.out), other = Filters::forward(hw, s.in, s.out);
-  const Filters turned = Filters::backward(hw, s.out, s.in);
-  Convolution convolve(s.in, s.out, 2), convolve_back(s.out, s.in, 1);
-  WeightGradient by_weights(s.in, s.out);
-  Buffer<real> padded_x(padded_size(s.H, s.W, s.in)), padded_h(padded_size(s.H, s.W, s.in)), padded_gradient(padded_size(s.H, s.W, s.out));
+  ConvolutionTwice twice(s, w, hw);
   for (int n = 0; n < s.N; n++) {
     const size_t input = n * s.pixels() * s.in, image = n * s.pixels() * s.out;
-    pad(x + input, padded_x, s.H, s.W, s.in);
-    if (hx) {
-      pad(hx + input, padded_h, s.H, s.W, s.in);
-      pad(g + image, padded_gradient, s.H, s.W, s.out);
-      const Term back[1] = {{padded_gradient, turned}};
-      convolve_back(back, 1, by_x + input, s.H, s.W);
-      by_weights.add(padded_h, padded_gradient, s.H, s.W);
-    }
-    const Term terms[2] = {{padded_x, other}, {padded_h, filters}};
-    convolve(terms, hx ? 2 : 1, by_g + image, s.H, s.W);
+    twice.add(hx ? hx + input : nullptr, g + image, x + input, by_g + image, hx ? by_x + input : nullptr);
   }
-  by_weights.finish(by_w);
+  twice.finish(by_w);
 }

@@ -1,8 +1,8 @@
 // A block in the network's depth: y = convolution of x by w, batch norm over all images, 2×2 max-pool, ReLU. All arrays have channels last:
 // x (N, H, W, in), w (out, 3, 3, in), y (N, H, W, out), pooled arrays (N, H/2, W/2, out).
 #pragma once
+#include "convolution.h"
 #include "pool.h"
-#include "winograd.h"
 
 // Σ (y - origin) and Σ (y - origin)² over one image. An origin near y keeps the digits that the square of a large mean would cost.
 static void add_moments(const real* y, const real* origin, size_t pixels, int C, Sums& sum, Sums& squares) {
@@ -102,26 +102,17 @@ static void hidden_second(Sizes s, const real* hx, const real* hw, const real* u
                           const real* gamma, const real* y, const real* grad_y, ConstPooled from, const real* mean, const real* r,
                           const real* grad_gamma, const real* grad_beta, real* by_grad_output, real* by_y, real* by_x, real* by_w,
                           real* by_gamma) {
-  const Filters filters = Filters::forward(w, s.in, s.out), other = Filters::forward(hw, s.in, s.out);
-  const Filters turned = Filters::backward(hw, s.out, s.in);
-  Convolution convolve(s.in, s.out, 2), convolve_back(s.out, s.in, 1);
-  WeightGradient by_weights(s.in, s.out);
-  Buffer<real> padded_x(padded_size(s.H, s.W, s.in)), padded_h(padded_size(s.H, s.W, s.in)), padded_gradient(padded_size(s.H, s.W, s.out));
+  ConvolutionTwice convolution(s, w, hw);
   Sums sum_h(s.out), sum_hx(s.out), sum_hg(s.out);
   for (int n = 0; n < s.N; n++) {
     const size_t image = n * s.pixels() * s.out, values = n * s.pooled() * s.out;
     real* h = by_y + image;  // until the means are known
-    pad(x + n * s.pixels() * s.in, padded_x, s.H, s.W, s.in);
-    pad(hx + n * s.pixels() * s.in, padded_h, s.H, s.W, s.in);
-    pad(grad_y + image, padded_gradient, s.H, s.W, s.out);
-    const Term terms[2] = {{padded_h, filters}, {padded_x, other}}, back[1] = {{padded_gradient, turned}};
-    convolve(terms, 2, h, s.H, s.W);
-    convolve_back(back, 1, by_x + n * s.pixels() * s.in, s.H, s.W);
-    by_weights.add(padded_h, padded_gradient, s.H, s.W);
+    const size_t input = n * s.pixels() * s.in;
+    convolution.add(hx + input, grad_y + image, x + input, h, by_x + input);
     sums_with_x_hat(h, y + image, mean, r, s.pixels(), s.out, sum_h, sum_hx);
     take_at_maxima(h, from.where + values, by_grad_output + values, s.H, s.W, s.out);
   }
-  by_weights.finish(by_w);
+  convolution.finish(by_w);
   sum_of_products(by_grad_output, grad_output, from, s.N * s.pooled(), s.out, sum_hg);
   SecondOfChannels second(s.out);
   for (int c = 0; c < s.out; c++) {

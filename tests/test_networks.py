@@ -648,7 +648,7 @@ def test_what_does_not_fit_in_a_file_of_weights_is_listed(tmp_path: Path) -> Non
     read = read_weights(tmp_path / "weights.pt", "weights.pt")
     loaded = load_into(built("Flat", seed=2, dtype=torch.float32), read, "weights.pt", "net.")
     assert (loaded.taken, loaded.drawn, loaded.left_over) == (4, [], ["extra"])
-    with pytest.raises(ConfigError, match=r"missing there: hidden.weight, hidden.bias; names there: net.hidden.weight"):
+    with pytest.raises(ConfigError, match=r"missing there: hidden.weight, hidden.bias; names there: extra, net.head.bias, net."):
         load_into(model, read, "weights.pt")
     with pytest.raises(ConfigError, match=r"init_prefix='vit.', but no name in weights.pt begins with it"):
         load_into(model, read, "weights.pt", "vit.")

@@ -39,7 +39,7 @@ def test_sentences_are_short(page: Path) -> None:
     assert sum(lengths.values()) <= 20 * len(lengths)
 
 
-@pytest.mark.parametrize("page", PAGES_AND_README, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES_AND_README, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_words_are_plain(page: Path) -> None:
     assert found(prose(re.sub(r"^#+ ", "", page.read_text(), flags=re.MULTILINE))) == []  # headings, too
 

@@ -68,7 +68,7 @@ TABLES = {
     "a path for retrained steps": {"trials": [], "best": {"number": 0, "test": {}, "retrained_steps": CLIMBING}},
     "no best": {"trials": []},
     "a best that is a list": {"trials": [], "best": ["test"]},
-    "a best that is no trial": {"trials": [], "best": {"number": 5, "test": {}}},
+    "a best that is not among the trials": {"trials": [], "best": {"number": 5, "test": {}}},
     "nothing": "",
     "null": "null",
 }

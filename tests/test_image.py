@@ -42,8 +42,10 @@ def pip_settings(folder: Path) -> tuple[dict[str, str], list[str]]:
             shutil.copy(value, folder / "opt")
             settings[key] = f"/opt/{Path(value).name}"
     variables = {f"PIP_{key.upper().replace('-', '_')}": value for key, value in settings.items()}
-    words = {urlsplit(word).path for value in settings.values() for word in value.split()}
-    return variables, sorted(word for word in words if Path(word).is_absolute() and Path(word).is_dir())
+    words = {Path(urlsplit(word).path) for value in settings.values() for word in value.split()}
+    # The pages of an index link to files beside it.
+    places = {word.parent if word.name == "simple" else word for word in words if word.is_absolute() and word.is_dir()}
+    return variables, sorted(map(str, places))
 
 
 class Image:

@@ -33,6 +33,7 @@ from distmeta.report.study import study
 from distmeta.show import show_test
 from distmeta.training.accuracy import Accuracy
 from distmeta.training.evaluate import evaluate
+from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 
 HOSTILE = "</title><script>document.title='owned'</script>&\"'{{ 7*7 }}$x_{$"
@@ -193,11 +194,25 @@ def test_without_its_dataset_it_says_so(run: RunFolder, uri: str, packed: Path, 
     page = Page(report(copy, shards=str(tmp_path / "gone")).read_text())
     assert f"This report shows no test episodes: {tmp_path / 'gone'} is not a packed dataset" in page.text
     assert "61.2 ± 1.1 %" in page.text
-    (copy.path / "result.json").unlink()
-    with pytest.raises(RunError, match="holds no finished run"):
-        report(copy)
     with pytest.raises(RunError, match="holds no run"):
         report(RunFolder(tmp_path))
+
+
+def test_an_unfinished_run_has_a_report_of_what_happened_so_far(run: RunFolder, uri: str, tmp_path: Path) -> None:
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    result = copy.read_result()
+    (copy.path / "result.json").unlink()
+    shutil.rmtree(copy.path / "best")  # before the first validation
+    facts = {"pid": 71, "node": "host-a", "signal": "SIGKILL", "reason": "", "log": "", "step": 30, "checkpoint": None}
+    died = copy.events.add("died", rank=1, **facts)
+    page = Page(report(copy).read_text())
+    assert "This run has not ended: it is at step 30 of " in page.text
+    assert sentence(died) in page.text
+    assert "meta-loss" in page.text
+    assert page.foreign == []
+    assert "Test:" not in page.text
+    copy.write_result(result, [])
+    assert not copy.report.exists(), "the final report is written anew"
 
 
 def test_a_report_runs_no_command_that_its_folder_names(run: RunFolder, tmp_path: Path) -> None:

@@ -8,19 +8,22 @@ from distmeta.errors import ConfigError, DistmetaError, RegistryError, RunError
 from distmeta.learners.allocator import keep_memory
 from distmeta.registry.tracking import fetch_file
 from distmeta.registry.versions import look_up, run_of
-from distmeta.report.page import write_report
+from distmeta.report.page import write_report, write_report_so_far
 from distmeta.report.section import Section
 from distmeta.training.run_folder import REPORT, RunFolder
 from distmeta.training.storage import understood, write_whole
 
 
 def report(run_folder: RunFolder, shards: str | None = None, own: Config | None = None) -> Path:
-    """Write the run's report and return its path. Raises RunError.
+    """Write the run's report and return its path. For an unfinished run, it shows the run so far. Raises RunError.
 
     Test episodes are analysed only if the user gives `shards` (the dataset's present location) or `own` (the config of the run). Otherwise
     the report gives the reason, and shows what the run itself measured.
     """
     with understood(run_folder):
+        if _is_unfinished(run_folder):
+            write_report_so_far(run_folder)
+            return run_folder.report
         try:
             write_report(run_folder, _sections(Run.in_folder(run_folder, shards, own)))
         except RunError:
@@ -28,6 +31,11 @@ def report(run_folder: RunFolder, shards: str | None = None, own: Config | None 
         except DistmetaError as error:
             write_report(run_folder, [], error.message)
     return run_folder.report
+
+
+def _is_unfinished(folder: RunFolder) -> bool:
+    """Whether it holds a single run, whose test is still to come."""
+    return folder.holds_run and not folder.has_ended and not folder.holds_seeds and folder.read_config().sweep is None
 
 
 def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Config | None = None) -> tuple[Path, bool]:

@@ -141,9 +141,7 @@ def sweep(
 
 
 def report(
-    run: Annotated[
-        str, typer.Argument(help="Folder of a finished run, or the address (models:/…, runs:/…) of a model that a run published.")
-    ],
+    run: Annotated[str, typer.Argument(help="Folder of a run, or the address (models:/…, runs:/…) of a model that a run published.")],
     shards: Annotated[str | None, typer.Option(help="Packed dataset of the run. Adds pictures of test episodes to the report.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="Your own config of the run. Its dataset and classes are opened for the report.")
@@ -152,6 +150,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write a run's report: one HTML file with its figures, curves, episodes and config, into the run folder.
+
+    The report of an unfinished run shows its progress and what happened to it.
 
     If the run folder is not on this machine, the copy stored in MLflow is downloaded to the working folder.
 

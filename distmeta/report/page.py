@@ -37,28 +37,44 @@ def write_report(run_folder: RunFolder, sections: Sequence[Section], why_not: st
     """
     result, best = run_folder.read_result(), run_folder.best.read_description()
     records = list(run_folder.metrics.read())
-    checkpoint = run_folder.newest_checkpoint()
-    environment = Environment(loader=PackageLoader("distmeta.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True)
     shown = {
-        "run": run_folder.name,
         "test": result["test"],
         "result": result,
         "best": best,
-        "dataset": run_folder.read_dataset(),
         "summary": _summary(result["test"]),
         "cards": _cards(result["test"]),
         "card": model_card(best | {"test": result["test"]} | {key: result[key] for key in ("calibration",) if key in result}),
         "use": _use(run_folder, best),
-        "facts": _facts(records, best, run_folder.restarts(), _losses(run_folder)),
-        "learning": list(_learning(records)),
+        "facts": _facts(records, best["step"], run_folder.restarts(), _losses(run_folder)),
         "sections": [section for section in (_adaptation(result["test"]), confidence(result["test"]), *sections) if section],
         "why_not": why_not,
+    }
+    _write(run_folder, records, shown)
+
+
+def write_report_so_far(run_folder: RunFolder) -> None:
+    """Write the report of a run that has not ended: its progress, curves and lost workers. The final report replaces it."""
+    config, records = run_folder.read_config(), list(run_folder.metrics.read())
+    facts = _facts(records, None, run_folder.restarts(), _losses(run_folder))
+    reached = records[-1]["step"] if records else 0
+    _write(run_folder, records, {"summary": f"This run has not ended: it is at step {reached} of {config.outer.steps}.", "facts": facts})
+
+
+def _write(run_folder: RunFolder, records: Sequence[Record], shown: dict[str, Any]) -> None:
+    """Render the page from `shown` and from what every run has."""
+    checkpoint = run_folder.newest_checkpoint()
+    of_every_run = {
+        "run": run_folder.name,
+        "written": f"{datetime.now(UTC):%d %B %Y}",
+        "dataset": run_folder.read_dataset(),
+        "learning": list(_learning(records)),
         "time": _time(records),
         "machine": checkpoint.written_on() if checkpoint else {},
         "config": run_folder.config_text(),
     }
+    environment = Environment(loader=PackageLoader("distmeta.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True)
     try:
-        page = environment.get_template("page.html").render(shown)
+        page = environment.get_template("page.html").render(of_every_run | shown)
     except UndefinedError as error:
         raise ValueError(str(error)) from None  # a figure that the page shows is not stored
     write_whole(run_folder.report, page)
@@ -91,7 +107,7 @@ def _cards(test: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 class _Use(NamedTuple):
-    """How a reader gets the model: its address in the registry, the run's page in MLflow, the day of the report, and what to type.
+    """How a reader gets the model: its address in the registry, the run's page in MLflow, and what to type.
 
     `link` is the page's URL, empty if it is not one of http. The rest of `page` says how to start a server.
     """
@@ -99,7 +115,6 @@ class _Use(NamedTuple):
     address: str
     page: str
     link: str
-    written: str
     commands: list[str]
 
 
@@ -112,8 +127,7 @@ def _use(run_folder: RunFolder, best: dict[str, Any]) -> _Use:
     )
     page = record.get("page", "")
     link = page.split()[0] if page.startswith(("http://", "https://")) else ""
-    written = f"{datetime.now(UTC):%d %B %Y}"
-    return _Use(address=address, page=page.removeprefix(link), link=link, written=written, commands=commands)
+    return _Use(address=address, page=page.removeprefix(link), link=link, commands=commands)
 
 
 def _reads_images(best: dict[str, Any]) -> bool:
@@ -124,8 +138,8 @@ def _losses(run_folder: RunFolder) -> list[Event]:
     return [event for event in run_folder.events.read() if event["kind"] in LOST]
 
 
-def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[int], losses: Sequence[Event]) -> list[tuple[str, str]]:
-    """Facts about the training, as name and value."""
+def _facts(records: Sequence[Record], best_step: int | None, restarted: Sequence[int], losses: Sequence[Event]) -> list[tuple[str, str]]:
+    """Facts about the training, as name and value; `best_step` is None for an unfinished run."""
     workers: list[tuple[int, int]] = []  # (first step, number of workers)
     for record in records:
         count = len(set(record.get("ranks", [])))
@@ -135,7 +149,7 @@ def _facts(records: Sequence[Record], best: dict[str, Any], restarted: Sequence[
     seconds = sum(sum(_times(record).values()) for record in records)
     episodes = sum(len(record.get("ranks", [])) for record in records)
     facts = [
-        ("steps", f"{len(records)}, best at {best['step']}"),
+        ("steps", f"{len(records)}" if best_step is None else f"{len(records)}, best at {best_step}"),
         ("workers", ", ".join(f"{count} from step {step}" for step, count in workers)),
         ("continued after a failure, or by --resume", ", ".join(f"from step {step}" for step in restarted) or "never"),
         *((f"{datetime.fromtimestamp(event['time'], UTC):%Y-%m-%d %H:%M:%S} UTC", sentence(event)) for event in losses),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from distmeta.errors import DistmetaError
 from distmeta.scale.losses import Failure, Place, Traces, examine, lost, traces_of
 from distmeta.scale.progress import ask
 from distmeta.training.events import sentence
@@ -62,6 +63,16 @@ class Chronicle:
                 checkpoint=newest.name if newest else None,
             )
             self._say(sentence(event))
+        if losses:
+            self._report()
+
+    def _report(self) -> None:
+        """Write the report of the run so far, which names the lost workers."""
+        from distmeta.report.page import write_report_so_far  # it imports matplotlib, which most trials never need
+
+        if self._run_folder.holds_run and not self._run_folder.has_ended:
+            with suppress(DistmetaError, OSError, ValueError):  # the run is worth more than its report
+                write_report_so_far(self._run_folder)
 
     def keep_logs(self) -> None:
         """Copy what the workers that train, or trained last, have printed into the run folder: their nodes may go."""

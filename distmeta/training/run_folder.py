@@ -19,8 +19,7 @@ from distmeta.training.storage import read_json, read_json_if_there, unknown_con
 
 CONFIG = "config.yaml"
 REPORT = "report.html"
-_DATASET, _RESULT = "dataset.json", "result.json"
-_METRICS, _STARTS, _CHECKPOINTS = "metrics", "starts.jsonl", "checkpoints"
+_DATASET, _RESULT, _METRICS, _STARTS, _CHECKPOINTS = "dataset.json", "result.json", "metrics", "starts.jsonl", "checkpoints"
 _BEST, _POINTER, _INITIAL, _INIT, _BESIDE, _CODE = "best", "best.json", "initial", "init_from", "beside", "code"
 _LOG, _EVENTS, _WORKER_LOGS, _STATUS, _MLFLOW = "log.txt", "events.jsonl", "worker_logs", "status.json", "mlflow.json"
 _TRIALS, _TRIAL, _FAILURE = "trials", "trial.json", "failure.json"
@@ -227,6 +226,7 @@ class RunFolder:
         return (self.path / _RESULT).exists()
 
     def write_result(self, result: dict[str, Any], by_episode: Rows) -> None:
+        self.report.unlink(missing_ok=True)  # that of the run so far
         write_whole(self.path / TEST_EPISODES, json.dumps(by_episode))
         write_whole(self.path / _RESULT, json.dumps(result, indent=1))
 

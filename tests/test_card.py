@@ -52,7 +52,7 @@ def test_the_worst_classes_are_named_and_what_was_not_tested_is_said() -> None:
     assert "expect 70.0 ± 2.0 %, not the transductive figure" in limits
     assert "calibrated for 5-way 1-shot tasks" in limits
     assert "no gain" not in limits
-    assert "Meta-trained on 3-way 1-shot tasks for 40 steps, with seed 4" in sentences(about, "Data")
+    assert "It was meta-trained on 3-way 1-shot tasks for 40 steps, with seed 4" in sentences(about, "Data")
     assert "Tasks other than 5-way 1-shot" in sentences(about, "Never tested")
     assert "Inner steps other than 3" in sentences(about, "Never tested")
 
@@ -60,11 +60,11 @@ def test_the_worst_classes_are_named_and_what_was_not_tested_is_said() -> None:
 def test_a_card_follows_what_its_records_say() -> None:
     about = PROTONET | {"step": 40, "test": TEST | {"random_init": 0.75, "baseline": "not meta-trained, from lite0.pth"}}
     assert "any number of classes" in sentences(about, "Intended use")
-    assert "The network without this training: not meta-trained, from lite0.pth" in sentences(about, "Data")
+    assert "The baseline is this network: not meta-trained, from lite0.pth" in sentences(about, "Data")
     assert "shows no gain" in sentences(about, "Limits")
     assert "not calibrated" in sentences(about, "Limits")
     untrained = about | {"step": 0}
-    assert "Not meta-trained: the network is as it started" in sentences(untrained, "Data")
+    assert "It was not meta-trained: the network is as it started" in sentences(untrained, "Data")
     assert "gain" not in sentences(untrained, "Limits")
     bare = {key: value for key, value in TEST.items() if not key.startswith(("random", "by_", "calib"))}
     assert "Lowest" not in sentences(PROTONET | {"step": 40, "test": bare}, "Figures")
@@ -78,7 +78,7 @@ def test_regression_has_a_card_without_classes() -> None:
         "task": {"way": 1, "shot": 5},
         "test": error | {"way": 1, "shot": 5, "queries": 10},
     }
-    assert "Adapts to new tasks like those of patterns from 5 examples" in sentences(about, "Intended use")
+    assert "It adapts to new tasks like those of patterns from 5 examples" in sentences(about, "Intended use")
     assert "squared error 1.000 ± 0.100" in sentences(about, "Figures")
     assert "classes" not in as_markdown(model_card(about))
 

@@ -25,6 +25,7 @@ from distmeta.data.shards import Dataset
 from distmeta.data.stream import EpisodeStream
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.inference.model import build
+from distmeta.learners.description import default_name
 from distmeta.registry import versions
 from distmeta.registry.tracking import log_files
 from distmeta.report.adaptation import adaptation_curves, draw_adaptation
@@ -159,6 +160,7 @@ def test_it_says_how_to_use_the_model(written: Path, run: RunFolder, uri: str, p
     run_id = run.read_mlflow()["run_id"]
     before = Page(written.read_text())
     assert f"distmeta predict --model runs:/{run_id}/model --support" in before.text
+    assert f"under the name {run.read_config().tracking.model or default_name(run.best.read_description())}" in before.text
     assert f"{datetime.now(UTC):%B %Y} · maml with conv4" in before.text
     registered = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
     registered.write_mlflow(run.read_mlflow() | {"model": "models:/m/7", "page": "http://mlflow/#/runs/1 (after: mlflow ui)"})

@@ -57,10 +57,10 @@ def _use(description: dict[str, Any]) -> list[str]:
     learner, task, images = description["learner"]["name"], description["task"], description.get("preprocessing")
     network = f"{learner} with the network {description['model']['name']}"
     if not _classifies(description):
-        return [f"Adapts to new tasks like those of {description['dataset']} from {task['shot']} examples, by {network}."]
+        return [f"It adapts to new tasks like those of {description['dataset']} from {task['shot']} examples, by {network}."]
     any_way = learner in LEARNERS and LEARNERS[learner].any_way
     classes = "any number of" if any_way else f"exactly {task['way']}"
-    said = [f"Tells {classes} classes apart that it has not seen in training, from a few labelled examples of each, by {network}."]
+    said = [f"It tells {classes} classes apart that it has not seen in training, from a few labelled examples of each, by {network}."]
     if images is not None:
         size, colors = images["image_size"], "colour" if images["channels"] == 3 else "shades of grey"
         said.append(f"It sees images at {size} x {size} pixels in {colors}; others are resized ({images['resize']}).")
@@ -69,18 +69,18 @@ def _use(description: dict[str, Any]) -> list[str]:
 
 def _data(description: dict[str, Any]) -> list[str]:
     test = description["test"]
-    said = [f"Dataset {description['dataset']} (fingerprint {description['fingerprint'][:12]})."]
+    said = [f"The dataset is {description['dataset']} (fingerprint {description['fingerprint'][:12]})."]
     if description["step"]:
         seed = f", with seed {description['training_seed']}" if description.get("training_seed") is not None else ""
-        said.append(f"Meta-trained on {_tasks(description['task'])} tasks for {description['step']} steps{seed}.")
+        said.append(f"It was meta-trained on {_tasks(description['task'])} tasks for {description['step']} steps{seed}.")
     else:
-        said.append("Not meta-trained: the network is as it started.")
+        said.append("It was not meta-trained: the network is as it started.")
     origin = baseline_name(test)
     if origin != "random initialisation":
-        said.append(f"The network without this training: {origin}.")
+        said.append(f"The baseline is this network: {origin}.")
     classes = f" of {test['by_class']['classes']} classes that training did not use" if "by_class" in test else ""
     episodes = f"{test['episodes']} {_tasks(test)} episodes{classes}, {test['queries']} queries per class, seed {test['seed']}"
-    return [*said, f"Tested on {episodes}."]
+    return [*said, f"It was tested on {episodes}."]
 
 
 def _figures(description: dict[str, Any]) -> list[str]:
@@ -108,7 +108,7 @@ def _limits(description: dict[str, Any]) -> list[str]:
     test, said = description["test"], []
     measured = measurement_of(test)
     if _classifies(description):
-        said.append("An image of none of the classes is given one of them, too; a low probability is the only sign.")
+        said.append("An image that belongs to none of the classes is assigned to one of them. A low probability is the only sign.")
         if measured.headline != measured.selected:
             alone = measured.text(measured.selected)
             said.append(f"In use each query is classified by itself: expect {alone}, not the {measured.columns[measured.headline]} figure.")

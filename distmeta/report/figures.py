@@ -62,7 +62,7 @@ def lines(curves: Sequence[Curve], xlabel: str, ylabel: str, marker: str = "", f
         if floor is not None:
             axes.axhline(floor, color=INK, linestyle=":", linewidth=1, label="guessing")
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         legend_below(figure)
         return svg_of(figure, ylabel)
 

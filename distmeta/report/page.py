@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, UndefinedError, select_autoescape
 from markupsafe import Markup
 
 from distmeta.inference.card import model_card
+from distmeta.learners.description import default_name
 from distmeta.report.adaptation import adaptation_curves
 from distmeta.report.confidence import confidence
 from distmeta.report.figures import Curve, bars, binned, lines
@@ -107,11 +108,12 @@ def _cards(test: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 class _Use(NamedTuple):
-    """How a reader gets the model: its address in the registry, the run's page in MLflow, and what to type.
+    """How a reader gets the model: its name and address in the registry, the run's page in MLflow, and what to type.
 
     `link` is the page's URL, empty if it is not one of http. The rest of `page` says how to start a server.
     """
 
+    name: str
     address: str
     page: str
     link: str
@@ -119,7 +121,7 @@ class _Use(NamedTuple):
 
 
 def _use(run_folder: RunFolder, best: dict[str, Any]) -> _Use:
-    """`runs:/RUN_ID/model` is the model's address before it has a version. Both are empty if the run has no MLflow run."""
+    """`runs:/RUN_ID/model` is the model's address before it has a version. Address and page are empty if the run has no MLflow run."""
     record = run_folder.read_mlflow() if run_folder.has_mlflow_run else {}
     address = record.get("model") or (f"runs:/{record['run_id']}/model" if record else "")
     commands = (
@@ -127,7 +129,8 @@ def _use(run_folder: RunFolder, best: dict[str, Any]) -> _Use:
     )
     page = record.get("page", "")
     link = page.split()[0] if page.startswith(("http://", "https://")) else ""
-    return _Use(address=address, page=page.removeprefix(link), link=link, commands=commands)
+    name = run_folder.read_config().tracking.model or default_name(best)
+    return _Use(name=name, address=address, page=page.removeprefix(link), link=link, commands=commands)
 
 
 def _reads_images(best: dict[str, Any]) -> bool:
@@ -194,7 +197,8 @@ def _binned(records: Sequence[Record], key: str, scale: float = 1.0) -> list[Cur
 
 
 def _over_steps(curves: Sequence[Curve], label: str) -> Plot:
-    return Plot(Markup(lines(curves, "step", label)), f"{label} over the steps; bands are 95 % intervals of the means.")
+    caption = f"{label[0].upper()}{label[1:]} over the steps. Bands are 95 % intervals of the means."
+    return Plot(Markup(lines(curves, "step", label)), caption)
 
 
 def _adaptation(test: dict[str, Any]) -> Section | None:

@@ -71,7 +71,7 @@ def _rows(number: int, episode: PicturedEpisode, study: Study) -> list[Row]:
 def _query(query: Pictured, study: Study) -> Tile:
     right = query.truth == query.said
     said = f"✓ {query.said}" if right else f"✗ {query.said}, is {query.truth}"
-    caption = f"{said} ({100 * query.probability:.0f} %)"
+    caption = f"{said} ({100 * query.probability:.0f}\N{NO-BREAK SPACE}%)"
     return Tile(_png(query.image, study), caption, f"query of {query.truth}", "right" if right else "wrong")
 
 

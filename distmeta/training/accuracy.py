@@ -24,7 +24,7 @@ class Accuracy(Metric):
     axis = None
     selected = 1
     headline = 0
-    notes = ("an episode's queries normalised together, as papers publish", "each query by itself, as `predict` does")
+    notes = ("an episode's queries normalised together, as papers publish", "each query by itself, as in use")
 
     def columns(self, learner: Learner) -> list[str]:
         return ["transductive", "inductive"]

@@ -4,7 +4,9 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,24 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         moto.backends.get_backend("s3").reset()  # it would be there for the next server too
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Callable[[int], None]]:
+    """Puts a process into a control group of its own in which it can have hardly any more memory."""
+    group = Path("/sys/fs/cgroup/memory") / f"distmeta-{uuid.uuid4().hex}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("65536")
+    except OSError:
+        pytest.skip("control groups cannot be made here")
+
+    def confine(pid: int) -> None:
+        (group / "cgroup.procs").write_text(str(pid))
+
+    yield confine
+    with suppress(OSError):
+        group.rmdir()
 
 
 def same(a: Batch, b: Batch) -> bool:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import random
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +26,14 @@ PREFIX = "10.78.0."
 MTU = 9000
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 CLONE_NEWNET = 0x40000000
+
+
+def missing() -> str:
+    """What this machine lacks for hosts; empty if it has everything."""
+    programs = [name for name in ("setpriv", "unshare", "nsenter", "ip") if shutil.which(name) is None]
+    if os.geteuid() or programs or not Path("/dev/net/tun").exists():
+        return f"needs root, /dev/net/tun, util-linux and iproute2 (missing: {', '.join(programs) or 'root or /dev/net/tun'})"
+    return ""
 
 
 class Hosts:
@@ -58,6 +68,10 @@ class Hosts:
 
     def address(self, number: int) -> str:
         return f"{PREFIX}{number}"
+
+    def network(self, number: int) -> str:
+        """The name of that host's network namespace, as /proc/PID/ns/net links to it."""
+        return os.readlink(f"/proc/{self._pids[number - 1]}/ns/net")
 
     def command(self, number: int, *command: str) -> list[str]:
         """`command` for a process on that host."""

@@ -168,24 +168,6 @@ def test_a_worker_told_to_end_leaves_a_checkpoint(
     told_everywhere(result, died, capfd.readouterr().err)
 
 
-@pytest.fixture
-def small_memory() -> Iterator[Callable[[int], None]]:
-    """Puts a process into a control group of its own in which it can have hardly any more memory."""
-    group = Path("/sys/fs/cgroup/memory") / f"distmeta-{uuid.uuid4().hex}"
-    try:
-        group.mkdir()
-        (group / "memory.limit_in_bytes").write_text("65536")
-    except OSError:
-        pytest.skip("control groups cannot be made here")
-
-    def confine(pid: int) -> None:
-        (group / "cgroup.procs").write_text(str(pid))
-
-    yield confine
-    with contextlib.suppress(OSError):
-        group.rmdir()
-
-
 def test_a_worker_that_the_kernel_kills_for_lack_of_memory_is_told_apart(
     small_memory: Callable[[int], None],
     alone: dict[str, Any],

@@ -151,7 +151,8 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     monkeypatch.setattr(
         "distmeta.scale.chronicle.examine", lambda loss, place, traces: {"kind": loss.kind, "reason": loss.reason, "signal": "SIGKILL"}
     )
-    monkeypatch.setattr("distmeta.scale.chronicle.traces_of", lambda asked: [_traces(place["log"], "") for place in asked])
+    monkeypatch.setattr("distmeta.scale.chronicle.traces_of", lambda asked, _: [_traces(place["log"], "") for place in asked])
+    monkeypatch.setattr("distmeta.scale.chronicle.witnesses_at", lambda places, title: {})
     return Board()
 
 

@@ -6,9 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 from distmeta.errors import DistmetaError
-from distmeta.scale.losses import Failure, Place, Traces, examine, lost, traces_of
+from distmeta.scale.losses import Failure, Place, Traces, examine, lost, traces_of, witnesses_at
 from distmeta.scale.progress import ask
 from distmeta.training.events import sentence
+from distmeta.training.labels import title
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import on_disk
 
@@ -22,6 +23,7 @@ class Chronicle:
         self._run_folder, self._board, self._steps, self._say = run_folder, board, steps, say
         self._seen = 0
         self._workers: dict[int, dict[str, Any]] = {}
+        self._witnesses: dict[str, Any] = {}
         self._written = 0.0
         self._trained = any(event["kind"] == "start" for event in run_folder.events.read())
 
@@ -39,7 +41,9 @@ class Chronicle:
 
     def _start(self, facts: dict[str, Any]) -> None:
         self._workers = facts["workers"]
-        workers = [{key: place[key] for key in ("rank", "pid", "node", "ip", "log")} for place in self._workers.values()]
+        places = self._workers.values()
+        self._witnesses = witnesses_at(places, title(self._run_folder))
+        workers = [{key: place[key] for key in ("rank", "pid", "node", "ip", "log")} for place in places]
         event = self._run_folder.events.add("start", step=facts["step"], checkpoint=facts["checkpoint"], workers=workers)
         if self._trained:
             self._say(sentence(event))
@@ -49,7 +53,7 @@ class Chronicle:
         newest = self._run_folder.newest_checkpoint()
         losses = lost(failures, set(self._workers))
         places = {loss.rank: self._workers[loss.rank] for loss in losses if loss.rank in self._workers}
-        traces = dict(zip(places, traces_of(list(places.values())), strict=True))
+        traces = dict(zip(places, traces_of(list(places.values()), self._witnesses), strict=True))
         for loss in losses:
             place, left = places.get(loss.rank, {}), traces.get(loss.rank)
             known = examine(loss, place, left)
@@ -77,7 +81,7 @@ class Chronicle:
     def keep_logs(self) -> None:
         """Copy what the workers that train, or trained last, have printed into the run folder: their nodes may go."""
         places = list(self._workers.values())
-        for place, left in zip(places, traces_of(places), strict=True):
+        for place, left in zip(places, traces_of(places, self._witnesses), strict=True):
             self._kept_log(place, left)
 
     def _kept_log(self, place: Place, left: Traces | None) -> str | None:

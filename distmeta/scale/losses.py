@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,14 +186,35 @@ def _node_answers(place: Place) -> bool:
     return False
 
 
-def traces_of(places: list[Place]) -> list[Traces | None]:
+@ray.remote(num_cpus=0)
+class Witness:
+    """Stays on a node for as long as workers train there. A process that had to be started first would answer too late on a busy node."""
+
+    def __init__(self, title: str) -> None:
+        """`title` is what dashboards call the run."""
+        self.title = title
+
+    def __repr__(self) -> str:
+        return f"{self.title} witness"
+
+    def traces(self, log: str, cgroup: str) -> "Traces":
+        return _traces(log, cgroup)
+
+
+def witnesses_at(places: Iterable[Place], title: str) -> dict[str, Any]:
+    """A witness on each node of these workers but this process's own: node id → actor. They start in the background."""
+    away = {place["node_id"] for place in places} - {ray.get_runtime_context().get_node_id()}
+    there = {node_id: NodeAffinitySchedulingStrategy(node_id, soft=False) for node_id in away}
+    made = Witness.options  # type: ignore[attr-defined]
+    return {node_id: made(scheduling_strategy=strategy).remote(title) for node_id, strategy in there.items()}
+
+
+def traces_of(places: list[Place], witnesses: dict[str, Any]) -> list[Traces | None]:
     """The traces of the workers at these places, queried in parallel; None if a node does not answer in time. Never raises."""
     own, asked = ray.get_runtime_context().get_node_id(), {}
     for number, place in enumerate(places):
-        if place["node_id"] != own and _node_answers(place):
-            there = NodeAffinitySchedulingStrategy(place["node_id"], soft=False)
-            probe = ray.remote(num_cpus=0, max_retries=0)(_traces).options(scheduling_strategy=there)
-            asked[probe.remote(place["log"], place["cgroup"])] = number
+        if place["node_id"] in witnesses and _node_answers(place):
+            asked[witnesses[place["node_id"]].traces.remote(place["log"], place["cgroup"])] = number
     found = [_traces(place["log"], place["cgroup"]) if place["node_id"] == own else None for place in places]
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_PROBE_S) if asked else ([], [])
     for answer in answered:

@@ -110,7 +110,8 @@ def _run_trials(
         kernels, told = settled(this, device)
         if told:
             view.say(told)
-        view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {config.train.fewest} workers each")
+        workers = f"{config.train.fewest} worker{'s' if config.train.fewest > 1 else ''} each"
+        view.say(f"{settings.total} trials, {len(records.ended)} of them ended; {at_once} at once, {workers}")
         this.on(config.train.device, kernels).write_description()
 
         def begin(trial: Trial) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class TrialTable(Display[Live]):
         scored = [row for row in self._rows.values() if row["score"] is not None]
         best = f"; best {max(scored, key=lambda row: row['score'])['validation']}" if scored else ""
         waiting = [f"; trial {row['number']} {row['reason']}" for row in self._rows.values() if row["state"] == "running" and row["reason"]]
-        return f"{len(states)} of {self._settings.total} trials begun: {counts}{best}{''.join(waiting)}"
+        return f"{len(states)} of {self._settings.total} trials begun{f': {counts}' if counts else ''}{best}{''.join(waiting)}"
 
 
 def trial_cells(rows: list[dict[str, Any]], settings: SweepConfig) -> tuple[list[str], list[list[str]]]:

@@ -1,83 +1,100 @@
 """What a network's delay costs a training step, beside the prediction of scaling_model.py.
 
-    python tests/bench/delay.py [--delays-ms 0,5,10] [--steps 60]
+    python tests/bench/delay.py [--delays-ms 0,5,10] [--repeats 25]
 
-Trains MAML on sinusoids over four hosts (network namespaces with a delaying network between them, tests/hosts.py), once for each delay;
-the first must be 0. Predicted is the step without delay plus that delay in every hop of the ring, as the model has it: 2(W-1) hops in
-each collective. Needs root and Linux.
+MAML on sinusoids, 8 tasks a step, over four hosts (network namespaces joined by a network that delays, tests/hosts.py). The delays take
+turns between steps of the same processes; the first must be 0. Predicted is what the delay adds to the ring's 2(W-1) hops in each
+collective of a step. A hop takes a round trip: gloo's receiver announces its buffer, then the data comes. Needs root and Linux.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 sys.path.append(str(Path(__file__).parent.parent))
+from contenders import SINUSOID, learner_of
 from hosts import Hosts, missing
-from ray_hosts import ENVIRONMENT, RayHosts
+from meta_gradient import RayWorker
 from scaling_model import Way, collectives
 
-from distmeta.assembly.run import Run
-from distmeta.config import load_config
-from distmeta.training.run_folder import RunFolder
-
-WORKERS = 4
-CONFIG = """
-run_folder: {folder}/delay-{delay}
-data: {{functions: sinusoid, way: 1, shot: 5, queries: 10, eval: {{queries: 10, episodes: 16, val_episodes: 8}}}}
-model: {{name: mlp, norm: none, widths: [40, 40]}}
-learner: {{name: maml, inner_lr: 0.01, inner_steps: 1, tasks_per_chunk: 1}}
-outer: {{lr: 0.002, steps: {steps}, meta_batch_size: 8}}
-train: {{workers: {workers}, cpus_per_worker: 1, checkpoint_every: {steps}, validate_every: {steps}}}
-tracking: {{uri: "sqlite:///{folder}/mlflow.db"}}
-"""
+WORKERS, PORT, WARM_UP = 4, 29500, 3
+WORK = replace(SINUSOID, tasks=8)
 
 
-def step_seconds(cluster: RayHosts, config: Path) -> float:
-    """The median step of a run."""
-    command = cluster.run("train", str(config), "--json", f"--address={cluster.head}")
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    if done.returncode:
-        sys.exit(done.stderr)
-    records = list(RunFolder(load_config(config).run_folder).metrics.read())
-    return statistics.median(map(_seconds, records[5:-1]))  # the first steps warm up, the last one validates
+def work(rank: int, address: str) -> None:
+    """A worker on its host: a step for each line of its input, whose seconds it prints."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "net"
+    worker = RayWorker(WORK, rank, WORKERS)
+    worker.join(address)
+    for _ in sys.stdin:
+        print(worker.step("exact"), flush=True)
 
 
-def _seconds(record: dict[str, Any]) -> float:
-    return sum(value for key, value in record.items() if key.startswith("time/"))
+@contextmanager
+def workers(hosts: Hosts) -> Iterator[Callable[[], float]]:
+    """A step of all of them, the slowest one's seconds."""
+    address = f"tcp://{hosts.address(1)}:{PORT}"
+    pipes: dict[str, int] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    commands = [hosts.command(rank + 1, sys.executable, __file__, "--rank", str(rank), "--address", address) for rank in range(WORKERS)]
+    processes = [subprocess.Popen(command, text=True, **pipes) for command in commands]  # type: ignore[call-overload]
+
+    def step() -> float:
+        for process in processes:
+            process.stdin.write("step\n")
+            process.stdin.flush()
+        return max(float(process.stdout.readline()) for process in processes)
+
+    yield step
+    for process in processes:
+        process.stdin.close()
+        process.wait()
 
 
-def predicted_seconds(config: Path, delay_s: float) -> float:
-    """What the delay adds to a step."""
-    sizes = [constant + each * 8 for constant, each in collectives(Run.of(load_config(config)).learner.initial_params(), "exact")]
-    return sum(Way(0.0, delay_s, float("inf")).seconds(size, WORKERS) for size in sizes)
+def added_seconds(delay_s: float) -> float:
+    """What the delay adds to a step, as predicted."""
+    sizes = [constant + each * WORK.tasks for constant, each in collectives(learner_of(WORK).initial_params(), "exact")]
+    return sum(Way(0.0, 2 * delay_s, float("inf")).seconds(size, WORKERS) for size in sizes)
+
+
+def measured(delays: list[float], repeats: int) -> dict[float, list[float]]:
+    """Seconds of the steps at each delay (milliseconds)."""
+    seconds: dict[float, list[float]] = {delay: [] for delay in delays}
+    with Hosts(WORKERS) as hosts, workers(hosts) as step:
+        for number in range(WARM_UP + repeats):
+            for delay in delays:
+                hosts.set(delay_ms=delay)
+                took = step()
+                if number >= WARM_UP:
+                    seconds[delay].append(took)
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--delays-ms", default="0,5,10", help="delays of a packet (default: 0,5,10)")
-    parser.add_argument("--steps", type=int, default=60, help="steps of each run (default: 60)")
+    parser.add_argument("--repeats", type=int, default=25, help="steps at each delay (default: 25)")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--address", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.rank is not None:
+        work(given.rank, given.address)
+        return
     if lacking := missing():
         sys.exit(lacking)
-    with tempfile.TemporaryDirectory(prefix="delay-", dir="/tmp") as folder, Hosts(WORKERS) as hosts:
-        cluster = RayHosts(hosts, Path(folder))
-        print(
-            "| delay | step | the delay costs | predicted | cost, measured / predicted | step, measured / predicted |\n" + "|---" * 6 + "|"
-        )
-        without = None
-        for delay in map(float, given.delays_ms.split(",")):
-            config = Path(folder) / f"delay-{delay}.yaml"
-            config.write_text(CONFIG.format(folder=folder, delay=delay, steps=given.steps, workers=WORKERS))
-            hosts.set(delay_ms=delay)
-            step = step_seconds(cluster, config)
-            without = step if without is None else without
-            cost, predicted = step - without, predicted_seconds(config, delay / 1000)
-            ratios = f"{cost / predicted:.2f} | {step / (without + predicted):.2f}" if predicted else "|"
-            print(f"| {delay:g} ms | {1000 * step:.0f} ms | {1000 * cost:.0f} ms | {1000 * predicted:.0f} ms | {ratios} |", flush=True)
+    seconds = measured([float(delay) for delay in given.delays_ms.split(",")], given.repeats)
+    without = statistics.median(seconds.pop(0.0))
+    print(f"Without delay a step takes {1000 * without:.0f} ms.\n")
+    print("| delay | a step | added | predicted | added / predicted |\n|---|---|---|---|---|")
+    for delay, took in seconds.items():
+        step, predicted = statistics.median(took), added_seconds(delay / 1000)
+        added = step - without
+        print(f"| {delay:g} ms | {1000 * step:.0f} ms | {1000 * added:.0f} ms | {1000 * predicted:.0f} ms | {added / predicted:.2f} |")
 
 
 if __name__ == "__main__":

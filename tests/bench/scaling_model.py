@@ -10,7 +10,8 @@ exact second order. A step of W workers with n tasks each is
 - A task's time, its spread and the reduction's own part are measured here, one thread. "Slowest" is drawn (Monte Carlo) from the times
   measured, divided by their median; ResNet-12, of which few tasks can be timed, and GPUs take Conv-4's spread.
 - The collectives and their bytes are counted by running `distmeta.training.reduce` with torch.distributed replaced by a recorder.
-- gloo's all-reduce is a ring: 2(W-1) hops and 2(W-1)/W of the bytes. NCCL takes the best of ring and tree, each with small messages
+- gloo's all-reduce is a ring: 2(W-1) hops and 2(W-1)/W of the bytes. A hop includes the receiver's announcement of its buffer, so a
+  network's delay counts twice in it (tests/bench/delay.py measures that). NCCL takes the best of ring and tree, each with small messages
   (LL) or large ones (Simple), as NCCL's own tuning model does: a tree has 2 log2 W hops and twice the bytes.
 
 Public sources:

@@ -4,7 +4,7 @@
 
 MAML on sinusoids (a network of 1,761 parameters), 32 tasks a step. Every row is a `distmeta train` of its own, one worker of which is
 killed in mid-run (kill -9), on a Ray cluster that the program starts here and ends. Exit code 1 unless all weights are equal. A worker
-takes about a quarter of a gigabyte.
+takes about 0.35 GB.
 """
 
 import argparse

@@ -114,6 +114,14 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main()
 
 
+def test_config_prints_its_keys_only_if_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(Path(__file__).parent.parent / "configs" / "quickstart.yaml")
+    _, out, _ = call(monkeypatch, capsys, "config", path)
+    assert out.endswith("quickstart.yaml is valid; --show prints its keys\n")
+    _, out, _ = call(monkeypatch, capsys, "config", path, "--set", "outer.lr=0.002", "--show")
+    assert [line.split()[1::2] for line in out.splitlines() if "outer.lr " in line] == [["outer.lr", "0.002", "--set"]]
+
+
 def test_the_version_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(monkeypatch, capsys, "--version")
     assert (code, out) == (0, f"distmeta {importlib.metadata.version('distmeta')}\n")

@@ -43,11 +43,13 @@ def init(
 def config(
     config: Annotated[Path, typer.Argument(help="YAML file. See configs/ for examples.")],
     sets: Sets = None,
+    show: Annotated[bool, typer.Option("--show", help="Print every key with its value and where the value comes from.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print every key of a config with its value and where the value comes from: the file, --set or the default.
+    """Check a config without starting anything. With --show or --json, print every key, its value and where the value comes from:
+    the file, --set or the default.
 
-    Example: distmeta config configs/quickstart.yaml --set outer.lr=0.002
+    Example: distmeta config configs/quickstart.yaml --set outer.lr=0.002 --show
     """
     from distmeta.config import flat, load_config, origins
 
@@ -55,8 +57,10 @@ def config(
     values, sources = flat(settings.shown()), origins(settings, config, sets)
     if as_json:
         print_json({key: {"value": value, "from": sources[key]} for key, value in values.items()})
-        return
-    show_table(["key", "value", "from"], [[key, json.dumps(value, ensure_ascii=False), sources[key]] for key, value in values.items()])
+    elif show:
+        show_table(["key", "value", "from"], [[key, json.dumps(value, ensure_ascii=False), sources[key]] for key, value in values.items()])
+    else:
+        print(printable(f"{config} is valid; --show prints its keys"))
 
 
 def train(

@@ -40,7 +40,7 @@ slow: $(READY)
 lowest: $(READY)
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt '.[dev]'
-	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest -m "not slow"
+	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest -n logical --dist loadgroup
 
 cluster-test: $(READY)
 	$(BIN)/pytest -m slow tests/test_cluster_chain.py

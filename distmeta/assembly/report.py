@@ -34,8 +34,8 @@ def report(run_folder: RunFolder, shards: str | None = None, own: Config | None 
 
 
 def _is_unfinished(folder: RunFolder) -> bool:
-    """Whether it holds a single run, whose test is still to come."""
-    return folder.holds_run and not folder.has_ended and not folder.holds_seeds and folder.read_config().sweep is None
+    """Whether it holds a single run, whose test is still to come. Raises RunError if it holds none."""
+    return folder.read_config().sweep is None and not folder.has_ended and not folder.holds_seeds
 
 
 def report_of_model(uri: str, model_uri: str, shards: str | None = None, own: Config | None = None) -> tuple[Path, bool]:

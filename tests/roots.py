@@ -53,7 +53,7 @@ class Root:
         alone = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", ENTER, "enter"]
         variables = [f"{key}={value}" for key, value in self.environment.items()]
         return subprocess.run(
-            [*alone, *variables, *command], env=settings | {"LOCAL": " ".join(self.local)}, capture_output=True, text=True, timeout=1200
+            [*alone, *variables, *command], env=settings | {"LOCAL": " ".join(self.local)}, capture_output=True, text=True, timeout=3600
         )
 
     def step(self, instruction: str, value: str, stages: dict[str, "Root"]) -> None:

@@ -130,7 +130,7 @@ def _read(text: str, key: str) -> Ask:
 OPTIONS = {
     "an unknown verb": (("nonsense",), "nonsense"),
     "an unknown option": (("train", "run.yaml", "--nonsense"), "--nonsense"),
-    "no arguments of train": (("train",), "config"),
+    "no arguments of train": (("train",), "(?i)config"),
     "one too many": (("verify", "data", "data"), "data"),
     "an option twice": (("predict", "--model", "a", "--model", "b"), "--support|Missing"),
     "a number that is text": (("pack", "pictures", "--dataset", "folder", "--out", "o", "--seed", "x"), "--seed"),

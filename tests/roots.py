@@ -85,9 +85,9 @@ class Root:
             subprocess.run(["cp", "-a", "-T", source / name.lstrip("/"), to], check=True)
 
 
-def lacking() -> str | None:
-    """What roots need and this machine does not have."""
-    return "needs root and debootstrap" if os.geteuid() or shutil.which("debootstrap") is None else None
+def missing() -> str:
+    """What this machine lacks for roots; empty if it has everything."""
+    return "needs root and debootstrap" if os.geteuid() or shutil.which("debootstrap") is None else ""
 
 
 def plain_debian(suite: str, folder: Path) -> Path:

@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from roots import Root, lacking, plain_debian
+from roots import Root, missing, plain_debian
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
-REPOSITORY = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def debian() -> Iterator[Root]:
     """The files that git tracks, in /src of a Debian 13, and both distributions in /src/dist."""
-    if needed := lacking():
-        pytest.skip(needed)
+    if lacking := missing():
+        pytest.skip(lacking)
     folder = Path(tempfile.mkdtemp(prefix="debian-", dir="/tmp"))  # a short path, because Ray makes sockets in it
     made = Root(plain_debian("trixie", folder / "root"))
     made.step("RUN", "apt-get update && apt-get install --yes --no-install-recommends ca-certificates g++ python3 python3-venv", {})
     made.step("WORKDIR", "/src", {})
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
-    subprocess.run(["cp", "--parents", "-t", made.folder / "src", *filter(None, tracked.decode().split("\0"))], cwd=REPOSITORY, check=True)
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    subprocess.run(["cp", "--parents", "-t", made.folder / "src", *filter(None, tracked.decode().split("\0"))], cwd=ROOT, check=True)
     made.step("RUN", "python3 -m venv /opt/build && /opt/build/bin/pip install --quiet build && /opt/build/bin/python -m build", {})
     yield made
     shutil.rmtree(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from dockerfile_parse import DockerfileParser
-from roots import Root, lacking, plain_debian
+from roots import Root, missing, plain_debian
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -28,8 +28,8 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def image(folder: Path) -> Root:
     """The Dockerfile's last stage, built."""
-    if needed := lacking():
-        pytest.skip(needed)
+    if lacking := missing():
+        pytest.skip(lacking)
     plain = plain_debian("bookworm", folder / "plain")
     stages: dict[str, Root] = {}
     for step in DockerfileParser(str(ROOT / "cluster/Dockerfile"), cache_content=True).structure:

@@ -54,13 +54,14 @@ def config(
     from distmeta.config import flat, load_config, origins
 
     settings = load_config(config, sets)
+    if not (show or as_json):
+        print(printable(f"{config} is valid; --show prints its keys"))
+        return
     values, sources = flat(settings.shown()), origins(settings, config, sets)
     if as_json:
         print_json({key: {"value": value, "from": sources[key]} for key, value in values.items()})
-    elif show:
-        show_table(["key", "value", "from"], [[key, json.dumps(value, ensure_ascii=False), sources[key]] for key, value in values.items()])
-    else:
-        print(printable(f"{config} is valid; --show prints its keys"))
+        return
+    show_table(["key", "value", "from"], [[key, json.dumps(value, ensure_ascii=False), sources[key]] for key, value in values.items()])
 
 
 def train(

@@ -74,7 +74,7 @@ class Chronicle:
         """Write the report of the run so far, which names the lost workers."""
         from distmeta.report.page import write_report_so_far  # it imports matplotlib, which most trials never need
 
-        if self._run_folder.holds_run and not self._run_folder.has_ended:
+        if not self._run_folder.has_ended:
             with suppress(DistmetaError, OSError, ValueError):  # the run is worth more than its report
                 write_report_so_far(self._run_folder)
 

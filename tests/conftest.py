@@ -4,6 +4,7 @@ import math
 import os
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -124,6 +125,14 @@ def address() -> Iterator[str]:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for all runs of a module."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def short_folder() -> Iterator[Path]:
+    """A new folder with a short path, because Ray makes sockets in it. Every user may read it."""
+    with tempfile.TemporaryDirectory(prefix="distmeta-", dir="/tmp", ignore_cleanup_errors=True) as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture

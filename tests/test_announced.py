@@ -1,9 +1,7 @@
 """Every loss of a worker is named alike, and soon, in all five places: terminal, job log, events, MLflow and the report."""
 
 import html
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,14 +87,13 @@ class Watched:
 
 
 def test_every_loss_is_named_alike_in_five_places_within_ten_seconds(
-    hosts: Hosts, home: Path, packed: Path, small_memory: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+    hosts: Hosts, home: Path, packed: Path, short_folder: Path, small_memory: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One submitted run on two hosts suffers kill -9, a kill for lack of memory, a hang and a cut-off node; then its driver is killed."""
     made = config(home, packed, JOB, cpus_per_worker=1, checkpoint_every=5, max_failures=8, collective_timeout_s=TIMEOUT_S)
     made = made.model_copy(update={"outer": made.outer.model_copy(update={"steps": 1_000_000})})
     (home / "announced.yaml").write_text(made.to_yaml())
-    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    cluster = RayHosts(hosts, ray_folder, head_cpus=0, dashboard=True)
+    cluster = RayHosts(hosts, short_folder, head_cpus=0, dashboard=True)
 
     def worker() -> Any:
         (found,) = cluster.processes(3, WORKER)
@@ -133,4 +130,3 @@ def test_every_loss_is_named_alike_in_five_places_within_ten_seconds(
     assert follower.wait(timeout=120) != 0
     with capsys.disabled():
         print("", *rows, sep="\n")
-    shutil.rmtree(ray_folder, ignore_errors=True)

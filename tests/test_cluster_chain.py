@@ -10,8 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,16 +59,7 @@ def steps() -> str:
     return "".join(command for section in blocks for command in section)
 
 
-@pytest.fixture
-def pods() -> Iterator[Path]:
-    """A folder for the servers, of a short path, because Ray makes sockets in it."""
-    folder = Path(tempfile.mkdtemp(prefix="pods-", dir="/tmp"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def test_the_steps_of_the_kubernetes_page_lead_from_nothing_to_predictions(tmp_path: Path, pods: Path) -> None:
+def test_the_steps_of_the_kubernetes_page_lead_from_nothing_to_predictions(tmp_path: Path, short_folder: Path) -> None:
     kubectl = shutil.which("kubectl")
     lacking = [name for name in ("unshare", "ip", "openssl", "curl", "createdb") if shutil.which(name) is None]
     if os.geteuid() or kubectl is None or lacking:
@@ -81,11 +70,12 @@ def test_the_steps_of_the_kubernetes_page_lead_from_nothing_to_predictions(tmp_p
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT / "tests/kubectl.py"} "$@"\n')
     program.chmod(0o755)
-    (pods / "hosts").write_text(HOSTS.format(hostname=os.uname().nodename))
+    (short_folder / "hosts").write_text(HOSTS.format(hostname=os.uname().nodename))
     script = tmp_path / "steps.sh"
     script.write_text(f"{NETWORK}set -x\n{steps()}set +x\necho CHECKS\n{CHECKS}")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_", "RAY_"))}
-    environment |= {"PODS": str(pods), "KUBECTL": kubectl, "PATH": f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment |= {"PODS": str(short_folder), "KUBECTL": kubectl, "PATH": path}
     alone = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     log = tmp_path / "log.txt"
     with log.open("w") as out:

@@ -1,9 +1,6 @@
 """The wheel and the source distribution on Debian 13, with its Python 3.13: built, installed in empty environments, and trained with."""
 
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +12,17 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def debian() -> Iterator[Root]:
+def debian(short_folder: Path) -> Root:
     """The files that git tracks, in /src of a Debian 13, and both distributions in /src/dist."""
     if lacking := missing():
         pytest.skip(lacking)
-    folder = Path(tempfile.mkdtemp(prefix="debian-", dir="/tmp"))  # a short path, because Ray makes sockets in it
-    made = Root(plain_debian("trixie", folder / "root"))
+    made = Root(plain_debian("trixie", short_folder / "root"))
     made.step("RUN", "apt-get update && apt-get install --yes --no-install-recommends ca-certificates g++ python3 python3-venv", {})
     made.step("WORKDIR", "/src", {})
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     subprocess.run(["cp", "--parents", "-t", made.folder / "src", *filter(None, tracked.decode().split("\0"))], cwd=ROOT, check=True)
     made.step("RUN", "python3 -m venv /opt/build && /opt/build/bin/pip install --quiet build && /opt/build/bin/python -m build", {})
-    yield made
-    shutil.rmtree(folder)
+    return made
 
 
 @pytest.mark.parametrize("distribution", ["*.whl", "*.tar.gz"])

@@ -1,9 +1,7 @@
 """One run over four hosts with a network between them: delay, loss and a partition change no bit of it."""
 
 import json
-import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,10 +33,8 @@ def hosts() -> Iterator[Hosts]:
 
 
 @pytest.fixture(scope="module")
-def cluster(hosts: Hosts) -> Iterator[RayHosts]:
-    folder = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
-    yield RayHosts(hosts, folder)
-    shutil.rmtree(folder, ignore_errors=True)
+def cluster(short_folder: Path, hosts: Hosts) -> RayHosts:
+    return RayHosts(hosts, short_folder)
 
 
 @pytest.fixture(scope="module")

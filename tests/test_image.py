@@ -3,8 +3,6 @@
 import json
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,27 +15,18 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """For the roots, of a short path, because Ray makes sockets in them."""
-    made = Path(tempfile.mkdtemp(prefix="image-", dir="/tmp"))
-    made.chmod(0o755)
-    yield made
-    shutil.rmtree(made)
-
-
-@pytest.fixture(scope="module")
-def image(folder: Path) -> Root:
+def image(short_folder: Path) -> Root:
     """The Dockerfile's last stage, built."""
     if lacking := missing():
         pytest.skip(lacking)
-    plain = plain_debian("bookworm", folder / "plain")
+    plain = plain_debian("bookworm", short_folder / "plain")
     stages: dict[str, Root] = {}
     for step in DockerfileParser(str(ROOT / "cluster/Dockerfile"), cache_content=True).structure:
         instruction, value = step["instruction"], step["value"]
         if instruction == "FROM":
             base, _, name = value.partition(" AS ")
             assert base == "debian:bookworm-slim"
-            root = folder / (name or "image")
+            root = short_folder / (name or "image")
             subprocess.run(["cp", "-a", plain, root], check=True)
             stage = stages[root.name] = Root(root)
         elif instruction != "COMMENT":

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -159,19 +158,15 @@ class Head(NamedTuple):
 
 
 @pytest.fixture
-def head() -> Iterator[Head]:
+def head(short_folder: Path) -> Iterator[Head]:
     from ray.cluster_utils import Cluster
 
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # sockets are made in it: a long path would not do
     ports = {"dashboard_port": free_port(), "metrics_export_port": free_port()}
     quick = {"_system_config": {"metrics_report_interval_ms": 1000}}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": True, "temp_dir": str(folder)} | ports | quick,
-    )
-    yield Head(cluster.address, ports["dashboard_port"], folder)
+    node = {"num_cpus": 2, "object_store_memory": 80 << 20, "include_dashboard": True, "temp_dir": str(short_folder)}
+    cluster = Cluster(initialize_head=True, head_node_args=node | ports | quick)
+    yield Head(cluster.address, ports["dashboard_port"], short_folder)
     cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(port: int, path: str) -> Any:

@@ -95,6 +95,24 @@ def test_the_image_gets_only_what_its_build_copies(tmp_path: Path) -> None:
     assert users == ["1000"], "Kubernetes can tell only by a number that a user is not root"
 
 
+def test_the_image_has_what_rays_launcher_calls(tmp_path: Path) -> None:
+    """On AWS it copies files with the container's rsync, starts workers over SSH from the head's container, and runs `ray` in a login
+    shell, whose PATH Debian sets anew.
+    """
+    from dockerfile_parse import DockerfileParser
+
+    steps = DockerfileParser(str(DOCKERFILE), fileobj=None, cache_content=True).structure
+    final = steps[max(number for number, step in enumerate(steps) if step["instruction"] == "FROM") :]
+    (commands,) = (step["value"] for step in final if "apt-get install" in step["value"])
+    assert {"openssh-client", "rsync"} <= set(commands.split())
+    profile = tmp_path / "profile.d" / "distmeta.sh"
+    profile.parent.mkdir()
+    (write,) = (command for command in commands.split("&&") if "/etc/profile.d/" in command)
+    subprocess.run(["sh", "-c", write.replace("/etc", str(tmp_path))], check=True)
+    shell = subprocess.run(["sh", "-c", f'PATH=/usr/bin; . "{profile}"; echo "$PATH"'], capture_output=True, text=True, check=True)
+    assert shell.stdout == "/opt/distmeta/bin:/usr/bin\n"
+
+
 KUBERNETES = CLUSTER / "kubernetes"
 MANIFESTS = sorted(path for path in KUBERNETES.glob("*.yaml") if path.name not in ("kustomization.yaml", "run.yaml"))
 

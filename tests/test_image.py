@@ -45,6 +45,12 @@ def test_the_doctor_finds_nothing_wrong_in_the_image(image: Root) -> None:
     )  # two levels, two precisions; none was added
 
 
+def test_rays_launcher_finds_in_a_login_shell_what_it_calls(image: Root) -> None:
+    found = image.run("bash", "--login", "-c", "-i", "source ~/.bashrc; command -v ray rsync ssh && python -c 'import boto3'")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == ["/opt/distmeta/bin/ray", "/usr/bin/rsync", "/usr/bin/ssh"]
+
+
 def test_two_workers_train_in_the_image(image: Root) -> None:
     packed = image.run("distmeta", "pack", "--dataset", "glyphs", "--out", "data/glyphs")
     assert packed.returncode == 0, packed.stderr[-2000:]

@@ -277,6 +277,17 @@ def test_services_and_network_policies_select_pods(deployed: dict[tuple[str, str
                 assert all(not selector or selector["matchLabels"] in labels for selector in selectors)
 
 
+def test_a_prometheus_of_another_namespace_reaches_rays_metrics_alone(deployed: dict[tuple[str, str], dict[str, Any]]) -> None:
+    admitted = [
+        (name, [port["port"] for port in rule["ports"]])
+        for (kind, name), manifest in deployed.items()
+        if kind == "NetworkPolicy"
+        for rule in manifest["spec"].get("ingress", [])
+        if any(peer["podSelector"].get("matchLabels") == {"app.kubernetes.io/name": "prometheus"} for peer in rule["from"])
+    ]
+    assert admitted == [("ray", [8080])], "KubeRay starts every node with --metrics-export-port=8080"
+
+
 def test_pools_hold_whole_workers_of_the_run(deployed: dict[tuple[str, str], dict[str, Any]]) -> None:
     train = load_config(KUBERNETES / "run.yaml").train
     cluster = deployed["RayCluster", "distmeta"]

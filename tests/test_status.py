@@ -52,12 +52,33 @@ def test_a_run_whose_process_is_gone_is_stopped_whatever_it_said_last(tmp_path: 
     assert (found["state"], found["step"], found["workers"], found["steps_per_s"]) == ("stopped", 0, [], None)
 
 
+def held_elsewhere(made: RunFolder) -> None:
+    lease = {"owner": "x", "renewals": 3, "host": "far", "machine": "another", "pid": 1, "started": 0.0}
+    (made.path / LEASE).write_text(json.dumps(lease))
+
+
 @pytest.mark.parametrize(("ago", "state"), [(1.0, "running"), (1000.0, "silent")])
 def test_of_another_machine_only_what_its_driver_writes_is_known(ago: float, state: str, tmp_path: Path) -> None:
     made = folder(tmp_path / "run")
     seen(made, ago=ago)
-    lease = {"owner": "x", "renewals": 3, "host": "far", "machine": "another", "pid": 1, "started": 0.0}
-    (made.path / LEASE).write_text(json.dumps(lease))
+    held_elsewhere(made)
+    assert status(made)["state"] == state
+
+
+@pytest.mark.parametrize(("ago", "state"), [(1.0, "running"), (1000.0, "silent")])
+@pytest.mark.parametrize("kind", ["sweep", "seeds"])
+def test_a_sweep_and_seeds_on_another_machine_run_while_one_of_their_runs_does(kind: str, ago: float, state: str, tmp_path: Path) -> None:
+    space = {"sweep": {"space": {"learner.inner_lr": {"choice": [0.1, 0.2]}}}, "train": {"validate_every": 10}}
+    made = folder(tmp_path / kind, **(space if kind == "sweep" else {}))
+    inner = made.trial(0) if kind == "sweep" else made.of_seed(0)
+    folder(inner.path)
+    if kind == "sweep":
+        inner.write_trial({"number": 0, "state": "running", "reason": "", "params": {}})
+    else:
+        made.write_seeds({"seeds": [0, 1]})
+        held_elsewhere(inner)
+    seen(inner, ago=ago)
+    held_elsewhere(made)
     assert status(made)["state"] == state
 
 

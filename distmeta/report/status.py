@@ -105,7 +105,8 @@ def _absent(folder: RunFolder) -> dict[str, Any]:
 def _of_several(folder: RunFolder, kind: str, runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     held = holds(folder.path)
     finished = folder.read_seeds().get("over_seeds") if kind == "seeds" else folder.read_table()
-    state = "running" if held else "finished" if finished else "silent" if held is None else "stopped"
+    writes = held is None and any(run["state"] == "running" for run in runs.values())  # from another machine
+    state = "running" if held or writes else "finished" if finished else "silent" if held is None else "stopped"
     return {"kind": kind, "run_folder": str(folder), "state": state, "runs": runs}
 
 

@@ -101,6 +101,30 @@ def test_a_sweep_that_fails_anywhere_leaves_no_run_in_mlflow_running(
     assert statuses(made.tracking.uri) == ["FAILED"]
 
 
+@pytest.mark.parametrize(("sent", "left"), [(False, "KILLED"), (True, "FINISHED")])
+def test_a_run_that_is_stopped_while_it_is_published_is_not_left_running(
+    sent: bool, left: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What MLflow calls finished stays so."""
+    made = config(tmp_path, packed, "mine")
+    assert made.tracking.uri is not None
+
+    def trained(this: Run, *_: object) -> None:
+        this.write_description()
+        tracking.start_run(this.config, this.folder, this.tags())
+
+    def stopped(folder: RunFolder, uri: str, *_: object) -> None:
+        if sent:
+            tracking.end_run(uri, folder.read_mlflow()["run_id"], "FINISHED")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_train", trained)
+    monkeypatch.setattr(runs, "conclude", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(made)
+    assert statuses(made.tracking.uri) == [left]
+
+
 ENDED = """
 import os, signal, sys
 from pathlib import Path

@@ -302,7 +302,7 @@ def set_tags(uri: str, run_id: str, tags: dict[str, str]) -> None:
 
 @contextmanager
 def ended(uri: str, run_folder: RunFolder) -> Iterator[None]:
-    """If the block raises, end the folder's MLflow run, if it has one and MLflow answers: KILLED if it was stopped, else FAILED.
+    """If the block raises, end the folder's MLflow run, if it is running and MLflow answers: KILLED if it was stopped, else FAILED.
 
     The run is also ended if this process is killed inside the block.
     """
@@ -323,9 +323,14 @@ def _ended_if_it_fails(uri: str, run_id: Callable[[], str | None]) -> Iterator[N
     except BaseException as error:
         with suppress(RegistryError, RunError):  # the first error is the one to report
             failed = run_id()
-            if failed is not None:
+            if failed is not None and _is_running(uri, failed):
                 end_run(uri, failed, "KILLED" if isinstance(error, Stopped | KeyboardInterrupt) else "FAILED")
         raise
+
+
+def _is_running(uri: str, run_id: str) -> bool:
+    with answers(uri):
+        return bool(client(uri).get_run(run_id).info.status == "RUNNING")
 
 
 def end_run(uri: str, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:

@@ -51,12 +51,12 @@ def run(
         fetch_models(this, uri)
         for note in this.notes():
             display.say(note)
-        if not run_folder.has_ended:
-            display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
-            with tracking.ended(uri, run_folder):
+        with tracking.ended(uri, run_folder):
+            if not run_folder.has_ended:
+                display.say(f"run folder {run_folder}; Ray's log is {run_folder.log}")
                 _train(this, uri, address, allow_other_hardware, lease, display, tags or {})
-        display.show({"phase": "publishing", "step": config.outer.steps})
-        result = conclude(run_folder, uri, config.tracking.model, config)
+            display.show({"phase": "publishing", "step": config.outer.steps})
+            result = conclude(run_folder, uri, config.tracking.model, config)
         tracking.say_page(run_folder, display.say)
         return result
 

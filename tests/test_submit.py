@@ -184,6 +184,38 @@ class _Guarded(_Head):
         self.send_error(401, "Unauthorized")
 
 
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", "-a", "é", "a\n", "x" * 101])
+def test_a_name_that_urls_and_files_cannot_hold_is_refused_before_anything_is_asked(name: str) -> None:
+    """Ray takes it; the job then fails without a log, and cannot be stopped or removed."""
+    with pytest.raises(ConfigError, match="cannot be a job's id"):
+        submit("http://127.0.0.1:9", ["train"], config(), [], name)
+
+
+class _Unaware(_Head):
+    """Answers as a head does that knows no job, also when a log is to be followed."""
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            super().do_GET()
+        else:
+            self.send_error(404, "Job x does not exist")
+
+
+def test_following_a_job_that_there_is_not_ends_in_a_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    failed: list[Any] = []
+    previous, threading.excepthook = threading.excepthook, failed.append
+    try:
+        with ThreadingHTTPServer(("127.0.0.1", 0), _Unaware) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            with pytest.raises(ClusterError, match="there is no job x"):
+                follow(f"http://127.0.0.1:{server.server_port}", "x", io.StringIO(), lambda: False)
+            there._copy_log(client(f"http://127.0.0.1:{server.server_port}"), "x", io.StringIO())
+            server.shutdown()
+    finally:
+        threading.excepthook = previous
+    assert failed == []
+
+
 def test_a_forgotten_token_is_named() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Guarded) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

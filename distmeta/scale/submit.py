@@ -7,6 +7,7 @@ import asyncio
 import logging
 import math
 import os
+import re
 import shlex
 import signal
 import tempfile
@@ -24,6 +25,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass, urlopen
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from tenacity import Retrying, retry_if_exception_message, stop_after_delay, wait_fixed
@@ -38,6 +40,7 @@ _CONNECT_S = 8.0
 _STOP_S = 60
 _TRACKING = {"tracking.uri", "--tracking-uri"}
 _WRITTEN = _TRACKING | {"run_folder", "--out"}
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it is part of URLs, and of the name of the log
 _NOT_YET = r"(?s).*No available agent"  # a head that has just started
 _UNKNOWN = "distmeta jobs list --address … names the jobs"
 for _told in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
@@ -142,6 +145,10 @@ def submit(
     `places`: the paths and URLs among the arguments, by option. Raises ClusterError or ConfigError.
     """
     places = (places or {}) | (locations(config) if config is not None else {})
+    if job_id is not None and not _ID.fullmatch(job_id):
+        raise ConfigError(
+            f"--name {job_id!r} cannot be a job's id", "use at most 100 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        )
     check_secrets(arguments, config)
     check_locations(places, includes)
     jobs = client(address)
@@ -218,7 +225,7 @@ def _copy_log(jobs: JobSubmissionClient, job_id: str, out: TextIO) -> None:
 
     try:
         asyncio.run(copy())
-    except (RuntimeError, OSError):  # the connection failed, or the job ended before it had a log; its status decides
+    except (RuntimeError, OSError, ClientError):  # the connection failed, or the job ended before it had a log; its status decides
         time.sleep(0)
 
 

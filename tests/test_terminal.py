@@ -65,6 +65,23 @@ pathlib.Path("done").write_text(child.stdout)
     assert (tmp_path / "done").read_text() == "alive\n", "Ray's processes, which this one starts, would end"
 
 
+def test_a_second_signal_does_not_interrupt_the_message_of_the_first(tmp_path: Path) -> None:
+    """`timeout` sends SIGTERM to its command and then to the whole group."""
+    code = """
+import os, signal, sys
+from distmeta import cli
+from distmeta.report import status
+def end(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+status.status = end
+cli._report_lost = end
+sys.argv = ["distmeta", "status", "."]
+cli.main()
+"""
+    done = run(code, tmp_path, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr.decode()) == (130, "distmeta: interrupted\n  give the same command again\n")
+
+
 def test_a_disk_that_is_full_is_said_at_the_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "distmeta", "--help"]
     with Path("/dev/full").open("w") as full:

@@ -1,6 +1,7 @@
 """The command line: one verb for each procedure, nothing else. Each verb is a function in the module of its subject."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -106,6 +107,8 @@ def _called(arguments: list[str]) -> int:
     except typer.Exit as ended:
         return int(ended.exit_code)
     except (KeyboardInterrupt, typer.Abort):
+        for number in (signal.SIGINT, signal.SIGTERM):  # `timeout` sends two
+            signal.signal(number, signal.SIG_IGN)
         print("distmeta: interrupted\n  give the same command again", file=sys.stderr)
         return 130
     return 0

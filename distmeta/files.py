@@ -18,10 +18,8 @@ def read_bytes(path: Path, limit: int = DATA_LIMIT) -> bytes:
 
     Pipes and devices are not opened, because reading them may never end.
     """
-    if not isinstance(path, PurePath):  # in object storage
-        if path.stat().st_size > limit:
-            raise ValueError(_too_large(limit))
-        return path.read_bytes()
+    if not isinstance(path, PurePath):
+        return _read_object(path, limit)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -31,6 +29,18 @@ def read_bytes(path: Path, limit: int = DATA_LIMIT) -> bytes:
     if len(content) > limit:
         raise ValueError(_too_large(limit))
     return content
+
+
+def _read_object(path: Path, limit: int) -> bytes:
+    """The bytes of an object in object storage."""
+    try:
+        if path.stat().st_size > limit:
+            raise ValueError(_too_large(limit))
+        return path.read_bytes()
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # the store's client raises its own, for example without credentials
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def _too_large(limit: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import BotoCoreError
 from registered import finished_run
 
 from distmeta import cli
@@ -125,6 +126,24 @@ def test_no_run_has_no_status(tmp_path: Path) -> None:
         status(RunFolder(tmp_path))
 
 
+class Locked:
+    """A folder in object storage whose client finds no credentials."""
+
+    def __truediv__(self, name: str) -> "Locked":
+        return self
+
+    def __str__(self) -> str:
+        return "s3://bucket/run"
+
+    def stat(self) -> Any:
+        raise BotoCoreError
+
+
+def test_a_bucket_without_credentials_is_named() -> None:
+    with pytest.raises(RunError, match=r"s3://bucket/run holds no run: An unspecified error occurred\ngive .*, and credentials in the env"):
+        status(RunFolder(Locked()))  # type: ignore[arg-type]
+
+
 def test_the_verb_prints_lines_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder(tmp_path / "run")
     for more in ([], ["--json"], ["--watch"]):
@@ -146,6 +165,20 @@ def test_a_jobs_status_is_that_of_its_run_folder(
         cli.main()
     assert ended.value.code == 0
     assert f"{tmp_path / 'run'}: stopped" in capsys.readouterr().out
+
+
+def test_a_job_whose_run_has_not_begun_is_told_from_a_wrong_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("distmeta.scale.submit.run_folder_of", lambda address, job_id: str(tmp_path / "run"))
+    monkeypatch.setattr("sys.argv", ["distmeta", "status", "job-7", "--address", "http://head:8265"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        f"distmeta: job job-7 writes {tmp_path / 'run'}, where this machine finds no run\n"
+        "  wait until the run has begun, or read the job's log: distmeta jobs logs job-7 --address http://head:8265\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """Verbs that show the state and results of runs: status, table."""
 
-from typing import Annotated, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from distmeta.cli.options import Json, TrackingUri
+from distmeta.errors import RunError
 from distmeta.masking import printable, printable_lines
 from distmeta.show import print_json
+
+if TYPE_CHECKING:
+    from distmeta.training.run_folder import RunFolder
 
 
 def status(
@@ -27,16 +32,27 @@ def status(
     from distmeta.report.status import status as look
     from distmeta.training.run_folder import RunFolder
 
-    if address is not None:
-        from distmeta.scale.submit import run_folder_of
-
-        run = run_folder_of(address, run)
-    folder = RunFolder(run)
+    folder = RunFolder(run) if address is None else _folder_of_job(address, run)
     for answer in watched(folder) if watch else [look(folder)]:
         if as_json:
             print_json(answer)
         else:
             print("\n".join(map(printable, lines(answer))), flush=True)
+
+
+def _folder_of_job(address: str, job_id: str) -> "RunFolder":
+    """Raises ClusterError, or RunError if the job's run has not begun or cannot be read here."""
+    from distmeta.scale.submit import run_folder_of
+    from distmeta.training.run_folder import RunFolder
+
+    folder = RunFolder(run_folder_of(address, job_id))
+    with suppress(OSError):
+        if folder.holds_run:
+            return folder
+    raise RunError(
+        f"job {job_id} writes {folder}, where this machine finds no run",
+        f"wait until the run has begun, or read the job's log: distmeta jobs logs {job_id} --address {address}",
+    )
 
 
 def table(

@@ -175,6 +175,14 @@ def test_bad_images_are_refused_by_number_and_the_others_are_still_answered(serv
     assert len(classifier.predict(pd.DataFrame({"image": [image]}))) == 1
 
 
+def test_a_request_without_images_gets_an_answer_without_classes(served: Any) -> None:
+    """As a model that adapts in every request answers one without queries."""
+    classifier, _ = served
+    with TestClient(scoring_server.init(classifier)) as client:
+        reply = client.post("/invocations", json={"dataframe_split": {"columns": ["image"], "data": []}})
+    assert (reply.status_code, reply.json()) == (200, {"predictions": []})
+
+
 def test_requests_that_come_together_are_computed_together() -> None:
     """The first is held while five others come; they are then computed in one batch, and everybody is answered what they asked."""
     sizes: list[int] = []

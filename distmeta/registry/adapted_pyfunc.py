@@ -5,6 +5,7 @@ from typing import Any
 
 import mlflow.models
 import pandas as pd
+import torch
 from mlflow.pyfunc import PythonModel
 
 from distmeta.inference.batching import Batching
@@ -29,6 +30,8 @@ class AdaptedClassifier(PythonModel):
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         with answering():
             pictures = pictures_of(model_input)
+            if not pictures:
+                return answers_of(self.adapted.classes, torch.zeros(0, len(self.adapted.classes)))
             inputs = network_input(pictures, self.adapted.preprocessing, self.adapted.like)
             return answers_of(self.adapted.classes, finite(self.probabilities(inputs)))
 

@@ -200,6 +200,16 @@ def test_an_event_that_lacks_what_its_kind_needs_is_damage(event: Any, tmp_path:
         status(made)
 
 
+@pytest.mark.parametrize("name", ["events.jsonl", "status.json"])
+def test_a_run_does_not_need_a_damaged_record_of_what_happened(name: str, tmp_path: Path) -> None:
+    made = folder(tmp_path / "run")
+    (made.path / name).write_text('{"time": 1.0, "ki')
+    with pytest.raises(RunError, match=rf"{name} is damaged: .*\n.*else remove that file: the run does not need it"):
+        status(made)
+    (made.path / name).unlink()
+    assert status(made)["state"] == "stopped"
+
+
 def test_what_a_received_folder_says_of_its_events_commands_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

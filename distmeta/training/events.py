@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from distmeta import files
+from distmeta.errors import RunError
 from distmeta.masking import log_text, masked
 from distmeta.training import stored
 from distmeta.training.storage import damaged, on_disk, read_json_if_there, write_whole
 
 Event = dict[str, Any]
+_SPARE = "update distmeta if a newer one wrote it; else remove that file: the run does not need it"
 
 
 class EventLog:
@@ -38,7 +40,7 @@ class EventLog:
         try:
             return [files.of_kind(stored.Event, files.parse_json(line)) for line in files.read_bytes(self._path).decode().splitlines()]
         except (OSError, ValueError) as error:
-            raise damaged(self._path, error) from None
+            raise RunError(damaged(self._path, error).message, _SPARE) from None
 
     def add(self, kind: str, **facts: Any) -> Event:
         """Append an event with the present time, and return it."""
@@ -67,7 +69,10 @@ class StatusFile:
 
     def read(self) -> dict[str, Any] | None:
         """None if there is none yet. Raises RunError if it is damaged."""
-        return read_json_if_there(self._path, stored.Status)
+        try:
+            return read_json_if_there(self._path, stored.Status)
+        except RunError as error:
+            raise RunError(error.message, _SPARE) from None
 
 
 def sentence(event: Event) -> str:

@@ -40,7 +40,8 @@ def _read_object(path: Path, limit: int) -> bytes:
     except (OSError, ValueError):
         raise
     except Exception as error:  # the store's client raises its own, for example without credentials
-        raise OSError(" ".join(str(error).split()) or type(error).__name__) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{reason}; are its credentials in the environment (such as AWS_ACCESS_KEY_ID)?") from None
 
 
 def _too_large(limit: int) -> str:

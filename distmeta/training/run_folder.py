@@ -110,8 +110,7 @@ class RunFolder:
         try:
             return files.read_text(self.path / CONFIG)
         except OSError as error:
-            also = "" if storage.on_disk(self.path) else ", and credentials in the environment (AWS_ACCESS_KEY_ID)"
-            raise RunError(f"{self} holds no run: {error}", f"give the run_folder of a run{also}") from None
+            raise RunError(f"{self} holds no run: {error}", "give the run_folder of a run") from None
         except ValueError as error:
             raise storage.damaged(self.path / CONFIG, error) from None
 

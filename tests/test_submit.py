@@ -280,6 +280,25 @@ def test_the_package_travels_with_its_metadata_and_nothing_of_the_environment(tm
     assert not any(b"hunter2" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+def test_an_installed_wheel_travels_as_it_was_built(tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "job"
+    for made in (site, folder):
+        made.mkdir()
+    pack_job(site, None, [])
+    built = {path.relative_to(site) for path in site.rglob("*") if path.is_file()}
+    record = next(site.glob("distmeta-*.dist-info/RECORD"))
+    noted = [f"{record.parent.name}/direct_url.json", "distmeta/__pycache__/cli.pyc", "../../bin/distmeta"]  # as pip does
+    for name in noted[:2]:
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_text("of this machine")
+    record.write_text(record.read_text() + "".join(f"{name},,\n" for name in noted))
+    code = f"from pathlib import Path; from distmeta.scale.shipment import pack_job; pack_job(Path({str(folder)!r}), None, [])"
+    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} == built
+    assert (folder / "distmeta/scale/job.py").read_bytes() == (site / "distmeta/scale/job.py").read_bytes()
+
+
 def test_data_and_large_files_are_never_shipped(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a packed dataset; data is read from its location"):
         pack_job(tmp_path, None, [packed.parent])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -22,6 +22,7 @@ from distmeta.training.run_folder import CONFIG
 LIMIT_BYTES = 100 * 2**20  # Ray's head refuses larger uploads
 # Never shipped: files that can be generated again, and ignore lists of other tools, which Ray would apply.
 _LEFT_OUT = {"__pycache__", ".git", ".venv", "venv", ".gitignore", ".rayignore"}
+_INSTALLERS = {"..", "__pycache__", "INSTALLER", "REQUESTED", "direct_url.json"}  # what installing adds to a wheel's files
 _SECRET_NAMES = re.compile(
     r"\.env(\..+)?|\.(aws|ssh|gnupg|kube|docker|azure|netrc|pgpass|pypirc|npmrc|git-credentials)|gcloud|"
     r"id_(rsa|dsa|ecdsa|ed25519)|.+\.(pem|key|p12|pfx|jks|keytab|ppk|kdbx)|credentials(\.json)?",
@@ -127,10 +128,13 @@ def _secret(include: Path, path: Path) -> ConfigError:
 def _unpack_package(folder: Path) -> None:
     """distmeta and its metadata, as its wheel holds them. Ray would install a wheel together with torch, if it were given one."""
     source = Path(__file__).parents[2]
-    if not (source / "pyproject.toml").exists():
-        raise ConfigError(
-            f"distmeta in {source} was not installed from its source", "use `ray job submit`, with distmeta installed on the cluster"
-        )
+    if (source / "pyproject.toml").exists():
+        _build_package(source, folder)
+    else:
+        _copy_installed(source, folder)
+
+
+def _build_package(source: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # A copy, because building leaves files behind. Without isolation if setuptools is installed, because that needs no network.
         shutil.copytree(source / "distmeta", Path(scratch) / "distmeta", ignore=shutil.ignore_patterns(*_LEFT_OUT))
@@ -143,6 +147,18 @@ def _unpack_package(folder: Path) -> None:
             raise ConfigError(f"the wheel of {source} cannot be built: {reason}", "pip install 'setuptools>=77' wheel, or fix the source")
         with ZipFile(next(Path(scratch, "wheel").glob("*.whl"))) as wheel:
             wheel.extractall(folder)
+
+
+def _copy_installed(site: Path, folder: Path) -> None:
+    """What the installed wheel's record lists, without its commands and without what pip notes about this machine."""
+    installed = next(iter(distributions(name="distmeta", path=[str(site)])), None)
+    listed = [file for file in (installed and installed.files) or [] if not _INSTALLERS.intersection(file.parts)]
+    if not listed:
+        raise ConfigError(f"distmeta in {site} has no record of its files", "pip install --force-reinstall --no-deps distmeta")
+    for file in listed:
+        target = folder / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(site / file, target)
 
 
 def _isolation() -> list[str]:

@@ -1,5 +1,6 @@
 """Model cards: every sentence comes from a record, in the report and in the registry alike."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_regression_has_a_card_without_classes() -> None:
     }
     assert "It adapts to new tasks like those of patterns from 5 examples" in sentences(about, "Intended use")
     assert "squared error 1.000 ± 0.100" in sentences(about, "Figures")
-    assert "classes" not in as_markdown(model_card(about))
+    assert not re.search("class|accuracy", as_markdown(model_card(about)), re.IGNORECASE)
 
 
 def test_the_registry_shows_the_card(tmp_path: Path) -> None:

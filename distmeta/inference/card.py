@@ -79,7 +79,8 @@ def _data(description: dict[str, Any]) -> list[str]:
     if origin != "random initialisation":
         said.append(f"The baseline is this network: {origin}.")
     classes = f" of {test['by_class']['classes']} classes that training did not use" if "by_class" in test else ""
-    episodes = f"{test['episodes']} {_tasks(test)} episodes{classes}, {test['queries']} queries per class, seed {test['seed']}"
+    queries = f"{test['queries']} queries per class" if test["way"] > 1 else f"{test['queries']} queries"
+    episodes = f"{test['episodes']} {_tasks(test)} episodes{classes}, {queries}, seed {test['seed']}"
     return [*said, f"It was tested on {episodes}."]
 
 
@@ -117,7 +118,7 @@ def _limits(description: dict[str, Any]) -> list[str]:
     baseline = _baseline(test)
     if description["step"] and baseline is not None and not measured.score > baseline.score:
         said.append("The test shows no gain from meta-training.")
-    return [*said, f"Accuracy on your own data depends on how similar they are to {description['dataset']}."]
+    return [*said, f"Figures on your own data depend on how similar the data are to {description['dataset']}."]
 
 
 def _untested(description: dict[str, Any]) -> list[str]:

@@ -22,6 +22,7 @@ set -euo pipefail
 export MLFLOW_TRACKING_URI=${MLFLOW_TRACKING_URI:-http://mlflow.internal:5000}
 export AWS_ENDPOINT_URL=${AWS_ENDPOINT_URL:-}
 export RAY_USAGE_STATS_ENABLED=0
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not read the job's own setting since Slurm 22.05
 BIN=${BIN:-.venv/bin}
 
 JOB=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}

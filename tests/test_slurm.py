@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "cluster/slurm.sh"
-# Each notes its call. srun runs what follows its options; its node's name is in $NODE. ray's nodes run until they are ended.
+# Each notes its call. srun runs what follows its options; its node's name is in $NODE. It takes its processors from its own variable, as
+# since Slurm 22.05. ray's nodes run until they are ended.
 PROGRAMS = {
     "scontrol": '[ "$1" = show ] && printf "%s\\n" $NODES || exit 0',
     "squeue": 'echo "${STATE:-RUNNING}"',
-    "srun": 'while [ "${1#--}" != "$1" ]; do case $1 in --nodelist=*) NODE=${1#*=};; esac; shift; done; export NODE; exec "$@"',
+    "srun": '[ "$SRUN_CPUS_PER_TASK" = 8 ] || exit 9; '
+    'while [ "${1#--}" != "$1" ]; do case $1 in --nodelist=*) NODE=${1#*=};; esac; shift; done; export NODE; exec "$@"',
     "hostname": 'echo "$ADDRESSES"',
     "getent": "printf '127.0.1.1 STREAM\\nfe80::1 STREAM\\n'",
     "ray": '[ "$1" = health-check ] || exec sleep 300',

@@ -13,6 +13,7 @@ from distmeta import cli
 from distmeta.config import validate
 from distmeta.errors import RunError
 from distmeta.report.status import lines, status, watched
+from distmeta.training.events import time_left
 from distmeta.training.lease import Lease
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import LEASE
@@ -44,6 +45,13 @@ def test_a_run_that_trains_says_how_far_how_fast_and_where(tmp_path: Path) -> No
     for part in ("running; training; step 30 of 100", "2 steps/s, 0:35 left", "host-0: 0 (process 70), 1 (process 71)", "host-1: 2"):
         assert part in told
     assert "worker 1 (process 71 on host-0) died (SIGKILL) at step 20; the run resumes from checkpoint step-000010" in told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00 left"), (65, "1:05 left"), (3599.6, "1 h 00 min left"), (93_900, "26 h 05 min left")]
+)
+def test_the_time_left_is_in_hours_from_an_hour_on(seconds: float, text: str) -> None:
+    assert time_left(seconds) == text
 
 
 def test_a_run_whose_process_is_gone_is_stopped_whatever_it_said_last(tmp_path: Path) -> None:

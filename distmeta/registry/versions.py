@@ -62,7 +62,7 @@ def _identity(description: dict[str, Any]) -> dict[str, str]:
 def check_model_name(name: str) -> None:
     """Raises ConfigError unless `name` is a valid name in the registry."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"tracking.model={name!r} is not a model name", "use up to 100 letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"{name!r} is not a model name", "use up to 100 letters, digits, '.', '_' and '-'")
 
 
 def check_name(uri: str, name: str, description: dict[str, Any]) -> None:

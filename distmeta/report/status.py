@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from distmeta.training.events import Event, sentence
+from distmeta.training.events import Event, sentence, time_left
 from distmeta.training.lease import holds
 from distmeta.training.measurement import measurement_of
 from distmeta.training.run_folder import RunFolder
@@ -134,8 +134,7 @@ def _summary(answer: dict[str, Any]) -> str:
     if answer["steps"] is not None:
         parts.append(f"step {answer['step']} of {answer['steps']}")
     if answer.get("steps_per_s"):
-        minutes, seconds = divmod(answer["time_left_s"], 60)
-        parts.append(f"{answer['steps_per_s']:.3g} steps/s, {minutes}:{seconds:02d} left")
+        parts.append(f"{answer['steps_per_s']:.3g} steps/s, {time_left(answer['time_left_s'])}")
     if answer.get("test"):
         parts.append(f"test {answer['test']}")
     elif answer.get("validation"):

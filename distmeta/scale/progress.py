@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from distmeta import errors
 from distmeta.scale.losses import Failure, Place
 from distmeta.terminal import Display
+from distmeta.training.events import time_left
 
 STARTING = "starting workers"
 _UPDATE_EVERY_S = 0.25
@@ -184,5 +185,4 @@ class RunDisplay(Display[Progress]):
 def _time_left(status: dict[str, Any], steps: int) -> str:
     if not status.get("steps_per_s"):
         return ""
-    minutes, seconds = divmod(round((steps - status["step"]) / status["steps_per_s"]), 60)
-    return f"  {minutes}:{seconds:02d} left"
+    return f"  {time_left((steps - status['step']) / status['steps_per_s'])}"

@@ -75,6 +75,12 @@ class StatusFile:
             raise RunError(error.message, _SPARE) from None
 
 
+def time_left(seconds: float) -> str:
+    """For people: `1:05 left` is a minute and five seconds; from an hour on, `26 h 05 min left`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} left" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min left"
+
+
 def sentence(event: Event) -> str:
     """An event as a sentence, without its time."""
     kind = event["kind"]

@@ -95,7 +95,7 @@ def publish_adapted(
     from distmeta.registry.tracking import tracking_uri as resolve
     from distmeta.registry.versions import check_model_name, pinned
 
-    check_model_name(name)
+    check_model_name(name, "--name")
     chosen, own, passed_over = parse_value_range(value_range), own_classes(network, learner), LeftOut()
     model = pinned(resolve(tracking_uri), model)
     adapted, shown, reader = adapt(tracking_uri, model, own, support, steps, chosen, max_pixels, passed_over)

@@ -28,7 +28,7 @@ def publish_adapted(uri: str, model_uri: str, adapted: Adapted, name: str, alias
 
     Its files are kept with the MLflow run of the model. Raises ConfigError if `name` holds models of another kind, RegistryError.
     """
-    check_model_name(name)
+    check_model_name(name, "name")
     if alias is not None:
         check_alias(alias)
     origin = look_up(uri, model_uri)

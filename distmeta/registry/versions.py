@@ -59,10 +59,10 @@ def _identity(description: dict[str, Any]) -> dict[str, str]:
     return {"fingerprint": description["fingerprint"], "way": str(task["way"]), "shot": str(task["shot"])}
 
 
-def check_model_name(name: str) -> None:
-    """Raises ConfigError unless `name` is a valid name in the registry."""
+def check_model_name(name: str, given_as: str = "tracking.model") -> None:
+    """Raises ConfigError unless `name` is a valid name in the registry. `given_as`: the key or option that gave it."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is not a model name", "use up to 100 letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"{given_as}={name!r} is not a model name", "use up to 100 letters, digits, '.', '_' and '-'")
 
 
 def check_name(uri: str, name: str, description: dict[str, Any]) -> None:

@@ -154,7 +154,7 @@ def _copy_installed(site: Path, folder: Path) -> None:
     installed = next(iter(distributions(name="distmeta", path=[str(site)])), None)
     listed = [file for file in (installed and installed.files) or [] if not _INSTALLERS.intersection(file.parts)]
     if not listed:
-        raise ConfigError(f"distmeta in {site} has no record of its files", "pip install --force-reinstall --no-deps distmeta")
+        raise ConfigError(f"distmeta in {site} has no record of its files", "uninstall distmeta with pip, and install it again")
     for file in listed:
         target = folder / file
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -87,6 +87,7 @@ lead() { # ARGUMENTS…: the head and the other nodes of this allocation, then d
   "${on_first[@]}" "$BIN/distmeta" "$@" --address "$address" &
   run=$!
   trap 'stopping=true; kill -TERM "$run"' TERM
+  wait "$run" || code=$? # also the code of a run that has ended already
   while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before the run has ended
     code=0
     wait "$run" || code=$?

@@ -87,11 +87,11 @@ lead() { # ARGUMENTS…: the head and the other nodes of this allocation, then d
   "${on_first[@]}" "$BIN/distmeta" "$@" --address "$address" &
   run=$!
   trap 'stopping=true; kill -TERM "$run"' TERM
-  wait "$run" || code=$? # also the code of a run that has ended already
-  while kill -0 "$run" 2>/dev/null; do # a signal ends `wait` before the run has ended
+  while # first `wait`, which knows the code of a run that has ended already; a signal ends it before the run has ended
     code=0
     wait "$run" || code=$?
-  done
+    kill -0 "$run" 2>/dev/null
+  do :; done
   if ${stopping:-false}; then
     again
   elif [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then

@@ -111,6 +111,14 @@ def dataset(packed: Path) -> Dataset:
     return Dataset(str(packed))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def import_path() -> Iterator[None]:
+    """Restores sys.path after a module. MLflow puts a loaded model's own code first there, where later processes would import it."""
+    before = list(sys.path)
+    yield
+    sys.path = before
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A Ray cluster of two CPUs for all runs of a module; it has no dashboard."""

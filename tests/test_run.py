@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -215,11 +216,16 @@ def test_regression_batched_by_vmap_on_any_number_of_workers(home: Path, packed:
 
 
 OWN_NETWORK = """
+import os
+from pathlib import Path
+
 from torch import nn
 
 class Net(nn.Module):
     def __init__(self, input_shape, outputs, hidden):
         super().__init__()
+        with Path(__file__).with_name("built_by").open("a") as built_by:
+            built_by.write(f"{os.getpid()}\\n")
         self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, hidden), nn.Tanh())
         self.head = nn.Linear(hidden, outputs)
 
@@ -246,6 +252,8 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
         load_model(uri, "models:/own@champion")
     with pytest.raises(RegistryError, match=r"uses network 'own_network\.Net'"):
         load_model(uri, "models:/own@champion", ["another.Net"])
+    monkeypatch.setattr("distmeta.scale.evaluate.PART", 2)
+    (tmp_path / "built_by").unlink()
     found = evaluate(
         load_model(uri, "models:/own@champion", ["own_network.Net"]),
         EpisodeSource(shards=str(packed), split="test", way=None, shot=None, queries=3, seed=0),
@@ -256,6 +264,8 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
     *_, last = found
     assert last is not None
     assert last.figures == result["test"]
+    built_by = Counter((tmp_path / "built_by").read_text().split())
+    assert max(built_by.values()) <= 4, "built again for each of ten parts; the trained and the drawn network need two constructions each"
 
 
 def test_ctrl_c_and_resume_end_in_the_same_weights(alone: dict[str, Any], home: Path, packed: Path, address: str) -> None:

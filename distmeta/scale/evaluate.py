@@ -5,6 +5,7 @@ node is lost.
 import os
 import sys
 from collections.abc import Collection, Generator, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import ray
@@ -75,7 +76,7 @@ def evaluate(
         raise ConfigError("--calibrate: only accuracy has answers to calibrate", "leave --calibrate or --metric out")
     steps, norm = model.learner.inner_steps_eval, model.description["norm"]
     with connected(address):
-        scoring = _Scoring(model, tuple(own), metric)
+        scoring = _Scoring(_Evaluation(model.uri, model.description, model.meta_params, tuple(own), metric, os.getcwd(), source.seed))
         fitted = None
         if calibrate_on is not None:
             validation = yield from scoring.of(source._replace(split="val"), calibrate_on, baseline=False)
@@ -89,20 +90,31 @@ def evaluate(
     yield Evaluated(figures | figures_of_answers(stream, answered(scored_by, trained), temperature), fitted)
 
 
+class _Evaluation(NamedTuple):
+    """What every part of an evaluation uses. `own`: import paths of the user's classes; `import_from`: the folder to import them from."""
+
+    uri: str
+    description: dict[str, Any]
+    weights: Params
+    own: tuple[str, ...]
+    metric: str | None
+    import_from: str
+    seed: int
+
+
 class _Scoring:
     """A registered model's scores, computed by the connected cluster."""
 
-    def __init__(self, model: Model, own: tuple[str, ...], metric: str | None) -> None:
+    def __init__(self, evaluation: _Evaluation) -> None:
         on_gpu = bool(ray.cluster_resources().get("GPU"))
         environment = {"env_vars": ALLOCATOR | {"OMP_NUM_THREADS": "1"}}
         self._task = _score.options(num_cpus=1, num_gpus=int(on_gpu), runtime_env=environment)
-        self._model = model.uri, model.description, ray.put(model.meta_params)
-        self._users = own, metric, os.getcwd()
+        self._evaluation = [ray.put(evaluation)]  # in a list, a task receives the reference instead of the value
 
     def of(self, source: EpisodeSource, episodes: int, baseline: bool = True) -> Generator[None, None, Tensor]:
         """The rows of `_score` for the first `episodes` of `source`, (episodes, …); yields for each part that is done."""
         parts = [list(range(start, min(start + PART, episodes))) for start in range(0, episodes, PART)]
-        going = {self._task.remote(*self._model, source, indices, self._users, baseline): indices for indices in parts}
+        going = {self._task.remote(self._evaluation, source, indices, baseline): indices for indices in parts}
         rows: dict[int, Tensor] = {}
         while going:
             (done, *_), _ = ray.wait(list(going))
@@ -111,37 +123,40 @@ class _Scoring:
         return torch.stack([rows[index] for index in range(episodes)])
 
 
+class _Networks(NamedTuple):
+    """The published network and the same network without training. Each has its own learner, which caches its features."""
+
+    trained: Model
+    random_init: Model
+
+
 @ray.remote
-def _score(
-    uri: str,
-    description: dict[str, Any],
-    weights: Params,
-    source: EpisodeSource,
-    indices: list[int],
-    users: tuple[tuple[str, ...], str | None, str],
-    baseline: bool,
-) -> Tensor:
+def _score(evaluation: list[ray.ObjectRef[_Evaluation]], source: EpisodeSource, indices: list[int], baseline: bool) -> Tensor:
     """Scores of these episodes (len(indices), width) by the model and, with `baseline`, in further columns by the same network without
     training.
-
-    `users`: import paths of the user's classes, the user's metric, and the folder to import them from.
     """
-    own, metric, import_from = users
+    networks, metric = _networks(evaluation[0])
+    stream = evaluation_stream(networks.trained, *source)
+    scored_by = keeping_answers(metric_for(networks.trained.description, metric), stream.task)
+    used = networks if baseline else networks[:1]
+    return torch.cat([scores(scored_by, each.learner, each.meta_params, stream, indices) for each in used], dim=1).cpu()
+
+
+@lru_cache(maxsize=1)
+def _networks(evaluation: ray.ObjectRef[_Evaluation]) -> tuple[_Networks, str | None]:
+    """The evaluation's networks, on this process's device, and its metric. A process builds them once, for all of its parts."""
+    uri, description, weights, own, metric, import_from, seed = ray.get(evaluation)
     sys.path.append(import_from)
     torch.set_num_threads(1)
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     device_of(device).choose(tf32=False)
     weights = {name: value.to(device) for name, value in weights.items()}
-    model = Model(uri, description, build(description, weights, own), weights)
-    stream = evaluation_stream(model, *source)
-    networks = [weights]
-    if baseline:
-        settings = description["model"]
-        drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(source.seed, "initial weights"))
-        learner = build_learner(model=drawn, allow_import=True, **description["learner"])
-        networks.append(weights | {name: value.to(weights[name]) for name, value in learner.initial_params().items()})
-    scored_by = keeping_answers(metric_for(description, metric), stream.task)
-    return torch.cat([scores(scored_by, model.learner, params, stream, indices) for params in networks], dim=1).cpu()
+    settings = description["model"]
+    drawn = build_model(**settings, allow_import=settings["name"] in own, seed=torch_seed(seed, "initial weights"))
+    initial = build_learner(model=drawn, allow_import=True, **description["learner"]).initial_params()
+    random_init = weights | {name: value.to(weights[name]) for name, value in initial.items()}
+    trained, untrained = (Model(uri, description, build(description, each, own), each) for each in (weights, random_init))
+    return _Networks(trained, untrained), metric
 
 
 def _baseline(description: dict[str, Any]) -> str:

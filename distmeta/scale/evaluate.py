@@ -76,7 +76,10 @@ def evaluate(
         raise ConfigError("--calibrate: only accuracy has answers to calibrate", "leave --calibrate or --metric out")
     steps, norm = model.learner.inner_steps_eval, model.description["norm"]
     with connected(address):
-        scoring = _Scoring(_Evaluation(model.uri, model.description, model.meta_params, tuple(own), metric, os.getcwd(), source.seed))
+        evaluation = _Evaluation(
+            model.uri, model.description, model.meta_params, own=tuple(own), metric=metric, import_from=os.getcwd(), seed=source.seed
+        )
+        scoring = _Scoring(evaluation)
         fitted = None
         if calibrate_on is not None:
             validation = yield from scoring.of(source._replace(split="val"), calibrate_on, baseline=False)

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def measured(value: float | None, more_is_better: bool = True) -> Measurement:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the page's two files."""
     home = tmp_path_factory.mktemp("extending")
     (home / "hidden_points.py").write_text(block("python"))
@@ -93,8 +92,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (home / "unfinished.py").write_text(UNFINISHED)
     (home / "broken.py").write_text("def Domain(:")
     sys.path.append(str(home))
-    yield home
-    sys.path.remove(str(home))
+    return home
 
 
 @pytest.fixture

@@ -51,15 +51,14 @@ def languages() -> str:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the page's files and a set of texts."""
     home = tmp_path_factory.mktemp("texts")
     (home / "texts.py").write_text(block("python"))
     (home / "texts.yaml").write_text(block("yaml"))
     (home / "languages.tsv").write_text(languages())
     sys.path.append(str(home))
-    yield home
-    sys.path.remove(str(home))
+    return home
 
 
 @pytest.fixture

@@ -126,28 +126,23 @@ class _Scoring:
         return torch.stack([rows[index] for index in range(episodes)])
 
 
-class _Networks(NamedTuple):
-    """The published network and the same network without training. Each has its own learner, which caches its features."""
-
-    trained: Model
-    random_init: Model
-
-
 @ray.remote
 def _score(evaluation: list[ray.ObjectRef[_Evaluation]], source: EpisodeSource, indices: list[int], baseline: bool) -> Tensor:
     """Scores of these episodes (len(indices), width) by the model and, with `baseline`, in further columns by the same network without
     training.
     """
-    networks, metric = _networks(evaluation[0])
-    stream = evaluation_stream(networks.trained, *source)
-    scored_by = keeping_answers(metric_for(networks.trained.description, metric), stream.task)
-    used = networks if baseline else networks[:1]
+    trained, random_init, metric = _networks(evaluation[0])
+    stream = evaluation_stream(trained, *source)
+    scored_by = keeping_answers(metric_for(trained.description, metric), stream.task)
+    used = [trained, random_init] if baseline else [trained]
     return torch.cat([scores(scored_by, each.learner, each.meta_params, stream, indices) for each in used], dim=1).cpu()
 
 
 @lru_cache(maxsize=1)
-def _networks(evaluation: ray.ObjectRef[_Evaluation]) -> tuple[_Networks, str | None]:
-    """The evaluation's networks, on this process's device, and its metric. A process builds them once, for all of its parts."""
+def _networks(evaluation: ray.ObjectRef[_Evaluation]) -> tuple[Model, Model, str | None]:
+    """The published network, the same network without training, and the metric. A process builds them once, on its device, for all of its
+    parts. Each network has its own learner, which caches its features.
+    """
     uri, description, weights, own, metric, import_from, seed = ray.get(evaluation)
     sys.path.append(import_from)
     torch.set_num_threads(1)
@@ -159,7 +154,7 @@ def _networks(evaluation: ray.ObjectRef[_Evaluation]) -> tuple[_Networks, str | 
     initial = build_learner(model=drawn, allow_import=True, **description["learner"]).initial_params()
     random_init = weights | {name: value.to(weights[name]) for name, value in initial.items()}
     trained, untrained = (Model(uri, description, build(description, each, own), each) for each in (weights, random_init))
-    return _Networks(trained, untrained), metric
+    return trained, untrained, metric
 
 
 def _baseline(description: dict[str, Any]) -> str:

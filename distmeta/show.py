@@ -287,9 +287,16 @@ def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator
                 before = count
 
 
+def _program() -> str:
+    if shutil.which("distmeta"):
+        return "distmeta"
+    by_module = os.path.basename(sys.argv[0]) == "__main__.py"  # python -m distmeta
+    return f"{shlex.quote(sys.executable)} -m distmeta" if by_module else os.path.relpath(sys.argv[0])
+
+
 def next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None, own: Mapping[str, str]) -> None:
     """The commands that show the model at work, as they must be typed here; `own` holds import paths of the user's classes, by flag."""
-    program = "distmeta" if shutil.which("distmeta") else os.path.relpath(sys.argv[0])
+    program = _program()
     uri = f" --tracking-uri {shlex.quote(tracking_uri)}" if tracking_uri else ""
     classes = "".join(f" {flag} {shlex.quote(name)}" for flag, name in own.items())
     say("next:")

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from distmeta.training.devices import KINDS, device_of
+from distmeta.config import TrainConfig
+from distmeta.models import build_model
+from distmeta.scale.trainer import backend
+from distmeta.training.devices import KINDS, Device, device_of
+from distmeta.training.devices.cpu import CPU
 from distmeta.training.devices.cuda import CUDA
 
 
@@ -80,6 +84,32 @@ def test_a_cpu_is_left_as_it_is() -> None:
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.allow_tf32) == before
     assert cpu.description() == {}
     assert 0 < cpu.memory_in_use() <= cpu.peak_memory() * 1.5
+
+
+@pytest.mark.parametrize(("kind", "innermost"), [(CPU, True), (CUDA, False)])
+def test_convolutions_come_in_the_layout_that_is_fastest_on_the_device(kind: type[Device], innermost: bool) -> None:
+    network = build_model("conv4", (3, 28, 28), 5, "batch", seed=0, filters=8)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    kind(torch.device("cpu")).place(network, torch.float64)
+    kernels = {name: value for name, value in network.named_parameters() if value.dim() == 4}
+    assert len(kernels) == 4
+    assert all(value.is_contiguous(memory_format=torch.channels_last) == innermost for value in kernels.values())
+    assert all(value.is_contiguous() != innermost for value in kernels.values())
+    assert all(torch.equal(value, before[name].double()) for name, value in network.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"device": "cuda"}, "nccl"),
+        ({"device": "cuda", "gpus_per_worker": 2}, "nccl"),
+        ({"device": "cuda", "gpus_per_worker": 0.5}, "gloo"),
+        ({"device": "cpu", "gpus_per_worker": 2}, "gloo"),
+    ],
+)
+def test_workers_that_share_a_gpu_do_not_talk_by_nccl(settings: dict[str, Any], expected: str) -> None:
+    """It refuses two ranks on one GPU ("Duplicate GPU detected")."""
+    assert backend(TrainConfig.model_validate(settings)) == expected
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

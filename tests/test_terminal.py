@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 from distmeta import terminal
-from distmeta.show import show_table, write_predictions
+from distmeta.show import next_commands, show_table, write_predictions
 from distmeta.terminal import console, lasting
 
 PREPARED = "import sys, pathlib; from distmeta import terminal; terminal.prepare()\n"
@@ -153,3 +154,20 @@ def test_data_is_printed_as_it_is() -> None:
     console(file).print(":smile: [bold]y", soft_wrap=True)
     assert ":smile:[red]x[/red].png" in file.getvalue()
     assert file.getvalue().endswith(":smile: [bold]y\n")
+
+
+@pytest.mark.parametrize(
+    ("found", "started", "expected"),
+    [
+        ("/bin/distmeta", "/anywhere/distmeta", "distmeta"),
+        (None, ".venv/bin/distmeta", ".venv/bin/distmeta"),
+        (None, "distmeta/__main__.py", f"{shlex.quote(sys.executable)} -m distmeta"),  # python -m distmeta
+    ],
+)
+def test_the_next_commands_start_the_program_as_this_one_was_started(
+    found: str | None, started: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: found)
+    monkeypatch.setattr(sys, "argv", [started, "train"])
+    next_commands("data/glyphs", "models:/glyphs@champion", 5, 1, None, {})
+    assert f"  {expected} models\n" in "".join(capsys.readouterr())

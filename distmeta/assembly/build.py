@@ -30,6 +30,7 @@ from distmeta.models.native.library import KernelsUnavailable, library
 from distmeta.models.norm import BatchNorm2d, FrozenBatchNorm, RunningBatchNorm2d
 from distmeta.models.pretrained import read_weights
 from distmeta.seeds import torch_seed
+from distmeta.training.devices import device_of
 from distmeta.training.model_folder import WEIGHTS, ModelFolder, save_params
 from distmeta.training.outer import OuterUpdate, schedule
 from distmeta.training.promp import ProMP
@@ -96,7 +97,7 @@ def learner_of(
         )
     learner.check_names()
     learner.constant_body = learner.leaves_features(torch.zeros(2, *_network_shape(config.learner.name, domain)))
-    learner.model.to(device, dtype)
+    device_of(torch.device(device)).place(learner.model, dtype)
     return learner
 
 

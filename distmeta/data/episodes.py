@@ -71,6 +71,8 @@ class Batch:
     def take(self, positions: Sequence[int]) -> Self:
         """The tasks at these positions; a position may be repeated."""
         chosen = list(positions)
+        if chosen == list(range(len(self))):
+            return self
         taken: dict[str, Any] = {
             name: value[chosen] if isinstance(value, Tensor) else [value[position] for position in chosen]
             for name, value in self._entries().items()

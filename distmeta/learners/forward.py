@@ -81,8 +81,10 @@ class Forward:
         """int64 (T, layers): the key of each dropout layer. It also sets DropBlock's noise, which works only in a loop over tasks."""
         if self.noise is None:
             set_noise(self.model, None)
+        else:
+            set_noise(self.model, self.noise.seed, self.noise.step, self.noise.slots[0], phase)
+        if self.noise is None or not self._dropouts:  # nothing is copied to a GPU, so that it need not wait
             return torch.zeros(tasks, 0, dtype=torch.int64, device=device)
-        set_noise(self.model, self.noise.seed, self.noise.step, self.noise.slots[0], phase)
         return keys(*self.noise, phase, len(self._dropouts)).to(device)
 
     @contextmanager

@@ -10,9 +10,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from distmeta.config import Config
+from distmeta.config import Config, TrainConfig
 from distmeta.learners.allocator import ALLOCATOR
-from distmeta.scale.cluster import storage, worker_needs
+from distmeta.scale.cluster import gpus_per_worker, storage, worker_needs
 from distmeta.scale.names import Named
 from distmeta.scale.progress import Restarts
 from distmeta.scale.worker import run_worker
@@ -45,6 +45,12 @@ class _Trainer(TorchTrainer):
         _ = settings.storage_context
         settings.name = self.title
         return super().fit()
+
+
+def backend(train: TrainConfig) -> str:
+    """torch.distributed's backend for these workers: gloo where they share a GPU, because NCCL refuses two ranks on one."""
+    share = gpus_per_worker(train, train.device)
+    return KINDS["cpu"].backend if share < 1 else KINDS[train.device].backend
 
 
 def trainer(
@@ -92,7 +98,7 @@ def trainer(
             accelerator_type=train_config.accelerator_type,
             elastic_resize_monitor_interval_s=_RESIZE_EVERY_S,  # type: ignore[call-arg]
         ),
-        torch_config=TorchConfig(backend=KINDS[train_config.device].backend, timeout_s=round(train_config.collective_timeout_s)),
+        torch_config=TorchConfig(backend=backend(train_config), timeout_s=round(train_config.collective_timeout_s)),
         run_config=RunConfig(
             name=run_folder.checkpoints.name,
             **storage(run_folder.checkpoints.parent),

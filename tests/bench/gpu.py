@@ -68,7 +68,7 @@ class Bench(NamedTuple):
 def made(work: Work, device: torch.device, **settings: Any) -> tuple[Learner, Params, Any]:
     """A learner, its meta_params and a batch of the work's tasks, on `device`."""
     learner = learner_of(replace(work, kernels="torch", settings=work.settings | settings))
-    learner.model.to(device)
+    device_of(device).place(learner.model, getattr(torch, work.dtype))
     params = learner.initial_params()
     batch = episodes(work).like(next(iter(params.values())))
     return learner, params, batch
@@ -89,13 +89,13 @@ def exactness(bench: Bench) -> Iterator[Row]:
 
 
 def tasks_per_second(bench: Bench) -> Iterator[Row]:
-    """A loop beside vmap over ever more tasks at once; both layouts of memory, and the outer pass in bfloat16."""
+    """A loop beside vmap over ever more tasks at once; both layouts of the weights, the run's own first, and the outer pass in bfloat16."""
     learner, params, batch = made(replace(bench.work, tasks=4), bench.device, task_batching="loop")
     loop = 4 / bench.median(lambda: learner.slot_gradients(params, batch))
     yield Row("one task after another", loop, "tasks/s")
     for chunk in bench.chunks:
-        for layout in (torch.channels_last, torch.contiguous_format):
-            for bfloat16 in (False, True) if layout is torch.channels_last else (False,):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for bfloat16 in (False, True) if layout is torch.contiguous_format else (False,):
                 name = f"vmap, {chunk} tasks at once, {str(layout).removeprefix('torch.')}{', bfloat16 outer pass' if bfloat16 else ''}"
                 yield attempted(bench, name, chunk, layout, bfloat16, loop)
 
@@ -114,7 +114,11 @@ def attempted(bench: Bench, name: str, chunk: int, layout: torch.memory_format, 
 
 def graphs(bench: Bench) -> Iterator[Row]:
     """A chunk recorded once as a CUDA graph and replayed, which spares the CPU the launching of every kernel."""
-    chunk = min(4, bench.chunks[-1])
+    for chunk in sorted({min(size, bench.chunks[-1]) for size in (4, 32)}):
+        yield graph_of(bench, chunk)
+
+
+def graph_of(bench: Bench, chunk: int) -> Row:
     learner, params, batch = made(replace(bench.work, tasks=chunk), bench.device, task_batching="vmap", tasks_per_chunk=chunk)
     eager = bench.median(lambda: learner.slot_gradients(params, batch))
     try:
@@ -130,9 +134,8 @@ def graphs(bench: Bench) -> Iterator[Row]:
         replayed = bench.median(graph.replay)
         same = torch.equal(found, learner.slot_gradients(params, batch)[0])
     except RuntimeError as error:
-        yield Row(f"CUDA graph of {chunk} tasks", "-", "", str(error).splitlines()[0][:60])
-        return
-    yield Row(f"CUDA graph of {chunk} tasks", chunk / replayed, "tasks/s", f"{eager / replayed:.2f} times eager; same bits: {same}")
+        return Row(f"CUDA graph of {chunk} tasks", "-", "", str(error).splitlines()[0][:60])
+    return Row(f"CUDA graph of {chunk} tasks", chunk / replayed, "tasks/s", f"{eager / replayed:.2f} times eager; same bits: {same}")
 
 
 def memory(bench: Bench) -> Iterator[Row]:
@@ -245,7 +248,7 @@ def main() -> None:
         print("no GPU here: nothing was measured")
         return None
     work = replace(W, size=28, inner_steps=1, queries=5) if arguments.quick else W
-    bench = Bench(device_of(torch.device("cuda", 0)), work, 2 if arguments.quick else 5, CHUNKS[:3] if arguments.quick else CHUNKS)
+    bench = Bench(device_of(torch.device("cuda", 0)), work, 2 if arguments.quick else 3, CHUNKS[:3] if arguments.quick else CHUNKS)
     bench.kind.choose(tf32=False)
     rows = []
     for key, value in bench.kind.description().items():

@@ -3,11 +3,17 @@
 import resource
 import sys
 
+import torch
+from torch import nn
+
 from distmeta.training.devices.device import Device
 
 
 class CPU(Device):
     backend = "gloo"
+
+    def place(self, network: nn.Module, dtype: torch.dtype) -> None:
+        network.to(self.device, dtype)  # networks are constructed in this layout
 
     def choose(self, tf32: bool) -> None:
         pass

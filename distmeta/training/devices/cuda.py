@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 
 from distmeta.training.devices.device import Device
 
@@ -18,6 +19,10 @@ class CUDA(Device):
     """
 
     backend = "nccl"
+
+    def place(self, network: nn.Module, dtype: torch.dtype) -> None:
+        # channels outermost: tasks batched by vmap become grouped convolutions, which need 1.6 times as long with the channels innermost
+        network.to(self.device, dtype, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
     def choose(self, tf32: bool) -> None:
         backends: Any = torch.backends

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 
 class Device(ABC):
@@ -16,6 +17,10 @@ class Device(ABC):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+
+    @abstractmethod
+    def place(self, network: nn.Module, dtype: torch.dtype) -> None:
+        """Move `network` to the device and to `dtype`, in the memory layout that its convolutions are fastest in there."""
 
     @abstractmethod
     def choose(self, tf32: bool) -> None:

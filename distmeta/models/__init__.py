@@ -60,8 +60,8 @@ def build_model(
     `lora` ({rank, alpha, modules}) puts low-rank pairs on layers and freezes the others.
 
     With `seed` the values are those that the network starts from: drawn by torch's rules for a backbone of distmeta, otherwise as the
-    constructor leaves them. Without it only the shapes count. Image models come in the memory layout that convolutions are fastest in, if
-    their forward can read it.
+    constructor leaves them. Without it only the shapes count. Image models come in the memory layout that a CPU's convolutions are
+    fastest in, if their forward can read it.
     Raises ConfigError naming the key, the value and the rule.
     """
     make = MODELS[name] if name in MODELS else _imported(name, allow_import)

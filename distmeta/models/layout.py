@@ -7,7 +7,7 @@ from distmeta.models.convert import set_training
 
 
 def in_fastest_layout(model: nn.Module) -> nn.Module:
-    """`model` with the channels of its 2-D convolutions innermost in memory."""
+    """`model` with the channels of its 2-D convolutions innermost in memory: a CPU's fastest layout (`Device.place` changes it)."""
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.to(memory_format=torch.channels_last)

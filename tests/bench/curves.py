@@ -5,7 +5,6 @@
 A folder of seeds gives one curve for each seed. The cross is the score of the final test, with its interval.
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,30 +15,23 @@ from distmeta.training.measurement import Measurement, measurement_of
 from distmeta.training.run_folder import RunFolder
 
 
-def runs(folder: Path) -> list[Path]:
-    return sorted((folder / "seeds").glob("seed-*")) or [folder]
+def runs(folder: RunFolder) -> list[RunFolder]:
+    return [folder.of_seed(seed) for seed in folder.read_seeds()["seeds"]] if folder.holds_seeds else [folder]
 
 
-def points(run: Path) -> list[tuple[int, Measurement]]:
+def points(run: RunFolder) -> list[tuple[int, Measurement]]:
     """(step, the validation after it)."""
-    return [(record["step"], measurement_of(record["validation"])) for record in RunFolder(run).metrics.read() if "validation" in record]
+    return [(record["step"], measurement_of(record["validation"])) for record in run.metrics.read() if "validation" in record]
 
 
-def scored(measurement: Measurement) -> tuple[float, float]:
-    """The score by which steps are selected, and its interval, as they are shown."""
-    value, ci95 = measurement.values[measurement.selected], measurement.ci95[measurement.selected]
-    return measurement.scale * (value or 0), measurement.scale * (ci95 or 0)
-
-
-def draw_run(axes: Any, run: Path, colour: str, label: str | None) -> None:
-    found = points(run)
-    steps = np.array([step for step, _ in found])
-    scores, intervals = np.array([scored(measurement) for _, measurement in found]).T
+def draw_run(axes: Any, run: RunFolder, colour: str, label: str | None) -> None:
+    steps, measurements = zip(*points(run), strict=True)
+    scores, halves = np.array([measurement.shown(measurement.selected) for measurement in measurements]).T
     axes.plot(steps, scores, color=colour, linewidth=1.2, label=label)
-    axes.fill_between(steps, scores - intervals, scores + intervals, color=colour, alpha=0.12, linewidth=0)
-    result = json.loads((run / "result.json").read_text())
-    score, interval = scored(measurement_of(result["test"]))
-    axes.errorbar(result["steps"], score, interval, color=colour, marker="x", capsize=3)
+    axes.fill_between(steps, scores - halves, scores + halves, color=colour, alpha=0.12, linewidth=0)
+    result = run.read_result()
+    test = measurement_of(result["test"])
+    axes.errorbar(result["steps"], *test.shown(test.selected), color=colour, marker="x", capsize=3)
 
 
 def main(
@@ -54,11 +46,11 @@ def main(
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, folder in enumerate(folders):
-        each = runs(folder)
+        each = runs(RunFolder(folder))
         name = folder.name if len(each) == 1 else f"{folder.name}, {len(each)} seeds"
         for run in each:
             draw_run(axes, run, f"C{number}", name if run == each[0] else None)
-    measurement = points(runs(folders[0])[0])[0][1]
+    measurement = points(runs(RunFolder(folders[0]))[0])[0][1]
     shown = f"{measurement.name}, {measurement.columns[measurement.selected]}, {measurement.unit}"
     axes.set(xlabel="steps", ylabel=f"{shown}: lines validation, crosses test")
     axes.set_ylim(bottom=lowest)

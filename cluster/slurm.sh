@@ -69,6 +69,7 @@ answers() { # ADDRESS: whether Ray's head is there
 
 lead() { # ARGUMENTS…: the head and the other nodes of this allocation, then distmeta
   local ip port address run code=0
+  trap 'again; exit 1' TERM # while Ray starts
   python3 -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH"
   ip=$(head_address)
   [[ -n $ip ]] || { echo "${nodes[0]} has no address that other nodes could reach; ask hostname --all-ip-addresses there" >&2; exit 1; }
@@ -86,6 +87,7 @@ lead() { # ARGUMENTS…: the head and the other nodes of this allocation, then d
   # In the background, so that this shell hears Slurm's SIGTERM and hands it on.
   "${on_first[@]}" "$BIN/distmeta" "$@" --address "$address" &
   run=$!
+  steps+=("$run")
   trap 'stopping=true; kill -TERM "$run"' TERM
   while # first `wait`, which knows the code of a run that has ended already; a signal ends it before the run has ended
     code=0

@@ -11,7 +11,8 @@ import pytest
 
 SCRIPT = Path(__file__).parent.parent / "cluster/slurm.sh"
 # Each notes its call. srun runs what follows its options; its node's name is in $NODE. It takes its processors from its own variable, as
-# since Slurm 22.05. ray's nodes run until they are ended.
+# since Slurm 22.05. ray's nodes run until they are ended, and the head is healthy unless $HEALTH is a failure. distmeta ends when $JOINED
+# nodes of Ray have started, or with $LASTS by a signal only.
 PROGRAMS = {
     "scontrol": '[ "$1" = show ] && printf "%s\\n" $NODES || exit 0',
     "squeue": 'echo "${STATE:-RUNNING}"',
@@ -19,8 +20,9 @@ PROGRAMS = {
     'while [ "${1#--}" != "$1" ]; do case $1 in --nodelist=*) NODE=${1#*=};; esac; shift; done; export NODE; exec "$@"',
     "hostname": 'echo "$ADDRESSES"',
     "getent": "printf '127.0.1.1 STREAM\\nfe80::1 STREAM\\n'",
-    "ray": '[ "$1" = health-check ] || exec sleep 300',
-    "distmeta": 'trap "exit 1" TERM; if [ -n "$LASTS" ]; then sleep 300 & wait $!; fi',
+    "ray": '[ "$1" != health-check ] || exit ${HEALTH:-0}; exec sleep 300',
+    "distmeta": 'trap "exit 1" TERM; if [ -n "$LASTS" ]; then sleep 300 & wait $!; fi; '
+    'until [ "$(grep -c "^ray start" "$CALLS")" -ge "${JOINED:-0}" ]; do sleep 0.05; done',
 }
 
 
@@ -31,12 +33,13 @@ def allocation(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"
     programs.mkdir()
     for name, does in PROGRAMS.items():
         program = programs / name
-        program.write_text(f'#!/bin/sh\necho "{name} $*${{NODE:+ on $NODE}}" >> {tmp_path}/calls\n{does}\n')
+        program.write_text(f'#!/bin/sh\necho "{name} $*${{NODE:+ on $NODE}}" >> "$CALLS"\n{does}\n')
         program.chmod(0o755)
     jobs = []
 
     def start(*arguments: str, **variables: str) -> "subprocess.Popen[str]":
         environment = {"PATH": f"{programs}:{os.environ['PATH']}", "BIN": str(programs), "SLURM_SUBMIT_DIR": str(tmp_path)}
+        environment |= {"CALLS": str(tmp_path / "calls")}
         environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_CPUS_PER_TASK": "8"}
         environment |= {"NODES": "n1 n2 n3", "ADDRESSES": "127.0.0.1 10.0.0.5 fd00::5"} | variables
         jobs.append(
@@ -65,7 +68,7 @@ def noted(folder: Path, call: str) -> None:
 
 def test_a_run_gets_a_node_of_ray_on_every_allocated_node(allocation: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
     """The head's address is one that other nodes reach, although the host's name leads to loopback."""
-    job = allocation("train", "run.yaml", "--resume")
+    job = allocation("train", "run.yaml", "--resume", JOINED="3")
     assert job.wait(60) == 0
     made = calls(tmp_path)
     address = "10.0.0.5:20007"
@@ -97,6 +100,15 @@ def test_a_preempted_job_is_requeued_but_not_a_cancelled_one(
     job.send_signal(signal.SIGTERM)
     assert job.wait(60) != 0
     assert ("scontrol requeue 7" in calls(tmp_path)) == requeued
+
+
+def test_a_job_preempted_while_ray_starts_is_requeued(allocation: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
+    job = allocation("train", "run.yaml", HEALTH="1")
+    noted(tmp_path, "ray health-check")
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) != 0
+    assert "scontrol requeue 7" in calls(tmp_path)
+    assert not [call for call in calls(tmp_path) if call.startswith("distmeta")]
 
 
 def test_the_tasks_of_an_array_are_one_cluster(allocation: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:

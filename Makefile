@@ -39,7 +39,7 @@ slow: $(READY)
 
 lowest: $(READY)
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt '.[dev]'
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt '.[dev]' $$(grep -o '^pytest==[0-9.]*' constraints.txt)
 	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest -n logical --dist loadgroup
 
 cluster-test: $(READY)

@@ -208,7 +208,7 @@ def test_a_reward_that_is_not_a_number_names_the_environment() -> None:
 def test_an_environment_that_hangs_is_left_behind() -> None:
     with pytest.raises(DataError, match=r"Stuck did not return from reset or step within 0.1 s"):
         made("Stuck", step_timeout_s=0.1).check()
-    late = made("Stuck", arguments={"at": 4}, deterministic=False, step_timeout_s=0.1)
+    late = made("Stuck", arguments={"at": 4}, deterministic=False, step_timeout_s=1)
     with pytest.raises(DataError, match=r"raise data.settings.options.step_timeout_s"):
         played(late)
     made("Drift").check()  # another thread serves the others
@@ -227,8 +227,8 @@ def test_every_environment_of_gymnasiums_takes_a_time_limit(name: str) -> None:
 
 
 def test_the_time_limit_is_a_steps_not_a_rollouts() -> None:
-    slow = made("Slow", horizon=2, step_timeout_s=0.5)
-    assert played(slow, trajectories=8).rewards.shape == (2, 8, 2)  # 32 steps of 0.05 s
+    slow = made("Slow", horizon=2, step_timeout_s=1.5)
+    assert played(slow, trajectories=20).rewards.shape == (2, 20, 2)  # 80 steps of 0.05 s
 
 
 def test_an_environment_that_fails_in_its_trial_is_refused_with_its_reason() -> None:

@@ -81,7 +81,8 @@ def test_weights_that_cannot_be_had_are_refused_and_nothing_stays(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     served.faults[name] = [fault] * 9 if fault is not None else []
-    refused(f"{served.url}/{name}", message, packed, tmp_path, monkeypatch, capsys)
+    read_timeout_s = 0.5 if fault in ("drip", "stall") else 60
+    refused(f"{served.url}/{name}", message, packed, tmp_path, monkeypatch, capsys, read_timeout_s)
 
 
 def test_a_server_that_is_not_there_is_named(
@@ -92,7 +93,13 @@ def test_a_server_that_is_not_there_is_named(
 
 
 def refused(
-    origin: str, message: str, packed: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    origin: str,
+    message: str,
+    packed: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    read_timeout_s: float = 60,
 ) -> None:
     """A whole `distmeta train`, which must not come to Ray."""
 
@@ -110,7 +117,7 @@ def refused(
         "outer": {"lr": 0.01, "steps": 4, "meta_batch_size": 2},
         "tracking": {"uri": uri},
     }
-    content["data"] |= {"read_timeout_s": 0.5, "read_attempts": 1}
+    content["data"] |= {"read_timeout_s": read_timeout_s, "read_attempts": 1}
     (folder / "run.yaml").write_text(yaml.safe_dump(content))
     code, _, err = call(monkeypatch, capsys, "train", "run.yaml")
     assert code in (1, 2)

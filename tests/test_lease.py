@@ -128,8 +128,11 @@ def test_a_holder_renews_and_stops_when_it_was_overtaken(tmp_path: Path, monkeyp
     with Lease(tmp_path, print) as mine:
         while json.loads(file.read_text())["renewals"] < 3:
             mine._end.wait(0.01)
-        elsewhere(file, 0)
-        mine._thread.join(30)
+        for _ in range(100):  # a renewal that is under way may write over the other's lease once
+            elsewhere(file, 0)
+            mine._thread.join(0.3)
+            if not mine._thread.is_alive():
+                break
         assert not mine._thread.is_alive()
         with pytest.raises(Overtaken, match="was taken over by process 1 on far: this process has stopped writing"):
             check(mine.claim)

@@ -78,7 +78,7 @@ def test_the_group_of_a_killed_actor_is_found_and_removed_and_no_other(address: 
         drivers = placement_group([{"CPU": 0.0, "node:__internal_head__": 0.001}]).id.hex()
         wait_for(lambda: {group.id for group in places.groups() if group.placed} == {kept, lost, drivers})
         assert not any(group.orphaned for group in places.groups())
-        assert places.free_places({"CPU": 1}) == 0
+        wait_for(lambda: places.free_places({"CPU": 1}) == 0)
         ray.kill(killed)
         wait_for(lambda: {group.id for group in places.groups() if group.orphaned} == {lost, pending})
         places.remove([lost, pending, "00" * 18])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def allocation(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"
 
     yield start
     for job in jobs:
-        if subprocess.run(["pgrep", "-g", str(job.pid)], capture_output=True).returncode == 0:
+        with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
 

@@ -669,6 +669,7 @@ def server(swept: Config, tmp_path: Path) -> Iterator[str]:
     address = "127.0.0.1", str(free_port())
     arguments = ["--backend-store-uri", swept.tracking.uri, "--host", address[0], "--port", address[1], "--workers", "1"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # its runners are ten more processes
     with (tmp_path / "log").open("w") as log:
         process = psutil.Popen(
             [sys.executable, "-m", "mlflow", "server", *arguments], env=environment, cwd=tmp_path, stdout=log, stderr=log

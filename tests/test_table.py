@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from scipy import stats
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.report.outcomes import Outcome, outcomes
 from distmeta.report.table import ResultTable, tabulate
-from distmeta.report.table_text import as_dict, caption, differences, written
+from distmeta.report.table_text import as_dict, caption, differences, figure, written
 from distmeta.training.intervals import holm, mean_and_ci95, paired
 from distmeta.training.measurement import measurement_of
 from distmeta.training.over_seeds import over_seeds
@@ -176,6 +177,16 @@ def test_every_form_holds_the_same_figures() -> None:
         for form in ("text", "markdown", "latex"):
             assert f"{100 * cell.mean:.1f}" in written(table, form)
     assert json.loads(json.dumps(as_dict(table)))["tests_over"] == "episodes"
+
+
+def test_one_mark_is_one_interval_in_all_cells() -> None:
+    """A table with an interval over seeds has none for a cell of one seed: its interval over episodes is in brackets, as in all cells."""
+    single = tabulate([made("a", 0.1)], ["learner"], [])
+    several = tabulate([*(made("a", 0.1, seed) for seed in range(3)), made("b", 0.0)], ["learner"], [])
+    a, b = several.cells
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+ \([\d.]+\)", figure(several, a))
+    assert re.fullmatch(r"[\d.]+ \([\d.]+\)", figure(several, b))
+    assert re.fullmatch(r"[\d.]+ ± [\d.]+", figure(single, single.cells[0]))
 
 
 def test_latex_is_escaped_and_its_columns_are_as_many_as_it_says() -> None:

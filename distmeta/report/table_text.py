@@ -13,11 +13,11 @@ _LATEX = {"\\": r"\textbackslash{}", **{character: f"\\{character}" for characte
 
 def caption(table: ResultTable) -> str:
     """Sentences on the figures and on the meaning of bold."""
-    shown, several = table.measurement, any(len(cell.seeds) > 1 for cell in table.cells)
+    shown = table.measurement
     unit = f" ({shown.unit})" if shown.unit else ""
     episodes = sorted({cell.scores.shape[1] for cell in table.cells})
     sentences = [f"{table.figure} {shown.axis or shown.name}{unit} over {' or '.join(map(str, episodes))} test episodes."]
-    if several:
+    if _has_several_seeds(table):
         sentences.append("± is the 95 % interval over training seeds; in brackets, over episodes of these networks.")
     else:
         sentences.append("± is the 95 % interval over episodes of these networks; another training seed may differ by more.")
@@ -79,16 +79,21 @@ def grid(table: ResultTable, shown: Callable[[ResultTable, Cell], str]) -> tuple
 
 
 def figure(table: ResultTable, cell: Cell, plus_minus: str = " ± ") -> str:
-    """ "97.1 ± 0.8 (0.2)": the mean, its interval over seeds if there are several, and over episodes."""
+    """The mean and its intervals, as the caption explains them: "97.1 ± 0.8 (0.2)", in such a table "97.1 (0.2)" for a single seed, or
+    "97.1 ± 0.2" where every cell has one seed."""
     shown = table.measurement
     if cell.mean is None:
         return "not finite"
     over_seeds, over_episodes = (
         None if half is None else f"{shown.scale * half:.{shown.digits}f}" for half in (cell.ci95("seeds"), cell.ci95("episodes"))
     )
-    first, second = (over_seeds, over_episodes) if len(cell.seeds) > 1 else (over_episodes, None)
+    first, second = (over_seeds, over_episodes) if _has_several_seeds(table) else (over_episodes, None)
     text = f"{shown.scale * cell.mean:.{shown.digits}f}" + (f"{plus_minus}{first}" if first else "")
     return f"{text} ({second})" if second else text
+
+
+def _has_several_seeds(table: ResultTable) -> bool:
+    return any(len(cell.seeds) > 1 for cell in table.cells)
 
 
 def _published(cell: Cell | None) -> str:

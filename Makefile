@@ -32,15 +32,15 @@ quickstart: $(READY) data/glyphs/manifest.json
 	@$(BIN)/distmeta train configs/quickstart.yaml --resume
 
 test: $(READY) lint
-	$(BIN)/pytest -n logical --dist loadgroup
+	$(BIN)/pytest -n logical --dist loadfile
 
 slow: $(READY)
 	$(BIN)/pytest -m slow
 
 lowest: $(READY)
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt '.[dev]' $$(grep -o '^pytest==[0-9.]*' constraints.txt)
-	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest -n logical --dist loadgroup
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt '.[dev]'
+	PATH="$(CURDIR)/.venv-lowest/bin:$$PATH" pytest -n logical --dist loadfile
 
 cluster-test: $(READY)
 	$(BIN)/pytest -m slow tests/test_cluster_chain.py

@@ -37,14 +37,6 @@ settings.register_profile("distmeta", deadline=None, derandomize=True, print_blo
 settings.load_profile("distmeta")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where files run side by side (`pytest -n`), each stays whole, for its fixtures; those of the group "ray" run one after the other."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(autouse=True)
 def forget_written_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A module that a test wrote and imported would answer for the next test's module of the same name in this process."""

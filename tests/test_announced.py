@@ -19,7 +19,7 @@ from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.stored import LOST
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 WITHIN_S = 10.0
 TIMEOUT_S = 10  # train.collective_timeout_s

@@ -20,8 +20,6 @@ from distmeta.errors import ClusterError
 from distmeta.scale import cluster, places
 from distmeta.scale.cluster import await_nodes, check_capacity, connected
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture
 def silent() -> Iterator[str]:

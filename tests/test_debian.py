@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from roots import Root, missing, plain_debian
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,12 +1,10 @@
 """Bounds of dependencies: each lower bound is what `make lowest` tests, and each pin is within the bounds."""
 
-import os
 import re
 import tomllib
 from importlib.metadata import requires
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -34,13 +32,6 @@ def test_pins_are_within_the_bounds() -> None:
     extras = [text for extra in PROJECT["optional-dependencies"].values() for text in extra]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *extras]):
         assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, requirement
-
-
-def test_tests_side_by_side_stay_in_their_groups(request: pytest.FixtureRequest) -> None:
-    """pytest-xdist 3.8 hands a test's group on in its name, which pytest 9.2 does not take: files are then torn apart without a word."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        pytest.skip("one process runs all tests")
-    assert request.node.nodeid.endswith("@test_dependencies")
 
 
 def required(requirement: Requirement) -> set[str]:

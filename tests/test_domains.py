@@ -38,8 +38,6 @@ from distmeta.training.measurement import Measurement, baseline_of, measurement_
 from distmeta.training.metric import Metric
 from distmeta.training.squared_error import SquaredErrorByStep
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text().partition("\n## A domain\n")[2].partition("\n## ")[0]
 RETURN: dict[str, Any] = {"name": "return", "unit": "", "scale": 1.0, "digits": 2, "axis": "inner steps"}

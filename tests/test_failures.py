@@ -31,7 +31,7 @@ from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.stored import LOST
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

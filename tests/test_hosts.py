@@ -18,7 +18,7 @@ from distmeta.scale.run import run
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.stored import LOST
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 HOSTS = 4
 PARTITION_S = 15  # longer than a collective may take, shorter than Ray waits before it gives a node up

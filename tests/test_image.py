@@ -9,7 +9,7 @@ import pytest
 from dockerfile_parse import DockerfileParser
 from roots import Root, missing, plain_debian
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 

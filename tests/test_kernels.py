@@ -21,8 +21,6 @@ from distmeta.models.native.library import KernelsUnavailable, Library, library
 from distmeta.scale import kernels
 from distmeta.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 COMPILER = next(filter(None, map(built.shutil.which, built.COMPILERS)), None)
 SOURCES = Path(built.__file__).parent
 needs_compiler = pytest.mark.skipif(

@@ -18,8 +18,6 @@ from distmeta.data.pack import pack
 from distmeta.errors import ConfigError, DataError
 from distmeta.registry import versions
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 TWO = """
 import distmeta

@@ -182,7 +182,6 @@ def answer(port: int, expression: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_every_panel_shows_data_while_a_run_trains(prometheus: str, head: Head, home: Path, packed: Path, tmp_path: Path) -> None:
     made = config(home, packed, "watched", checkpoint_every=50, validate_every=50)
     endless = made.model_copy(update={"outer": made.outer.model_copy(update={"steps": 1_000_000})})

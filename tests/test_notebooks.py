@@ -37,7 +37,6 @@ def test_a_notebook_was_executed_in_order_and_is_small(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_new_execution_repeats_the_outputs(path: Path, tmp_path: Path) -> None:
     """The words are the same. Numbers may differ on another kind of CPU: accuracies by at most 15 points."""

@@ -18,8 +18,6 @@ from test_cli import call
 
 from distmeta.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
 VIT = """
 from torch import nn

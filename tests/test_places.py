@@ -25,8 +25,6 @@ from distmeta.sweep.tuner import Running
 from distmeta.sweep.watchdog import Watchdog
 from distmeta.training.lease import Claim
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:

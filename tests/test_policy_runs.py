@@ -27,8 +27,6 @@ from distmeta.scale.run import run
 from distmeta.training.loop import Progress, train
 from distmeta.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 UPDATES = ["gradient", "promp", "trpo"]
 
 

@@ -29,8 +29,6 @@ from distmeta.scale.progress import STARTING
 from distmeta.sweep import driver
 from distmeta.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 class Refused(Exception):
     pass

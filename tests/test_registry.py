@@ -42,6 +42,13 @@ def test_champion_goes_to_the_best_inductive_validation_accuracy(uri: str, tmp_p
     assert (row["aliases"], row["accuracy"], row["ci95"]) == (["champion"], test["accuracy"], 0.01)
 
 
+def test_a_published_address_leads_to_the_same_version_for_ever(uri: str, tmp_path: Path) -> None:
+    """Each of these was the champion when it was published."""
+    published = [publish(uri, tmp_path / str(i), "address", accuracy) for i, accuracy in enumerate((0.4, 0.5, 0.6))]
+    assert all(one.champion for one in published)
+    assert [versions.look_up(uri, one.uri).version for one in published] == [1, 2, 3]
+
+
 def test_a_name_belongs_to_one_dataset_and_task(uri: str, published: str) -> None:
     name = "patterns-3way-1shot"
     versions.check_name(uri, name, DESCRIPTION)
@@ -269,7 +276,7 @@ def test_models_publish_promote_and_compare_from_the_command_line(
     for number, run in enumerate(runs, 1):
         out, _ = call("publish", str(run), "--name", "verbs", "--alias", f"try-{number}", "--json")
         assert json.loads(out) == {
-            "model": "models:/verbs@champion" if number == 1 else "models:/verbs/2",
+            "model": f"models:/verbs/{number}",
             "version": str(number),
             "champion": number == 1,
         }

@@ -43,8 +43,6 @@ from distmeta.training.events import sentence
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.storage import LEASE, write_whole
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 STEPS, SLOTS = 40, 8
 
 
@@ -161,7 +159,7 @@ def test_pretrain_publish_meta_train_from_the_registry(home: Path, packed: Path,
         run(short(config(home, packed, f"base-{workers}", workers=workers), **pretrain, **name), address=address) for workers in (1, 2)
     )
     assert first["weights_sha256"] == second["weights_sha256"]
-    assert first["model"] == "models:/base@champion"
+    assert first["model"] == "models:/base/1"
     assert second["model"] == "models:/base/2"
     for learner in ("meta-baseline", "maml"):
         made = short(
@@ -208,7 +206,7 @@ def test_regression_batched_by_vmap_on_any_number_of_workers(home: Path, packed:
     assert first["weights_sha256"] == second["weights_sha256"]
     assert first["test"] == second["test"]
     assert list(first["test"]["mse_by_step"]) == ["0", "1", "2", "3"]
-    assert first["model"] == "models:/sinusoid-5shot@champion"
+    assert first["model"] == "models:/sinusoid-5shot/1"
     mlflow = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
     curve = mlflow.get_metric_history(first["run_id"], "test/mse_by_step")
     assert {str(point.step): point.value for point in curve} == first["test"]["mse_by_step"]
@@ -244,7 +242,7 @@ def test_a_network_of_the_users_own(home: Path, packed: Path, address: str, tmp_
     content["tracking"]["model"] = "own"
     made = validate(content, "test")
     result = run(made, address=address)
-    assert result["model"] == "models:/own@champion"
+    assert result["model"] == "models:/own/1"
     uri = made.tracking.uri or ""
     with pytest.raises(
         RegistryError, match=r"uses network 'own_network.Net', which is not part of distmeta .*\n.*--network own_network.Net"
@@ -519,7 +517,7 @@ def test_the_network_and_images_of_the_python_page(
         assert ended.value.code == 0, err
     assert said["predict"].count(".jpg") == 4
     answer = json.loads(said["train"].splitlines()[-1])
-    assert (answer["steps"], answer["model"]) == (3, "models:/my_package.animals.photos-2way-1shot@champion")
+    assert (answer["steps"], answer["model"]) == (3, "models:/my_package.animals.photos-2way-1shot/1")
     assert Dataset("data/animals").manifest.preprocessing.resize == "center-crop"
 
 
@@ -544,7 +542,7 @@ def test_the_command_line_from_training_to_prediction(packed: Path, tmp_path: Pa
     trained = command("train", "run.yaml", "--json", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout.splitlines()[-1])
-    assert result["model"] == "models:/patterns-3way-1shot@champion"
+    assert result["model"] == "models:/patterns-3way-1shot/1"
     assert {rank for ranks in owners(result) for rank in ranks} == {0, 1}
     listed = command("models", "--json", cwd=tmp_path)
     assert [(row["aliases"], row["accuracy"]) for row in json.loads(listed.stdout)] == [(["champion"], result["test"]["accuracy"])]

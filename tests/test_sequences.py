@@ -25,8 +25,6 @@ from distmeta.registry.versions import load_model
 from distmeta.scale.run import run
 from distmeta.seeds import generator
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 PAGE = (Path(__file__).parent.parent / "docs" / "text.md").read_text()
 NETWORKS: dict[str, dict[str, Any]] = {
     "lstm": {"name": "lstm", "width": 6},

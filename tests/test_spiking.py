@@ -26,8 +26,6 @@ from distmeta.scale.run import run
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.spike_rates import spike_rates, warning
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 @given(st.lists(st.floats(-100, 100), min_size=1), st.floats(0.1, 20))
 def test_a_spike_is_one_above_the_threshold_and_nothing_between(potentials: list[float], scale: float) -> None:

@@ -30,8 +30,6 @@ from distmeta.scale.shipment import pack_job
 from distmeta.scale.submit import check_locations, client, follow, list_jobs, logs, run_folder_of, stop, submit
 from distmeta.training.run_folder import CONFIG
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 def config(**changes: Any) -> Config:
     return validate({"run_folder": "/shared/run", "data": {"shards": "s3://bucket/omniglot"}} | changes, "test")

@@ -49,8 +49,6 @@ from distmeta.training.evaluate import Evaluation, Setting
 from distmeta.training.run_folder import RunFolder
 from distmeta.training.sealed import SEAL, seal
 
-pytestmark = pytest.mark.xdist_group("ray")
-
 SPACE: dict[str, Any] = {"learner.inner_lr": {"loguniform": [0.01, 1.0]}, "learner.inner_steps": {"choice": [1, 2, 3]}}
 
 

@@ -197,7 +197,7 @@ def test_an_end_that_is_cut_off_anywhere_is_completed_by_sync_and_nothing_is_the
     (run_folder / "config.yaml").write_text(held)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     sent = sync(RunFolder(run_folder))
-    assert sent["model"] == f"models:/{name}@champion"
+    assert sent["model"] == f"models:/{name}/1"
     asked = len(server.asked)
     assert sync(RunFolder(run_folder)) == sent
     assert len(server.asked) == asked, "asked for more"

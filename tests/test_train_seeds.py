@@ -15,15 +15,13 @@ from distmeta.assembly.sync import sync
 from distmeta.cli.options import parse_seeds
 from distmeta.config import Config, validate
 from distmeta.errors import ConfigError, RunError
-from distmeta.registry.versions import publish
+from distmeta.registry.versions import look_up, publish
 from distmeta.report.outcomes import outcomes
 from distmeta.report.table import tabulate
 from distmeta.scale.run import run
 from distmeta.scale.train_seeds import train_seeds
 from distmeta.training.measurement import Measurement
 from distmeta.training.run_folder import RunFolder
-
-pytestmark = pytest.mark.xdist_group("ray")
 
 
 def quiet(text: str) -> None:
@@ -121,6 +119,8 @@ def answer(made: Config, address: str) -> dict[str, Any]:
 def test_each_seed_is_the_run_that_it_is_alone(answer: dict[str, Any], made: Config, address: str) -> None:
     alone = run(made.model_copy(update={"run_folder": f"{made.run_folder}-7", "seed": 7}), address=address)
     assert [one["training_seed"] for one in answer["runs"]] == [0, 7]
+    models = [look_up(made.tracking.uri or "", one["model"]) for one in answer["runs"]]
+    assert [model.run_id for model in models] == [one["run_id"] for one in answer["runs"]]
     assert answer["runs"][1]["weights_sha256"] == alone["weights_sha256"] != answer["runs"][0]["weights_sha256"]
     assert answer["runs"][1]["test"] == alone["test"]
     result = RunFolder(f"{made.run_folder}-7").read_result()

@@ -22,7 +22,7 @@ from distmeta.inference.card import as_markdown, model_card
 from distmeta.inference.model import Model, build, named_classes
 from distmeta.learners.description import default_name
 from distmeta.learners.params import unusable
-from distmeta.registry.champion import CHAMPION, SCORE, crown
+from distmeta.registry.champion import SCORE, crown
 from distmeta.registry.checks import PUBLISH_AGAIN, check_known, check_weights
 from distmeta.registry.listing import FIGURES, is_ours, registered_models, versions_of
 from distmeta.registry.package import ARTIFACTS, check_merge, write_package
@@ -50,7 +50,8 @@ class Published(NamedTuple):
 
     @property
     def uri(self) -> str:
-        return f"models:/{self.name}@{CHAMPION}" if self.champion else f"models:/{self.name}/{self.version}"
+        """The version's address. An alias would be another version's tomorrow."""
+        return f"models:/{self.name}/{self.version}"
 
 
 def _identity(description: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """What `make bench` is made of, without running it; and peers' weights under our names, without their code."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,13 @@ def test_what_became_of_a_part_is_told(text: str, needs: tuple[str, ...], outcom
     (tmp_path / "program.py").write_text(text)
     part = everything.Part("part", "what", 0.02 if "sleep" in text else 1, [str(tmp_path / "program.py")], needs)
     assert everything.run(part, str(tmp_path))[0] == outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["adapt.py", "--repeats", "2"], ["stream.py", "--images", "4000", "--only", "webdataset"]])
+def test_parts_that_make_their_own_data_run(arguments: list[str]) -> None:
+    """They once asked what the package had come to refuse: a network of other weights, a dataset without a validation split."""
+    subprocess.run([sys.executable, str(BENCH / arguments[0]), *arguments[1:]], check=True)
 
 
 class Block(nn.Module):

@@ -22,6 +22,7 @@ from torch.nn import functional
 from distmeta.inference.model import Model, build
 from distmeta.learners.allocator import ALLOCATOR
 from distmeta.learners.params import Params
+from distmeta.models import build_model
 
 WAY, SHOT, QUERIES, SIZE, STEPS, LR = 5, 5, 75, 84, 5, 0.05
 MEAN, STD = [0.48, 0.46, 0.41], [0.26, 0.26, 0.27]
@@ -90,7 +91,7 @@ def main() -> None:
     labels = torch.arange(WAY).repeat_interleave(SHOT)
     for filters in (32, 64):
         about = description(filters)
-        learner = build(about, {"": torch.zeros(())})
+        learner = build(about, build_model(**about["model"]).state_dict())
         model = Model("bench", about, learner, learner.initial_params())
 
         def ours(model: Model = model) -> Tensor:

@@ -65,7 +65,7 @@ def synthetic(out: Path, images: int) -> Path:
 
     random = np.random.default_rng(0)
     pool = []
-    for _ in range(300):
+    for _ in range(302):
         encoded = io.BytesIO()
         Image.fromarray(random.integers(0, 256, (14, 14, 3), np.uint8)).resize((84, 84), Image.Resampling.BICUBIC).save(encoded, "JPEG")
         pool.append(encoded.getvalue())
@@ -73,8 +73,10 @@ def synthetic(out: Path, images: int) -> Path:
     def source() -> Iterator[SourceImage]:
         for number in range(images):
             yield SourceImage(
-                split="train", class_name=f"class-{number % 64:02d}", category="", image=pool[number % len(pool)], origin=f"image {number}"
+                split="train", class_name=f"class-{number % 64:02d}", category="", image=pool[number % 300], origin=f"image {number}"
             )
+        for split, image in (("val", pool[300]), ("test", pool[301])):  # a dataset has all three
+            yield SourceImage(split=split, class_name=split, category="", image=image, origin=f"{split} image")
 
     print(f"packing {images} images …", flush=True)
     pack(

@@ -154,7 +154,7 @@ def test_the_page_pasted_line_by_line_trains_evaluates_sweeps_and_predicts(
     records = list(run_folder.metrics.read())
     # Jensen's inequality: the mean of exp(loss) is at least exp of the mean loss.
     assert all(record["learner/perplexity"] >= math.exp(record["meta_loss"]) - 1e-6 for record in records)
-    sent = MlflowClient("sqlite:///mlflow.db").get_metric_history(watched["run_id"], "learner/perplexity")
+    sent = MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}").get_metric_history(watched["run_id"], "learner/perplexity")
     assert [point.value for point in sent] == [record["learner/perplexity"] for record in records]
     assert "perplexity" in (Path(watched["run_folder"]) / "report.html").read_text()
     assert run_folder.best.read_description()["learner"]["before"] == 0.3

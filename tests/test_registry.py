@@ -49,6 +49,18 @@ def test_a_published_address_leads_to_the_same_version_for_ever(uri: str, tmp_pa
     assert [versions.look_up(uri, one.uri).version for one in published] == [1, 2, 3]
 
 
+def test_a_relative_address_is_that_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow alone would go on with the database of the folder where the process first used this address."""
+    names = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        published = publish("sqlite:///relative.db", tmp_path / folder / "run", folder)
+        assert versions.load_model("sqlite:///relative.db", published.uri)
+        names.append([row["uri"] for row in listing.list_models("sqlite:///relative.db")])
+    assert names == [["models:/here/1"], ["models:/there/1"]]
+
+
 def test_a_name_belongs_to_one_dataset_and_task(uri: str, published: str) -> None:
     name = "patterns-3way-1shot"
     versions.check_name(uri, name, DESCRIPTION)

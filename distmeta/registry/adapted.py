@@ -10,6 +10,7 @@ import mlflow.artifacts
 
 from distmeta.errors import ConfigError, DataError, RegistryError
 from distmeta.inference.model import WEIGHTS_FILE, Adapted
+from distmeta.registry import store
 from distmeta.registry.checks import check_known
 from distmeta.registry.listing import is_ours
 from distmeta.registry.package import ARTIFACTS, write_adapted
@@ -66,7 +67,7 @@ def load_adapted(uri: str, model_uri: str, own: Collection[str] = ()) -> Adapted
     with tempfile.TemporaryDirectory() as scratch:
         with answers(uri):
             address = f"{version.source}/{ARTIFACTS}/{WEIGHTS_FILE}"
-            file = Path(mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=uri))
+            file = Path(mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=store.absolute(uri)))
         if sha256(file) != version.tags.get(_SHA256):
             raise RegistryError(f"{WEIGHTS_FILE} of {model_uri} is not what was published (SHA-256 differs)", "publish it again")
         try:

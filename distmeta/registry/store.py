@@ -30,6 +30,7 @@ _checked: set[str] = set()
 
 def check(uri: str) -> None:
     """Check a server or database once. Raises Unanswered if it does not answer or stays in use, RegistryError if it cannot be used."""
+    uri = absolute(uri)
     if uri not in _checked:
         if uri.startswith(("http://", "https://")):
             _check_server(uri)
@@ -71,6 +72,14 @@ def database_of(uri: str) -> Path | None:
     """The file of an SQLite URI."""
     path = uri.partition("?")[0].removeprefix("sqlite:///") if uri.startswith("sqlite:///") else ""
     return Path(path).absolute() if path and path != ":memory:" else None
+
+
+def absolute(uri: str) -> str:
+    """The URI with an SQLite file's absolute path. MLflow keeps one connection per URI, so it would read a relative path in the working
+    folder of its first use.
+    """
+    database = database_of(uri)
+    return f"sqlite:///{database}{''.join(uri.partition('?')[1:])}" if database else uri
 
 
 def _check_database(uri: str, database: Path) -> None:

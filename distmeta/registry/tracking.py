@@ -71,6 +71,7 @@ def answers(uri: str) -> Iterator[None]:
 
 
 def client(uri: str) -> MlflowClient:
+    uri = store.absolute(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

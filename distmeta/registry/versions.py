@@ -22,6 +22,7 @@ from distmeta.inference.card import as_markdown, model_card
 from distmeta.inference.model import Model, build, named_classes
 from distmeta.learners.description import default_name
 from distmeta.learners.params import unusable
+from distmeta.registry import store
 from distmeta.registry.champion import SCORE, crown
 from distmeta.registry.checks import PUBLISH_AGAIN, check_known, check_weights
 from distmeta.registry.listing import FIGURES, is_ours, registered_models, versions_of
@@ -245,7 +246,7 @@ def download(uri: str, model_uri: str, folder: Path) -> dict[str, Any]:
         for file in PUBLISHED:
             with answers(uri):
                 address = f"{version.source}/{ARTIFACTS}/{file}"
-                path = mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=uri)
+                path = mlflow.artifacts.download_artifacts(address, dst_path=scratch, tracking_uri=store.absolute(uri))
             if sha256(Path(path)) != version.tags.get(f"sha256:{file}"):
                 raise RegistryError(f"{file} of {model_uri} is not what was published (SHA-256 differs)", PUBLISH_AGAIN)
             shutil.copy(path, folder / file)

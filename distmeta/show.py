@@ -290,8 +290,9 @@ def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator
 def _program() -> str:
     if shutil.which("distmeta"):
         return "distmeta"
-    by_module = os.path.basename(sys.argv[0]) == "__main__.py"  # python -m distmeta
-    return f"{shlex.quote(sys.executable)} -m distmeta" if by_module else os.path.relpath(sys.argv[0])
+    if os.path.basename(sys.argv[0]) == "distmeta":
+        return os.path.relpath(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m distmeta"  # started by python -m, python -c or a script
 
 
 def next_commands(shards: str, model: str, way: int, shot: int, tracking_uri: str | None, own: Mapping[str, str]) -> None:

@@ -162,6 +162,7 @@ def test_data_is_printed_as_it_is() -> None:
         ("/bin/distmeta", "/anywhere/distmeta", "distmeta"),
         (None, ".venv/bin/distmeta", ".venv/bin/distmeta"),
         (None, "distmeta/__main__.py", f"{shlex.quote(sys.executable)} -m distmeta"),  # python -m distmeta
+        (None, "-c", f"{shlex.quote(sys.executable)} -m distmeta"),
     ],
 )
 def test_the_next_commands_start_the_program_as_this_one_was_started(

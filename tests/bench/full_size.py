@@ -73,7 +73,7 @@ def make_source(folder: Path, scales: dict[str, float]) -> int:
 
 def measured(what: str, images: int, *arguments: str) -> None:
     """Run the command line and print what it took; memory is the most that its processes held together, shared pages counted once each."""
-    command = [sys.executable, "-c", "from distmeta.cli import main; main()", *arguments]
+    command = [sys.executable, "-m", "distmeta", *arguments]
     start, peak, done = time.monotonic(), [0, 0], threading.Event()
     process = subprocess.Popen(command)
 
@@ -115,7 +115,7 @@ def main() -> None:
     source = ("--dataset", "tiered-imagenet", str(options.folder / "train.tar"), "--splits", str(options.folder))
     measured("pack", images, "pack", *source, "--out", out, *processes)
     measured("verify", images, "verify", out)
-    subprocess.run([sys.executable, "-c", "from distmeta.cli import main; main()", "inspect", out], check=True)
+    subprocess.run([sys.executable, "-m", "distmeta", "inspect", out], check=True)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main(
         steps = steps_in(load_config(config, sets), minutes)
         sets += [f"outer.steps={steps}", f"train.validate_every={max(1, steps // 8)}", f"train.checkpoint_every={max(1, steps // 4)}"]
         print(f"{name}: {steps} steps", flush=True)
-        command = [sys.executable, "-c", "from distmeta.cli import main; main()", "train", str(config), "--resume"]
+        command = [sys.executable, "-m", "distmeta", "train", str(config), "--resume"]
         subprocess.run(command + [part for one in sets for part in ("--set", one)], check=True, stderr=subprocess.DEVNULL)
     show(names, out)
 

@@ -46,7 +46,7 @@ def records(packed: Path, folder: Path, workers: int, steps: int) -> list[Record
     config = folder / "work.yaml"
     config.write_text("data: {way: 5, shot: 1, queries: 15}\nmodel: {name: conv4, filters: 32}\n")
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-c", "from distmeta.cli import main; main()", "train", str(config), *sets]
+    command = [sys.executable, "-m", "distmeta", "train", str(config), *sets]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return list(RunFolder(folder / "run").metrics.read())[WARM_UP:]
 

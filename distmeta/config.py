@@ -247,8 +247,8 @@ class TrainConfig(Section):
     device: Annotated[Literal["auto", "cpu", "cuda"], Change.ON_RESUME] = "auto"
     """auto: cuda if the cluster has a GPU for every worker, else cpu."""
     precision: Literal["float32", "float64", "bfloat16", "tf32"] = "float32"
-    """Type of weights and images. bfloat16 and tf32 keep both in float32, for GPUs: bfloat16 computes the outer pass (query loss) in that
-    type, tf32 lets convolutions and matrix products round their factors to 10 bits."""
+    """Type of weights and images. bfloat16 and tf32 keep both in float32: bfloat16 computes the outer pass (query loss) in that type, for
+    GPUs and CPUs with its instructions; tf32 lets a GPU's convolutions and matrix products round their factors to 10 bits."""
     kernels: Literal["auto", "native", "torch"] = "auto"
     """Kernels of Conv-4's blocks on CPU: C++ compiled at first use (native), or torch. auto: native if every node can build them."""
     reduction: Literal["exact", "fast"] = "exact"

@@ -40,6 +40,11 @@ def as_images(inputs: Tensor) -> Tensor:
     return inputs if inputs.dim() == 4 else inputs.reshape(*inputs.shape[:2], -1, 1)
 
 
+def _shaped_like(inputs: Tensor, images: Tensor) -> Tensor:
+    """What `as_images` changed, undone. A needless view of a single image would hide from torch that its channels are innermost."""
+    return images if inputs.dim() == 4 else images.view(inputs.shape)
+
+
 class BatchNorm2d(nn.Module):
     """Batch norm whose statistics belong to the episode.
 
@@ -80,9 +85,9 @@ class BatchNorm2d(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         images = as_images(inputs)
         if self.training:
-            return self.normalise(images)[0].view(inputs.shape)
+            return _shaped_like(inputs, self.normalise(images)[0])
         normalised = nn.functional.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return normalised.view(inputs.shape)
+        return _shaped_like(inputs, normalised)
 
     def normalise(self, images: Tensor) -> Gradients:
         """Normalised images, and the mean (C,) and 1/√(variance + eps) (C,) used for them. The latter two have no gradient."""
@@ -129,7 +134,7 @@ class FrozenBatchNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         slope = self.weight * (self.running_var + self.eps).rsqrt()
-        return _affine(as_images(inputs), slope, self.bias - self.running_mean * slope).view(inputs.shape)
+        return _shaped_like(inputs, _affine(as_images(inputs), slope, self.bias - self.running_mean * slope))
 
 
 class GroupNorm(nn.GroupNorm):

@@ -1,7 +1,7 @@
 # make quickstart: embedded data, a meta-trained model, the commands to use it.   make test: what CI runs.   make slow: the tests that take long.
 # make lowest: the fast tests with the lowest versions of all dependencies (constraints-lowest.txt), with distmeta installed as a wheel, in .venv-lowest.
 # make cluster-test: follow docs/kubernetes.md on this machine (Linux, root, kubectl, PostgreSQL).
-# make bench: every comparison that docs/results.md repeats, in at most 40 minutes on an idle machine.
+# make bench: every comparison that docs/results.md repeats, in at most 40 minutes after the installation.
 # make release: build the version that pyproject.toml names, try it in an empty environment, and tag it.
 # Each sets up .venv by itself. TORCH_INDEX=URL takes torch from another wheel index (a CPU or CUDA build).
 

@@ -291,7 +291,8 @@ def _program() -> str:
     if shutil.which("distmeta"):
         return "distmeta"
     if os.path.basename(sys.argv[0]) == "distmeta":
-        return os.path.relpath(sys.argv[0])
+        path = os.path.relpath(sys.argv[0])
+        return shlex.quote(path if os.sep in path else f"./{path}")
     return f"{shlex.quote(sys.executable)} -m distmeta"  # started by python -m, python -c or a script
 
 

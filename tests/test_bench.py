@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -35,6 +37,18 @@ def test_what_became_of_a_part_is_told(text: str, needs: tuple[str, ...], outcom
     (tmp_path / "program.py").write_text(text)
     part = everything.Part("part", "what", 0.02 if "sleep" in text else 1, [str(tmp_path / "program.py")], needs)
     assert everything.run(part, str(tmp_path))[0] == outcome
+
+
+def test_the_processes_of_a_part_end_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a child that survives its leader and does not listen to SIGTERM."""
+    child = "import os, pathlib, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    child += "pathlib.Path('child').write_text(str(os.getpid()))\ntime.sleep(600)"
+    program = tmp_path / "program.py"
+    program.write_text(f"import os, subprocess, sys\nos.chdir({str(tmp_path)!r})\nsubprocess.run([sys.executable, '-c', {child!r}])")
+    monkeypatch.setattr(everything, "ENDING_S", 0.5)
+    assert everything.run(everything.Part("part", "what", 0.1, [str(program)]), str(tmp_path))[0] == "stopped after 0.1 min"
+    with suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int((tmp_path / "child").read_text())).status() == psutil.STATUS_ZOMBIE  # for init to reap
 
 
 def test_no_part_runs_after_the_time_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

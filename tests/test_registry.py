@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from distmeta import cli
 from distmeta.errors import ConfigError, RegistryError, RunError
 from distmeta.learners.params import weights_sha256
-from distmeta.registry import listing, versions
+from distmeta.registry import listing, store, versions
 from distmeta.registry.compare import compare, verdict
 from distmeta.training.sealed import seal
 
@@ -59,6 +59,17 @@ def test_a_relative_address_is_that_of_the_working_folder(tmp_path: Path, monkey
         assert versions.load_model("sqlite:///relative.db", published.uri)
         names.append([row["uri"] for row in listing.list_models("sqlite:///relative.db")])
     assert names == [["models:/here/1"], ["models:/there/1"]]
+
+
+def test_an_address_that_mlflow_would_read_otherwise_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "why?").mkdir()
+    (tmp_path / "b%20c").mkdir()
+    assert store.absolute(f"sqlite:///{tmp_path}/x.db?timeout=5") == f"sqlite:///{tmp_path}/x.db?timeout=5"
+    for uri in ("sqlite:///file:x.db?uri=true", "sqlite:///:memory:", "http://127.0.0.1:5000"):
+        assert store.absolute(uri) == uri
+    for folder in ("why?", "b%20c"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert store.absolute("sqlite:///x.db") == "sqlite:///x.db"
 
 
 def test_a_name_belongs_to_one_dataset_and_task(uri: str, published: str) -> None:

@@ -161,6 +161,8 @@ def test_data_is_printed_as_it_is() -> None:
     [
         ("/bin/distmeta", "/anywhere/distmeta", "distmeta"),
         (None, ".venv/bin/distmeta", ".venv/bin/distmeta"),
+        (None, "./distmeta", "./distmeta"),
+        (None, "my env/bin/distmeta", "'my env/bin/distmeta'"),
         (None, "distmeta/__main__.py", f"{shlex.quote(sys.executable)} -m distmeta"),  # python -m distmeta
         (None, "-c", f"{shlex.quote(sys.executable)} -m distmeta"),
     ],

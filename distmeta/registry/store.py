@@ -76,10 +76,12 @@ def database_of(uri: str) -> Path | None:
 
 def absolute(uri: str) -> str:
     """The URI with an SQLite file's absolute path. MLflow keeps one connection per URI, so it would read a relative path in the working
-    folder of its first use.
+    folder of its first use. Unchanged if MLflow would read that path otherwise: with `?` or `%` in a folder's name, or as SQLite's `file:`.
     """
     database = database_of(uri)
-    return f"sqlite:///{database}{''.join(uri.partition('?')[1:])}" if database else uri
+    if database is None or database.name.startswith("file:") or not {"?", "%"}.isdisjoint(str(database)):
+        return uri
+    return f"sqlite:///{database}{''.join(uri.partition('?')[1:])}"
 
 
 def _check_database(uri: str, database: Path) -> None:

@@ -96,13 +96,27 @@ def run(part: Part, scratch: str, left_s: float = LONGEST_S) -> tuple[str, float
     except subprocess.TimeoutExpired:
         outcome = f"stopped after {limit_s / 60:.2g} min"
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)  # with the processes that it started
-            try:
-                process.wait(ENDING_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        end(process)
     return outcome, time.monotonic() - began
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of a part and of the processes that it started, which are its group, before the next one is timed."""
+    for number, patience_s in ((signal.SIGTERM, ENDING_S), (signal.SIGKILL, 5.0)):
+        until = time.monotonic() + patience_s
+        if is_there(process):
+            os.killpg(process.pid, number)
+        while is_there(process) and time.monotonic() < until:
+            time.sleep(0.1)
+
+
+def is_there(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # a leader that has ended stays in the group until it is asked for
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def main(
@@ -117,7 +131,7 @@ def main(
         print("\n".join(f"{part.name:28} {part.minutes:4g} min  {part.what}" for part in chosen))
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the part that runs is ended, too
-    with tempfile.TemporaryDirectory(prefix="distmeta-bench-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="distmeta-bench-", ignore_cleanup_errors=True) as scratch:
         until = time.monotonic() + LONGEST_S
         outcomes = [(part, *run(part, scratch, until - time.monotonic())) for part in chosen]
     print("\n| part | what | outcome | seconds |\n|---|---|---|---|")

@@ -104,16 +104,17 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """End what is left of a part and of the processes that it started, which are its group, before the next one is timed."""
     for number, patience_s in ((signal.SIGTERM, ENDING_S), (signal.SIGKILL, 5.0)):
         until = time.monotonic() + patience_s
-        if is_there(process):
-            os.killpg(process.pid, number)
-        while is_there(process) and time.monotonic() < until:
+        there = reaches(process, number)
+        while there and time.monotonic() < until:
             time.sleep(0.1)
+            there = reaches(process, 0)
 
 
-def is_there(process: subprocess.Popen[bytes]) -> bool:
+def reaches(process: subprocess.Popen[bytes], number: int) -> bool:
+    """Send signal `number` (0: none) to a part's group; whether anything was left of it."""
     process.poll()  # a leader that has ended stays in the group until it is asked for
     try:
-        os.killpg(process.pid, 0)
+        os.killpg(process.pid, number)
     except ProcessLookupError:
         return False
     return True
